@@ -1,0 +1,133 @@
+"""What can be set, with units, ranges and defaults."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from sngd_compile.errors import ConfigError
+
+Fisher = Literal["shared"]
+RootKind = Literal["cholesky", "symmetric"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Configure the local Fisher layers of one network or of some of its layers.
+
+    The defaults are one setting for all the tasks of `docs/numerics.md`, with
+    `torch.optim.SGD(lr=0.03, momentum=0.9)` and `clip_grad_norm_(1.0)`.
+
+    Args:
+        refresh_every: Optimizer steps between two refreshes of the roots; integer >= 1.
+        early_refreshes: Further refreshes, after these optimizer steps; increasing integers >= 1.
+            The first batches say most, so the first roots are renewed soon.
+        observe_every: Optimizer steps between two observed steps; integer >= 1. Step 0 is observed.
+        early_observations: Further observed steps, counted from 0; increasing integers >= 0.
+        ema_decay: Weight that the average over time keeps per observed step; in [0, 1).
+        damping_rel_trace: Damping as a fraction of the trace of the factor (for a grouped
+            convolution: of the mean trace of its groups); in [0, 1]. It bounds the condition
+            number of the damped factor by `1 / damping_rel_trace + 1`.
+        damping_abs: Damping added to that, in the units of the factor; finite, >= 0.
+        max_rows: Most rows taken from one forward pass, a seeded random subset without
+            replacement; integer >= 1, None for all rows, or "auto" for 4 D rows. A convolution
+            draws whole images, at least 16.
+        seed: Seed of that subset; integer >= 0. The global generator is never touched.
+        fisher: Local Fisher. "shared": `E[x~ x~^T]`, one for all outputs of a layer.
+        root: "cholesky" (a triangular solve, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
+            the paper's root). The trajectory is the same.
+
+    Raises:
+        ConfigError: A value is outside its range; the text says which, and the range.
+
+    Source: arXiv 2412.07441; defaults measured, see `docs/numerics.md`. Tested by
+    `tests/test_config.py`.
+    """
+
+    refresh_every: int = 50
+    early_refreshes: tuple[int, ...] = (1, 3, 11)
+    observe_every: int = 10
+    early_observations: tuple[int, ...] = (2, 5)
+    ema_decay: float = 0.95
+    damping_rel_trace: float = 1e-3
+    damping_abs: float = 0.0
+    max_rows: int | Literal["auto"] | None = "auto"
+    seed: int = 0
+    fisher: Fisher = "shared"
+    root: RootKind = "cholesky"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name, least in (("refresh_every", 1), ("observe_every", 1), ("seed", 0)):
+            _require(self, name, _is_integer(getattr(self, name), least), f"an integer >= {least}")
+        for name, least in (("early_refreshes", 1), ("early_observations", 0)):
+            steps = getattr(self, name)
+            valid = isinstance(steps, tuple) and all(_is_integer(step, least) for step in steps)
+            increasing = valid and all(a < b for a, b in zip(steps, steps[1:], strict=False))
+            _require(self, name, increasing, f"a tuple of increasing integers >= {least}")
+        decay, relative, absolute = self.ema_decay, self.damping_rel_trace, self.damping_abs
+        _require(self, "ema_decay", _is_number(decay) and 0 <= decay < 1, "a number in [0, 1)")
+        in_range = _is_number(relative) and 0 <= relative <= 1
+        _require(self, "damping_rel_trace", in_range, "a number in [0, 1] (fraction of the trace)")
+        in_range = _is_number(absolute) and 0 <= absolute < math.inf
+        _require(self, "damping_abs", in_range, "a finite number >= 0")
+        rows = self.max_rows
+        valid = rows is None or rows == "auto" or _is_integer(rows, 1)
+        _require(self, "max_rows", valid, 'an integer >= 1, None (all rows) or "auto" (4 D rows)')
+        for name, kinds in (("fisher", get_args(Fisher)), ("root", get_args(RootKind))):
+            _require(self, name, getattr(self, name) in kinds, f"one of {', '.join(kinds)}")
+
+    @classmethod
+    def paper(cls) -> Config:
+        """Return the preset of the paper's experiments.
+
+        Average 0.995, damping 1e-4 of the trace, a refresh every 100 steps, every step observed
+        from all rows, the symmetric root. Train with plain SGD without momentum, learning rate
+        0.1, batches of 50. Where the authors use one Fisher per hidden unit, this is `shared`.
+
+        Source: arXiv 2412.07441 and the authors' published settings.
+        """
+        return cls(
+            refresh_every=100,
+            early_refreshes=(),
+            observe_every=1,
+            early_observations=(),
+            ema_decay=0.995,
+            damping_rel_trace=1e-4,
+            max_rows=None,
+            root="symmetric",
+        )
+
+    def replace(self, **changes: Any) -> Config:
+        """Return a copy with some fields changed, checked again.
+
+        Raises:
+            ConfigError: A name is no field, or a value is outside its range.
+        """
+        known = {field.name for field in fields(self)}
+        for name in changes:
+            if name not in known:
+                raise ConfigError(f"Config has no field {name!r}; its fields: {sorted(known)}")
+        return replace(self, **changes)
+
+    def is_observed(self, step: int) -> bool:
+        """Say whether the forward passes of optimizer step `step` (from 0) are observed."""
+        return step % self.observe_every == 0 or step in self.early_observations
+
+    def is_refreshed(self, steps: int) -> bool:
+        """Say whether a refresh follows once `steps` optimizer steps (from 1) are done."""
+        return steps % self.refresh_every == 0 or steps in self.early_refreshes
+
+
+def _require(config: Config, name: str, valid: bool, expected: str) -> None:
+    if not valid:
+        raise ConfigError(f"Config.{name} = {getattr(config, name)!r}: expected {expected}")
+
+
+def _is_integer(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,104 @@
+"""The house text form: of a plan, of a graph, of the difference of two graphs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from torch import fx
+
+from sngd_compile.site import Plan, Site
+
+
+def dump_plan(plan: Plan) -> str:
+    """Return a plan as a table: every parameter, its rule and cost, or why it is left."""
+    total = sum(site.parameter_count for site in plan.sites)
+    kept = sum(_elements(skip.shape) for skip in plan.skips)
+    if total + kept == 0:
+        return "no parameters: nothing to reconstruct"
+    share = 100.0 * total / (total + kept)
+    parts = [
+        f"reconstructed: {len(plan.sites)} weights, {total:,} of {total + kept:,} elements "
+        f"({share:.1f} %)"
+    ]
+    if plan.sites:
+        header = ("weight", "shape", "rule", "Fisher", "state", "work/step", "work/refresh")
+        parts.append(_table([header, *(_site_row(site) for site in plan.sites)]))
+    if plan.skips:
+        rows = [(skip.name, _shape(skip.shape), skip.reason) for skip in plan.skips]
+        parts.append(f"left as they are: {len(rows)} parameters, {kept:,} elements")
+        parts.append(_table([("parameter", "shape", "reason"), *rows]))
+    return "\n\n".join(parts)
+
+
+def dump_graph(graph: fx.Graph) -> str:
+    """Return a graph as assignments, one node a line, with the pass that put the node there."""
+    lines = [(_assignment(node), node.meta.get("pass", "")) for node in graph.nodes]
+    width = max(len(text) for text, _ in lines)
+    return "\n".join(
+        f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines
+    )
+
+
+def dump_difference(before: str, after: str) -> str:
+    """Return what changed between two dumps, a line each, `-` before and `+` after."""
+    return "\n".join(
+        line
+        for line in difflib.ndiff(before.splitlines(), after.splitlines())
+        if not line.startswith("? ")
+    )
+
+
+def _site_row(site: Site) -> tuple[str, ...]:
+    name = site.name + ("" if site.bias_name is None else f" + {site.bias_name}")
+    blocks = "" if site.groups is None else f"{site.groups} x "
+    fisher = f"{site.config.fisher} {blocks}{site.size}"
+    work = (_count(site.step_work), _count(site.refresh_work))
+    return (name, _shape(site.shape), site.rule.name, fisher, _bytes(site.state_bytes), *work)
+
+
+def _assignment(node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return f"{node.name} = argument {node.target}"
+    if node.op == "output":
+        return f"return {node.args[0]}"
+    arguments = ", ".join(
+        [*(str(a) for a in node.args), *(f"{key}={value}" for key, value in node.kwargs.items())]
+    )
+    if node.op == "get_attr":
+        return f"{node.name} = self.{node.target}"
+    if node.op == "call_module":
+        return f"{node.name} = self.{node.target}({arguments})"
+    target = node.target if isinstance(node.target, str) else node.target.__name__
+    return f"{node.name} = {target}({arguments})"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(len(line) for line in lines), *lines[1:]])
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _elements(shape: Iterable[int]) -> int:
+    total = 1
+    for extent in shape:
+        total *= extent
+    return total
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 2**20:.2f} MiB" if number >= 2**20 else f"{number / 2**10:.1f} KiB"
+
+
+def _count(number: int) -> str:
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return str(number)

@@ -1,0 +1,31 @@
+"""The errors and the warning of this library, under one base class."""
+
+from __future__ import annotations
+
+
+class SngdError(Exception):
+    """Base class of every error that `sngd_compile` raises on purpose."""
+
+
+class ConfigError(SngdError, ValueError):
+    """A `Config` field is outside its range, or an override matches no parameter."""
+
+
+class ModelError(SngdError, TypeError):
+    """The object given is not a network that can be reconstructed or folded."""
+
+
+class AlreadyReconstructedError(SngdError, RuntimeError):
+    """The network, or a part of it, has local Fisher layers already."""
+
+
+class PlanError(SngdError, RuntimeError):
+    """A parameter ended in neither a site nor a skip: a defect of a rule or of the plan."""
+
+
+class RuleError(SngdError, ValueError):
+    """A rule cannot be registered: its name or its targets are missing or taken."""
+
+
+class SngdWarning(UserWarning):
+    """Something the user should know about a training run that goes on."""

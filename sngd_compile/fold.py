@@ -1,0 +1,75 @@
+"""Back to ordinary weights, `w := w' R`, and roots renewed by hand."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+from torch import nn
+
+from sngd_compile.errors import ModelError
+from sngd_compile.layer import fold_module_, reconstructed_modules
+from sngd_compile.runtime.optimizers import known_optimizers, sites_of
+from sngd_compile.runtime.refresh import refresh_site
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def fold(net: Model) -> Model:
+    """Return an ordinary copy of a reconstructed network: same function, no Fisher layers.
+
+    The copy has the classes and the state dict keys of the original model. Weights are folded in
+    float64 and rounded once.
+
+    Args:
+        net: A reconstructed network; it is not changed. A plain model is copied as it is.
+
+    Raises:
+        ModelError: `net` is no module.
+
+    Source: arXiv 2412.07441, `w = G^(-1/2) w'`. Law 3 tests it.
+    """
+    _require_module(net)
+    return fold_(copy.deepcopy(net))
+
+
+def fold_(net: Model) -> Model:
+    """Fold a network in place, keeping its parameter objects and their momenta; see `fold`.
+
+    Optimizers that have stepped the network can go on: they now step `w`.
+
+    Raises:
+        ModelError: `net` is no module.
+    """
+    _require_module(net)
+    for module in reconstructed_modules(net).values():
+        fold_module_(module)
+    return net
+
+
+def refresh_(net: Model) -> Model:
+    """Renew every root of a network now, from what has been observed; the function stays.
+
+    Training does this by itself after `optimizer.step()`. A layer that has observed nothing since
+    its last refresh keeps its root.
+
+    Args:
+        net: A reconstructed network; its Fisher layers and the coordinates of `w'` change.
+
+    Returns:
+        The network itself.
+
+    Raises:
+        ModelError: `net` is no module.
+
+    Source: docs/method.md, refresh. Law 2 tests it.
+    """
+    _require_module(net)
+    for site in sites_of(net.modules()):
+        refresh_site(site, known_optimizers())
+    return net
+
+
+def _require_module(net: object) -> None:
+    if not isinstance(net, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(net).__name__}")

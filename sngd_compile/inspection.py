@@ -1,0 +1,90 @@
+"""Looking at plans, graphs and Fisher layers."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from sngd_compile.config import Config
+from sngd_compile.dump import dump_graph, dump_plan
+from sngd_compile.layer import Reconstructed, reconstructed_modules
+from sngd_compile.matching import Overrides, plan_module
+from sngd_compile.plan import make_plan, tied_names
+from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.site import Plan, qualified
+
+
+class Explanation:
+    """A plan that prints itself; `sites` and `skips` are its records."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Hold the plan."""
+        self.plan, self.sites, self.skips = plan, plan.sites, plan.skips
+
+    def __str__(self) -> str:
+        """Return the table: every parameter, its rule and cost, or why it is left."""
+        return dump_plan(self.plan)
+
+
+class Graphs(dict[str, fx.Graph]):
+    """FX graphs of the reconstructed modules by qualified name; prints itself."""
+
+    def __str__(self) -> str:
+        """Return every graph as assignments, with the pass that put a node there."""
+        return "\n\n".join(f"[{name or '.'}]\n{dump_graph(graph)}" for name, graph in self.items())
+
+
+def explain(
+    model: nn.Module, config: Config | None = None, *, overrides: Overrides | None = None
+) -> Explanation:
+    """Say what happens to every parameter: its rule and cost, or why it is left.
+
+    Args:
+        model: A plain model (meta device included: nothing is computed), of which the plan is
+            made; or a reconstructed network, whose present state is read.
+        config: As for `reconstruct`; a reconstructed network brings its own.
+        overrides: As for `reconstruct`.
+
+    Returns:
+        What `print` shows as a table. Work is counted in multiply-adds: the most that a step gets
+        from the root, and a refresh.
+
+    Raises:
+        ModelError: `model` is no module.
+        ConfigError: An override matches no parameter.
+    """
+    if isinstance(model, nn.Module) and reconstructed_modules(model):
+        return Explanation(_plan_of_network(model))
+    return Explanation(make_plan(model, config or Config(), overrides or {}))
+
+
+def graph(net: nn.Module) -> Graphs:
+    """Return the FX graphs that run in a reconstructed network, by module name.
+
+    Nodes that a pass created carry its name in `node.meta["pass"]`.
+    """
+    found = {name: m.program for name, m in reconstructed_modules(net).items()}
+    return Graphs({name: program.graph for name, program in found.items() if program})
+
+
+def fisher_layers(net: nn.Module) -> dict[str, FisherLayer]:
+    """Map the qualified name of each reconstructed weight to its Fisher layer."""
+    return {
+        qualified(name, site.weight_name): site.fisher
+        for name, module in reconstructed_modules(net).items()
+        for site in module.local_sites()
+    }
+
+
+def _plan_of_network(net: nn.Module) -> Plan:
+    """Read the plan back from a network: what has a Fisher layer is a site."""
+    names = tied_names(net)
+    plans = []
+    for name, module in net.named_modules():
+        if not any(parameter is not None for parameter in module._parameters.values()):
+            continue
+        reconstructed = isinstance(module, Reconstructed)
+        module_class = module.original_class if reconstructed else type(module)
+        layers = module.local_sites() if reconstructed else []
+        chosen: Overrides = {qualified(name, s.weight_name): s.fisher.config for s in layers}
+        plans.append(plan_module(name, module, module_class, None, chosen, names))
+    return Plan(tuple(plans))

@@ -1,0 +1,175 @@
+"""Reconstructed modules: the original class with a compiled forward and folded attributes."""
+
+from __future__ import annotations
+
+import copyreg
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sngd_compile.errors import ModelError
+from sngd_compile.matching import match_again
+from sngd_compile.passes import PASSES, run_passes
+from sngd_compile.program import Program
+from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.optimizers import known_optimizers, register_owner, release_owner
+from sngd_compile.runtime.refresh import LocalSite, change_root_
+from sngd_compile.runtime.reparameterise import fold
+from sngd_compile.site import ModulePlan
+
+Names = tuple[tuple[str, str | None], ...]
+"""Attribute names of the reconstructed (weight, bias) pairs of a module."""
+
+
+class Reconstructed(nn.Module):
+    """Mixed into the class of a reconstructed module.
+
+    The parameter `weight` holds `w'` and keeps its name, place and shape; the attribute `.weight`
+    gives the folded `w' R`, differentiable, to whoever else reads it; `.weight_prime` gives `w'`.
+    Assigning a parameter to `.weight` sets an ordinary weight, as loading a plain checkpoint does.
+    """
+
+    original_class: type[nn.Module]
+    names: Names
+    program: Program | None
+
+    @property
+    def observing(self) -> bool:
+        """Whether a forward pass now is part of training."""
+        return self.training and torch.is_grad_enabled()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the reconstructed graph."""
+        assert self.program is not None
+        return self.program.forward(self, *args, **kwargs)
+
+    def local_sites(self) -> list[LocalSite]:
+        """Return one record per reconstructed weight."""
+        return [LocalSite(self, weight, bias, _fisher(self, weight)) for weight, bias in self.names]
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Take an ordinary parameter: the root of its weight returns to the identity."""
+        if param is not self._parameters.get(name):
+            for site in self.local_sites():
+                if name in (site.weight_name, site.bias_name):
+                    reset_(site)
+        super().register_parameter(name, param)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Name the original class instead of the generated one."""
+        function, arguments, *rest = super().__reduce_ex__(protocol)
+        if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
+            raise ModelError(
+                f"{self.original_class.__name__} defines its own pickling, which a reconstructed "
+                "copy cannot follow; save the state dict, or fold first"
+            )
+        return (_new, (self.original_class, self.names, *arguments[1:]), *rest)
+
+    def __setstate__(self, state: Any) -> None:
+        """Make a copy or a loaded module known to the hooks; capture what a file left out."""
+        super().__setstate__(state)
+        if self.program is None:
+            configs = {weight: _fisher(self, weight).config for weight, _ in self.names}
+            graph, sites = match_again(self, self.original_class, dict(self.names), configs)
+            run_passes(graph, sites, PASSES)
+            self.__dict__["program"] = Program(graph)
+        register_owner(self)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take a plain checkpoint too: it holds weights and no Fisher layers."""
+        for site in self.local_sites():
+            fisher_prefix = f"{prefix}{site.weight_name}_fisher."
+            if any(key.startswith(fisher_prefix) for key in state_dict):
+                continue
+            pair = (site.weight_name, site.bias_name)
+            if any(name and f"{prefix}{name}" in state_dict for name in pair):
+                reset_(site)
+            state_dict.update(site.fisher.state_dict(prefix=fisher_prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def reconstruct_module_(plan: ModulePlan) -> None:
+    """Rewrite one planned module in place."""
+    if plan.graph is None or not plan.sites:
+        return
+    module = plan.module
+    run_passes(plan.graph, plan.sites, PASSES)
+    program = Program(plan.graph)
+    for site in plan.sites:
+        device = module._parameters[site.weight_name].device  # type: ignore[union-attr]
+        fisher = site.fisher_layer(device)
+        fisher.train(module.training)
+        module.add_module(site.fisher_name, fisher)
+    names = tuple((site.weight_name, site.bias_name) for site in plan.sites)
+    module.__dict__["program"] = program
+    module.__class__ = reconstructed_class(type(module), names)
+    register_owner(module)
+
+
+def fold_module_(module: Reconstructed) -> None:
+    """Give one module its class, its ordinary weights and its own forward back, in place."""
+    for site in module.local_sites():
+        reset_(site)
+        del module._modules[f"{site.weight_name}_fisher"]
+    del module.__dict__["program"]
+    release_owner(module)
+    module.__class__ = module.original_class
+
+
+def reset_(site: LocalSite) -> None:
+    """Return a root to the identity: `w'` becomes the ordinary `w`, in float64, momenta too."""
+    change_root_(site, site.fisher.new_root(torch.float64), known_optimizers())
+    site.fisher.forget_()
+
+
+@cache
+def reconstructed_class(original: type[nn.Module], names: Names) -> type[Reconstructed]:
+    """Make (once) the class of reconstructed modules of class `original`."""
+    namespace: dict[str, Any] = {"original_class": original, "names": names}
+    for weight, bias in names:
+        namespace[weight] = _folded(weight, bias, 0)
+        namespace[f"{weight}_prime"] = _raw(weight)
+        if bias is not None:
+            namespace[bias] = _folded(weight, bias, 1)
+            namespace[f"{bias}_prime"] = _raw(bias)
+    for copied in ("__module__", "__qualname__", "__doc__"):
+        namespace[copied] = getattr(original, copied)
+    return type(original.__name__, (Reconstructed, original), namespace)
+
+
+def _new(original: type[nn.Module], names: Names, *arguments: Any) -> Reconstructed:
+    made = reconstructed_class(original, names)
+    return made.__new__(made, *arguments)
+
+
+def _fisher(module: nn.Module, weight: str) -> FisherLayer:
+    fisher = module._modules[f"{weight}_fisher"]
+    assert isinstance(fisher, FisherLayer)
+    return fisher
+
+
+def _folded(weight: str, bias: str | None, index: int) -> property:
+    def read(self: Reconstructed) -> Tensor | None:
+        bias_prime = self._parameters[bias] if bias is not None else None
+        weight_prime = self._parameters[weight]
+        assert weight_prime is not None
+        return fold(_fisher(self, weight), weight_prime, bias_prime)[index]
+
+    return property(read, doc=f"The folded {(weight, bias)[index]}, `w' R`.")
+
+
+def _raw(name: str) -> property:
+    def read(self: Reconstructed) -> Tensor | None:
+        return self._parameters[name]
+
+    return property(read, doc=f"The parameter {name}, `w'`.")
+
+
+def reconstructed_modules(net: nn.Module) -> Mapping[str, Reconstructed]:
+    """Map the qualified names of the reconstructed modules of `net` to them."""
+    return {name: m for name, m in net.named_modules() if isinstance(m, Reconstructed)}

@@ -1,0 +1,41 @@
+"""`w = w' R`: a local Fisher layer between the new parameters and every use of the old ones."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+from torch import fx
+
+from sngd_compile.runtime.reparameterise import fold
+from sngd_compile.site import Site
+
+
+def reparameterise_(graph: fx.Graph, sites: Sequence[Site]) -> None:
+    """Let every use of a reconstructed weight read `fold(fisher, w', b')` instead.
+
+    Sound for any call: it still gets the ordinary weight, so the function is the same, and by the
+    chain rule the gradient that reaches `w'` is `g R^T`.
+
+    Source: arXiv 2412.07441, `w = G^(-1/2) w'`.
+    """
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    for site in sites:
+        with graph.inserting_before(first):
+            fisher = graph.get_attr(site.fisher_name)
+            weight = graph.get_attr(f"{site.weight_name}_prime")
+            bias = graph.get_attr(f"{site.bias_name}_prime") if site.bias_name else None
+            folded = graph.call_function(fold, (fisher, weight, bias))
+        _replace(graph, site.weight_name, folded, 0)
+        if site.bias_name:
+            _replace(graph, site.bias_name, folded, 1)
+
+
+def _replace(graph: fx.Graph, name: str, folded: fx.Node, index: int) -> None:
+    with graph.inserting_after(folded):
+        half = graph.call_function(operator.getitem, (folded, index))
+        half.name = name
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and node.target == name:
+            node.replace_all_uses_with(half)
+            graph.erase_node(node)

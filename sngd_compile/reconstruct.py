@@ -1,0 +1,65 @@
+"""The front door: a model becomes its reconstructed network."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+from torch import nn
+
+from sngd_compile.config import Config
+from sngd_compile.errors import AlreadyReconstructedError, ConfigError
+from sngd_compile.layer import reconstruct_module_, reconstructed_modules
+from sngd_compile.matching import Overrides
+from sngd_compile.plan import make_plan
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def reconstruct(
+    model: Model,
+    config: Config | None = None,
+    *,
+    overrides: Overrides | None = None,
+    inplace: bool = False,
+) -> Model:
+    """Rewrite a model so that plain gradient descent on it is natural gradient descent.
+
+    Every weight that a rule understands becomes `w = w' R` with a local Fisher layer `R`,
+    `R^T R = G^-1`, so that one step of gradient descent on `w'` is `w <- w - lr dL/dw G^-1`. The
+    network computes what the model computed. Train it as it is, with `torch.optim.SGD`; `fold`
+    gives the ordinary model back.
+
+    Args:
+        model: Any module. Its containers keep their class; a rewritten module is a subclass of
+            its own class. `explain(model)` prints beforehand what will happen.
+        config: For every weight that no override names; the defaults suit
+            `SGD(lr=0.03, momentum=0.9)` with `clip_grad_norm_(1.0)`.
+        overrides: Glob patterns of weight names to their own `Config`, or to None to leave the
+            weight as it is; the last match counts.
+        inplace: Rewrite `model` itself instead of a deep copy.
+
+    Returns:
+        The reconstructed network, of the model's class.
+
+    Raises:
+        ModelError: `model` is no module.
+        AlreadyReconstructedError: A part of it is reconstructed already.
+        ConfigError: An override matches no parameter, or `config` is none.
+
+    Source: arXiv 2412.07441; docs/method.md. Tested by tests/laws and tests/theorem.
+    """
+    if config is not None and not isinstance(config, Config):
+        raise ConfigError(f"config = {config!r}: expected a Config")
+    if isinstance(model, nn.Module):
+        done = reconstructed_modules(model)
+        if done:
+            where = next(iter(done)) or "the model itself"
+            raise AlreadyReconstructedError(
+                f"{where} is reconstructed already; fold first, or keep training it as it is"
+            )
+        if not inplace:
+            model = copy.deepcopy(model)
+    for module_plan in make_plan(model, config or Config(), overrides or {}).modules:
+        reconstruct_module_(module_plan)
+    return model

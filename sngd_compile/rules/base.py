@@ -1,0 +1,106 @@
+"""The extension point: a rule says which calls it understands and how activations become rows."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import sngd_kernels
+import torch
+from torch import Tensor, fx
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a weight: the call, and what the local Fisher needs to know of it.
+
+    Args:
+        weight: Node of the weight.
+        bias: Node of the bias that is added to every output, or None.
+        inputs: Nodes of the activations that meet the weight.
+        geometry: Static integers of the layer, as the rule's own `rows` reads them.
+        groups: Blocks of a grouped convolution; None for a weight without groups.
+    """
+
+    weight: fx.Node
+    bias: fx.Node | None
+    inputs: tuple[fx.Node, ...]
+    geometry: tuple[int, ...] = ()
+    groups: int | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call in the captured graph with its arguments by name, defaults filled in."""
+
+    node: fx.Node
+    arguments: dict[str, Any]
+    parameters: dict[fx.Node, Tensor]
+
+    def parameter(self, name: str) -> Tensor | None:
+        """Return the module's own parameter that is passed as `name`, None if it is none."""
+        value = self.arguments[name]
+        return self.parameters.get(value) if isinstance(value, fx.Node) else None
+
+
+class Rule(ABC):
+    """A layer family: one file with a subclass, registered by `@register_rule`.
+
+    A rule has a `name`, the `targets` it understands, their `signature`, `match` and `rows`. The
+    rest has defaults: one sample is one row, and the second moment is that of `rows`.
+    """
+
+    name: ClassVar[str]
+    targets: ClassVar[tuple[Callable[..., Any], ...]]
+    signature: ClassVar[inspect.Signature]
+    least_samples: ClassVar[int] = 1
+
+    @abstractmethod
+    def match(self, call: Call) -> Use | str:
+        """Describe the use of a weight, or say why it cannot be reconstructed.
+
+        Args:
+            call: A call of one of `targets` in which at least one argument is a parameter.
+        """
+
+    @abstractmethod
+    def rows(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
+        """Return the rows `x` whose second moment is the local Fisher, without the bias's 1.
+
+        Args:
+            inputs: Activations, one sample per index of axis 0 (see `samples`).
+            geometry: As `match` wrote it.
+
+        Returns:
+            `[N, K]` in the order of `weight.flatten(1)`, or `[groups, N, K]`.
+        """
+
+    def samples(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> list[Tensor]:
+        """Return the activations with one sample per index of axis 0: here, one row each."""
+        return [tensor.reshape(-1, tensor.shape[-1]) for tensor in inputs]
+
+    def rows_per_sample(self, samples: Sequence[Tensor], geometry: Sequence[int]) -> int:
+        """Return how many rows one sample gives."""
+        return 1
+
+    def second_moment(
+        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool
+    ) -> Tensor:
+        """Return the sum of the rows' outer products, `[D, D]` or `[groups, D, D]`."""
+        rows = self.rows(samples, geometry)
+        if rows.dim() == 2:
+            return sngd_kernels.second_moment(rows, bias=bias)
+        return torch.stack([sngd_kernels.second_moment(block, bias=bias) for block in rows])
+
+    def bind(self, node: fx.Node, parameters: dict[fx.Node, Tensor]) -> Call:
+        """Give the arguments of `node` their names.
+
+        Raises:
+            TypeError: The call does not fit `signature`.
+        """
+        bound = self.signature.bind(*node.args, **node.kwargs)
+        bound.apply_defaults()
+        return Call(node, dict(bound.arguments), parameters)

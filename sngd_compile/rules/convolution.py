@@ -1,0 +1,150 @@
+"""`F.conv1d`, `F.conv2d`, `F.conv3d`: every output position of every image is one row, its patch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Self
+
+import sngd_kernels
+import torch.nn.functional as F
+from torch import Tensor
+
+from sngd_compile.rules.base import Call, Rule, Use
+from sngd_compile.rules.registry import register_rule
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution's static numbers, one per spatial axis; padding before and after the axis."""
+
+    groups: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    def encode(self) -> tuple[int, ...]:
+        """Return plain integers, which a graph can carry."""
+        fields = (self.kernel, self.stride, self.dilation, self.before, self.after)
+        return (self.groups, *(value for field in fields for value in field))
+
+    @classmethod
+    def decode(cls, numbers: Sequence[int]) -> Self:
+        """Read what `encode` wrote."""
+        axes = (len(numbers) - 1) // 5
+        fields = [tuple(numbers[1 + i * axes : 1 + (i + 1) * axes]) for i in range(5)]
+        return cls(numbers[0], *fields)
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any], weight: Tensor) -> Self:
+        """Read the arguments of the call; `padding="same"` puts an odd rest after the axis."""
+        kernel = tuple(weight.shape[2:])
+        axes = len(kernel)
+        stride = _per_axis(arguments["stride"], axes)
+        dilation = _per_axis(arguments["dilation"], axes)
+        padding = arguments["padding"]
+        if padding == "same":
+            totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+            before = tuple(total // 2 for total in totals)
+            after = tuple(total - total // 2 for total in totals)
+        else:
+            before = after = _per_axis(0 if padding == "valid" else padding, axes)
+        return cls(arguments["groups"], kernel, stride, dilation, before, after)
+
+    def pad(self, images: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Return images and the symmetric padding that is left; an uneven one is laid on here."""
+        if self.before == self.after:
+            return images, self.before
+        pairs = zip(reversed(self.before), reversed(self.after), strict=True)
+        return F.pad(images, [side for pair in pairs for side in pair]), (0,) * len(self.kernel)
+
+    def positions(self, spatial: Sequence[int]) -> int:
+        """Return how many output positions one image has."""
+        axes = zip(
+            spatial, self.kernel, self.stride, self.dilation, self.before, self.after, strict=True
+        )
+        return prod(
+            max(0, (n + low + high - d * (k - 1) - 1) // s + 1) for n, k, s, d, low, high in axes
+        )
+
+
+@register_rule
+class Convolution(Rule):
+    """`y = W * x + b` with any stride, padding, dilation and groups, in one to three dimensions.
+
+    Circular, reflect and replicate modes pad before the call, so they need nothing here.
+
+    Source: KFC (Grosse and Martens 2016, arXiv 1602.01407), expand setting.
+    """
+
+    name = "convolution"
+    targets = (F.conv1d, F.conv2d, F.conv3d)
+    signature = inspect.signature(
+        lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: ...
+    )
+    least_samples = 16
+
+    def match(self, call: Call) -> Use | str:
+        """Take the weight and its static geometry."""
+        weight = call.parameter("weight")
+        if weight is None:
+            return "the convolution takes it as something else than the weight"
+        static = ("stride", "padding", "dilation", "groups")
+        dynamic = [name for name in static if not _is_static(call.arguments[name])]
+        if dynamic:
+            return f"the convolution's {dynamic[0]} is computed in the forward"
+        geometry = Geometry.of(call.arguments, weight)
+        groups = geometry.groups if geometry.groups > 1 else None
+        bias = call.arguments["bias"] if call.parameter("bias") is not None else None
+        inputs = (call.arguments["input"],)
+        return Use(call.arguments["weight"], bias, inputs, geometry.encode(), groups)
+
+    def samples(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> list[Tensor]:
+        """Return images `[N, C, *spatial]`; a single image gets its axis."""
+        batched = len(Geometry.decode(geometry).kernel) + 2
+        images = inputs[0]
+        return [images if images.dim() == batched else images[None]]
+
+    def rows_per_sample(self, samples: Sequence[Tensor], geometry: Sequence[int]) -> int:
+        """Return the output positions of one image."""
+        return Geometry.decode(geometry).positions(samples[0].shape[2:])
+
+    def rows(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
+        """Return the patches, `[N * positions, K]` or `[groups, N * positions, K]`."""
+        layer = Geometry.decode(geometry)
+        images, padding = layer.pad(inputs[0])
+        sides = [side for padded in reversed(padding) for side in (padded, padded)]
+        patches = F.pad(images, sides)
+        for axis, (k, s, d) in enumerate(
+            zip(layer.kernel, layer.stride, layer.dilation, strict=True), start=2
+        ):
+            patches = patches.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
+        axes = len(layer.kernel)
+        patches = patches.unflatten(1, (layer.groups, -1)).movedim(1, 0)
+        patches = patches.movedim(2, 2 + axes).flatten(1, 1 + axes).flatten(2)
+        return patches if layer.groups > 1 else patches[0]
+
+    def second_moment(
+        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool
+    ) -> Tensor:
+        """Return the patches' second moment without making the patches."""
+        layer = Geometry.decode(geometry)
+        images, padding = layer.pad(samples[0])
+        return sngd_kernels.conv_second_moment(
+            images, layer.kernel, layer.stride, padding, layer.dilation, layer.groups, bias=bias
+        )
+
+
+def _per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    numbers = (value,) if isinstance(value, int) else tuple(value)
+    return numbers * axes if len(numbers) == 1 else numbers
+
+
+def _is_static(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(isinstance(number, int) for number in value)
+    return isinstance(value, int | str)

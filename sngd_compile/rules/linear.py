@@ -1,0 +1,38 @@
+"""`F.linear`: every index but the last of the input is one row."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sngd_compile.rules.base import Call, Rule, Use
+from sngd_compile.rules.registry import register_rule
+
+
+@register_rule
+class Linear(Rule):
+    """`y = W x~` for inputs `[..., K]`: the rows are the inputs (the expand setting).
+
+    Source: docs/method.md, local Fishers; arXiv 2311.00636 for weights shared over positions.
+    """
+
+    name = "linear"
+    targets = (F.linear,)
+    signature = inspect.signature(lambda input, weight, bias=None: ...)
+
+    def match(self, call: Call) -> Use | str:
+        """Take the weight; a bias of its own joins the local Fisher."""
+        weight = call.parameter("weight")
+        if weight is None:
+            return "F.linear takes it as something else than the weight"
+        if weight.dim() != 2:
+            return f"F.linear with a weight of {weight.dim()} dimensions has one output without axis"
+        bias = call.arguments["bias"] if call.parameter("bias") is not None else None
+        return Use(call.arguments["weight"], bias, (call.arguments["input"],))
+
+    def rows(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
+        """Return the inputs themselves, `[N, K]`."""
+        return inputs[0]

@@ -1,0 +1,59 @@
+"""The ordered list of rules, and how one joins it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sngd_compile.errors import RuleError
+from sngd_compile.rules.base import Rule
+from sngd_compile.runtime.observe import STATISTICS
+
+RULES: dict[str, Rule] = {}
+"""Rules by name, in the order they were registered."""
+
+_by_target: dict[Callable[..., Any], Rule] = {}
+
+RuleClass = TypeVar("RuleClass", bound=type[Rule])
+
+
+def register_rule(rule_class: RuleClass) -> RuleClass:
+    """Register a rule, as a class decorator; networks reconstructed from now on use it.
+
+    Registering a class of the same module and name again replaces it, so that a notebook cell can
+    run twice.
+
+    Args:
+        rule_class: Subclass of `Rule` with `name`, `targets` and `signature`.
+
+    Returns:
+        The class itself.
+
+    Raises:
+        RuleError: A field is missing, or another rule has the name or one of the targets.
+    """
+    for field, expected in (("name", str), ("targets", tuple), ("signature", inspect.Signature)):
+        if not isinstance(getattr(rule_class, field, None), expected):
+            raise RuleError(f"{rule_class.__name__}.{field}: expected a {expected.__name__}")
+    holders = [RULES.get(rule_class.name), *(_by_target.get(t) for t in rule_class.targets)]
+    for holder in holders:
+        if holder is not None and _identity(type(holder)) != _identity(rule_class):
+            raise RuleError(
+                f"{rule_class.__name__} ({rule_class.name!r}): {type(holder).__name__} "
+                f"({holder.name!r}) has its name or one of its targets"
+            )
+    rule = rule_class()
+    RULES[rule.name] = rule
+    STATISTICS[rule.name] = rule
+    _by_target.update(dict.fromkeys(rule.targets, rule))
+    return rule_class
+
+
+def rule_for(target: Callable[..., Any] | str) -> Rule | None:
+    """Return the rule that understands calls of `target`."""
+    return None if isinstance(target, str) else _by_target.get(target)
+
+
+def _identity(rule_class: type[Rule]) -> tuple[str, str]:
+    return rule_class.__module__, rule_class.__qualname__

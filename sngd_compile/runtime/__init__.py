@@ -1,0 +1,1 @@
+"""What runs inside a reconstructed network: local Fisher layers, observation, refresh."""

@@ -1,0 +1,184 @@
+"""The local Fisher layer: the statistics of one weight's inputs, and the root made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sngd_compile.config import Config
+from sngd_compile.runtime.roots import ROOTS, Root, copy_root_
+
+OBSERVING, STEP = 0, 1  # entries of FisherLayer.gate
+
+
+class FisherLayer(nn.Module):
+    """Hold the local Fisher of one weight (and its bias) and the root of its inverse.
+
+    The reconstructed network reads only the root; `observe_` writes `sum` and `count`; a refresh
+    moves them into `factor` and renews the root. Nothing here requires a gradient.
+
+    Args:
+        name: Qualified name of the weight, for messages.
+        size: D, weights of one output, bias included.
+        has_bias: Whether the last coordinate of a row is the bias's 1.
+        groups: Blocks of a grouped convolution; None for one block without a groups axis.
+        config: Damping, schedule, kind of root.
+        dtype: Dtype of the statistics and of the root; float32 or float64.
+        device: Where the buffers live.
+
+    Attributes:
+        kind: Local Fisher, `config.fisher`.
+        factor: G as estimated, without damping, `[D, D]` or `[groups, D, D]`, in the order of
+            `weight.flatten(1)`, the bias last; zero until the first refresh.
+        scale: Multiple of the factor that is damped and inverted.
+
+    Source: arXiv 2412.07441; docs/method.md. Laws 5, 6, 7 test the factor and the root.
+    """
+
+    sum: Tensor
+    count: Tensor
+    rejected: Tensor
+    factor: Tensor
+    average_weight: Tensor
+    absorbed_rows: Tensor
+    absolute_damping: Tensor
+    scale = 1.0
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        has_bias: bool,
+        groups: int | None,
+        config: Config,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Start with the identity as root and no rows seen."""
+        super().__init__()
+        self.name, self.size, self.has_bias, self.groups = name, size, has_bias, groups
+        self.config, self.kind = config, config.fisher
+        shape = (size, size) if groups is None else (groups, size, size)
+        for buffer in ("sum", "factor"):
+            self.register_buffer(buffer, torch.zeros(shape, dtype=dtype, device=device))
+        for buffer in ("count", "rejected", "absorbed_rows"):
+            self.register_buffer(buffer, torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("average_weight", torch.zeros((), dtype=torch.float64, device=device))
+        # With a zero factor, a damping of 1 is what makes the identity the root.
+        self.register_buffer("absolute_damping", torch.ones((), dtype=torch.float64, device=device))
+        self.root_buffers: Root = ROOTS[config.root](size, has_bias, groups, dtype, device)
+        # Read by the observing op at run time: a tensor on the host, so that a change of step
+        # neither recompiles a graph nor waits for a device.
+        self.gate = torch.zeros(2, dtype=torch.int64, device="cpu")
+        self.steps, self.observed_steps = 0, 0
+        self.warned: set[str] = set()
+        self.open_gate()
+
+    @property
+    def damping(self) -> float:
+        """Absolute damping inside the present root, in the units of the factor."""
+        return float(self.absolute_damping)
+
+    @property
+    def root(self) -> Tensor:
+        """R with `R^T R = (scale G + damping)^-1`, the shape and order of `factor`."""
+        return self.root_buffers.matrix()
+
+    @property
+    def rows_seen(self) -> int:
+        """Rows observed so far, those since the last refresh included."""
+        return int(self.absorbed_rows) + int(self.count)
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows taken from one forward pass; -1 for all."""
+        if self.config.max_rows == "auto":
+            return 4 * self.size
+        return -1 if self.config.max_rows is None else self.config.max_rows
+
+    def open_gate(self) -> None:
+        """Let the next forward passes be observed, or not, as the schedule says."""
+        self.gate[OBSERVING] = int(self.config.is_observed(self.steps))
+        self.gate[STEP] = self.steps
+
+    @torch.no_grad()
+    def absorb_(self) -> bool:
+        """Move sum and count into the average over time; return False where no row was seen.
+
+        `G <- a G + (1 - a) mean` with `a = ema_decay^(observed steps)`, divided by the weights
+        given so far (bias correction), so the first mean counts in full.
+        """
+        rows = int(self.count)
+        if rows == 0:
+            self.observed_steps = 0
+            return False
+        kept = self.config.ema_decay ** max(1, self.observed_steps)
+        old = kept * float(self.average_weight)
+        total = old + 1.0 - kept
+        self.factor.mul_(old / total).add_(self.sum, alpha=(1.0 - kept) / (total * rows))
+        self.average_weight.fill_(total)
+        self.absorbed_rows.add_(rows)
+        self.sum.zero_()
+        self.count.zero_()
+        self.observed_steps = 0
+        return True
+
+    @torch.no_grad()
+    def next_root(self) -> tuple[Root, float] | None:
+        """Decompose the damped factor; return the root and its damping, None where it fails.
+
+        float32 serves while the damping bounds the condition number by 1e4, float64 beyond that.
+        A factor of zeros has no root: the present one stays.
+        """
+        trace = float(self.factor.diagonal(dim1=-2, dim2=-1).sum(-1).double().mean()) * self.scale
+        damping = self.config.damping_rel_trace * trace + self.config.damping_abs
+        if damping == 0.0 and trace == 0.0:
+            return None
+        narrow = self.factor.dtype == torch.float32 and damping >= 1e-4 * trace
+        dtype = torch.float32 if narrow else torch.float64
+        damped = self.factor.to(dtype) * self.scale
+        damped.diagonal(dim1=-2, dim2=-1).add_(damping)
+        root = self.new_root(dtype)
+        return (root, damping) if root.decompose_(damped) else None
+
+    def new_root(self, dtype: torch.dtype) -> Root:
+        """Return an identity root of this layer's kind and shape."""
+        kind = ROOTS[self.config.root]
+        return kind(self.size, self.has_bias, self.groups, dtype, self.factor.device)
+
+    def forget_(self) -> None:
+        """Return to the state before the first observation; the caller has moved the weights."""
+        for name in ("sum", "count", "rejected", "factor", "average_weight", "absorbed_rows"):
+            self.get_buffer(name).zero_()
+        self.absolute_damping.fill_(1.0)
+        copy_root_(self.root_buffers, self.new_root(self.factor.dtype))
+        self.steps = self.observed_steps = 0
+        self.open_gate()
+
+    def get_extra_state(self) -> Tensor:
+        """Return the steps and observed steps, as a tensor that every checkpoint format takes."""
+        return torch.tensor([self.steps, self.observed_steps], device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the schedule, so that a resumed run refreshes when the first would have."""
+        self.steps, self.observed_steps = (int(value) for value in state)
+        self.open_gate()
+
+    def extra_repr(self) -> str:
+        """Show what kind of layer it is and whether it has seen anything."""
+        blocks = "" if self.groups is None else f"groups={self.groups}, "
+        return f"{self.kind}, {blocks}D={self.size}, rows_seen={self.rows_seen}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FisherLayer:
+        """Follow a move or a widening, never a narrowing: half a statistic is none."""
+        for module in self.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is None:
+                    continue
+                moved = fn(buffer)
+                if moved.is_floating_point() and moved.dtype.itemsize < buffer.dtype.itemsize:
+                    moved = buffer.to(moved.device)
+                module._buffers[name] = moved
+        return self

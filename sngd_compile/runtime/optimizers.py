@@ -1,0 +1,191 @@
+"""What surrounds an optimizer's step without a line of the user's: guard, count, refresh.
+
+The hooks are global, so any `torch.optim` optimizer is seen, wrapped or not. They touch an
+optimizer only where it owns parameters of a reconstructed module.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol, cast
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from sngd_compile.errors import SngdWarning
+from sngd_compile.runtime.fisher import OBSERVING
+from sngd_compile.runtime.refresh import (
+    LocalSite,
+    refresh_site,
+    report_rejected,
+    report_unobserved,
+)
+
+
+class SiteOwner(Protocol):
+    """A reconstructed module: it lists its live sites."""
+
+    def local_sites(self) -> list[LocalSite]:
+        """Return one record per reconstructed weight."""
+        ...
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The sites whose weights one optimizer steps, and what must hold for the list to be valid."""
+
+    sites: list[LocalSite]
+    weights: list[Tensor]
+    owns_any: bool
+    parameter_count: int
+    generation: int
+
+
+_owners: WeakSet[nn.Module] = WeakSet()
+_generation = 0
+_bindings: WeakKeyDictionary[Optimizer, Binding] = WeakKeyDictionary()
+_skipped: WeakSet[Optimizer] = WeakSet()
+
+
+def register_owner(module: nn.Module) -> None:
+    """Make a reconstructed module (or a copy of one) known to the hooks, and the hooks to torch."""
+    global _generation
+    _install_hooks()
+    _owners.add(module)
+    _generation += 1
+
+
+def release_owner(module: nn.Module) -> None:
+    """Forget a module that was folded in place."""
+    global _generation
+    _owners.discard(module)
+    _generation += 1
+
+
+def known_optimizers() -> list[Optimizer]:
+    """Return the optimizers that have stepped parameters of reconstructed modules."""
+    return [optimizer for optimizer, binding in _bindings.items() if binding.owns_any]
+
+
+def sites_of(modules: Iterable[nn.Module]) -> list[LocalSite]:
+    """List the live sites of those modules that are reconstructed."""
+    owners = [cast(SiteOwner, module) for module in modules if module in _owners]
+    return [site for owner in owners for site in owner.local_sites()]
+
+
+def _bind(optimizer: Optimizer) -> Binding:
+    """Return the optimizer's binding, found anew when it or the reconstructed modules changed."""
+    count = sum(len(group["params"]) for group in optimizer.param_groups)
+    known = _bindings.get(optimizer)
+    if known and known.generation == _generation and known.parameter_count == count:
+        pairs = zip(known.sites, known.weights, strict=True)
+        if all(site.weight is weight for site, weight in pairs):
+            return known
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    everywhere = sites_of(_owners)
+    sites = [site for site in everywhere if id(site.weight) in owned]
+    owns_any = bool(sites) or any(id(site.bias) in owned for site in everywhere)
+    weights: list[Tensor] = [site.weight for site in sites]
+    binding = Binding(sites, weights, owns_any, count, _generation)
+    if sites and known is None and not isinstance(optimizer, torch.optim.SGD):
+        warnings.warn(
+            f"{type(optimizer).__name__} steps {len(sites)} reconstructed weights, "
+            f"{sites[0].fisher.name} among them: it scales the gradient of w' again, so this is "
+            "not natural gradient descent. torch.optim.SGD on the same parameters is.",
+            SngdWarning,
+            stacklevel=2,
+        )
+    _bindings[optimizer] = binding
+    return binding
+
+
+def before_step(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Drop a step whose gradients are not finite, before it reaches a weight."""
+    binding = _bind(optimizer)
+    _skipped.discard(optimizer)
+    if not binding.owns_any or getattr(optimizer, "grad_scale", None) is not None:
+        return None
+    _drop_non_finite(optimizer, binding)
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        return None
+
+    def guarded() -> Any:
+        loss = closure()
+        _drop_non_finite(optimizer, binding)
+        return loss
+
+    return (args[0], guarded), {name: value for name, value in kwargs.items() if name != "closure"}
+
+
+def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Count the step of every site the optimizer drives, and refresh those that are due."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    if optimizer in _skipped or (found_inf is not None and bool(found_inf)):
+        return
+    for site in _bind(optimizer).sites:
+        fisher = site.fisher
+        if int(fisher.gate[OBSERVING]):
+            fisher.observed_steps += 1
+            report_rejected(fisher)
+        fisher.steps += 1
+        if fisher.config.is_refreshed(fisher.steps):
+            if site.weight.grad is not None and fisher.rows_seen == 0:
+                report_unobserved(fisher)
+            refresh_site(site, known_optimizers())
+        fisher.open_gate()
+
+
+def _drop_non_finite(optimizer: Optimizer, binding: Binding) -> None:
+    """Take all gradients away if one is not finite, as GradScaler skips such a step."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [_values(p.grad) for p in parameters if p.grad is not None]
+    if not gradients or _all_finite(gradients):
+        return
+    names = [
+        site.fisher.name
+        for site in binding.sites
+        if site.weight.grad is not None and not _all_finite([site.weight.grad])
+    ]
+    first_time = not any("gradient" in site.fisher.warned for site in binding.sites)
+    for site in binding.sites:
+        site.fisher.warned.add("gradient")
+    for parameter in parameters:
+        parameter.grad = None
+    _skipped.add(optimizer)
+    if first_time:
+        warnings.warn(
+            f"{names[0] if names else 'a parameter that is not reconstructed'}: its gradient is "
+            f"not finite ({len(names)} reconstructed weights are hit); the step is skipped and the "
+            "weights stay as they are. Lower the learning rate, clip, or look at the loss.",
+            SngdWarning,
+            stacklevel=2,
+        )
+
+
+def _values(gradient: Tensor) -> Tensor:
+    return gradient._values() if gradient.is_sparse else gradient
+
+
+def _all_finite(gradients: list[Tensor]) -> bool:
+    """Test the total norm, which is fast; where that overflows, the largest magnitude."""
+    norm = torch.nn.utils.get_total_norm
+    return bool(norm(gradients).isfinite()) or bool(norm(gradients, norm_type=math.inf).isfinite())
+
+
+@cache
+def _install_hooks() -> None:
+    register_optimizer_step_pre_hook(before_step)
+    register_optimizer_step_post_hook(after_step)

@@ -1,0 +1,164 @@
+"""Renewing roots: the function stays, and all that lives in the coordinates of `w'` moves along."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sngd_compile.errors import SngdWarning
+from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.reparameterise import as_matrices
+from sngd_compile.runtime.roots import Pair, Root, copy_root_
+
+LINEAR_STATES = ("momentum_buffer", "exp_avg")
+"""Optimizer states that are linear in past steps, so that they move like `w'` itself."""
+
+
+@dataclass(frozen=True)
+class LocalSite:
+    """One reconstructed weight of a live module: where `w'`, `b'` and the Fisher layer are."""
+
+    module: nn.Module
+    weight_name: str
+    bias_name: str | None
+    fisher: FisherLayer
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """W', shaped like the original weight."""
+        parameter = self.module._parameters[self.weight_name]
+        assert parameter is not None
+        return parameter
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """b', or None where the local Fisher has no bias row."""
+        return None if self.bias_name is None else self.module._parameters[self.bias_name]
+
+
+def refresh_site(site: LocalSite, optimizers: Iterable[Optimizer]) -> None:
+    """Absorb what was observed and renew the root; a root that fails leaves the old one standing.
+
+    Args:
+        site: The reconstructed weight.
+        optimizers: Those whose states hold momenta of its parameters.
+    """
+    fisher = site.fisher
+    report_rejected(fisher)
+    if not fisher.absorb_():
+        return
+    found = fisher.next_root()
+    if found is not None:
+        root, damping = found
+        change_root_(site, root, optimizers)
+        fisher.absolute_damping.fill_(damping)
+    elif bool(fisher.factor.any()):
+        _warn_once(
+            fisher,
+            "singular",
+            "its damped factor is not positive definite, so its root stays as it was; raise "
+            f"damping_rel_trace (now {fisher.config.damping_rel_trace}) or damping_abs",
+        )
+
+
+@torch.no_grad()
+def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -> None:
+    """Give the layer another root and keep the function: `w' <- (w' R_old) R_new^-1`.
+
+    Momentum moves by the same map, an accumulated gradient by `g' R_old^-T R_new^T`.
+
+    Args:
+        site: The reconstructed weight.
+        root: The new root; its dtype is that of the arithmetic.
+        optimizers: Those whose states hold momenta of its parameters.
+
+    Source: docs/method.md, refresh. Law 2 and the theorem tests test it.
+    """
+    dtype = next(root.buffers()).dtype
+    old = site.fisher.new_root(dtype)
+    copy_root_(old, site.fisher.root_buffers)
+
+    def step(weight: Tensor, bias: Tensor | None) -> Pair:
+        return root.unfold(*old.fold(weight, bias))
+
+    def gradient(weight: Tensor, bias: Tensor | None) -> Pair:
+        return root.to_prime(*old.from_prime(weight, bias))
+
+    _move_(site, step, dtype, site.weight, site.bias)
+    bias_gradient = None if site.bias is None else site.bias.grad
+    _move_(site, gradient, dtype, site.weight.grad, bias_gradient)
+    for name in LINEAR_STATES:
+        _move_(site, step, dtype, *_states(site, name, list(optimizers)))
+    copy_root_(site.fisher.root_buffers, root)
+
+
+def _move_(
+    site: LocalSite,
+    change: Callable[[Tensor, Tensor | None], Pair],
+    dtype: torch.dtype,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> None:
+    """Apply `change` in `dtype` to a pair shaped like w' and b'; a missing half counts as zero."""
+    if weight is None and bias is None:
+        return
+    full_weight = torch.zeros_like(site.weight) if weight is None else weight
+    full_bias = torch.zeros_like(site.bias) if bias is None and site.bias is not None else bias
+    matrix, vector = as_matrices(site.fisher, full_weight, full_bias)
+    moved_weight, moved_bias = change(
+        matrix.to(dtype), None if vector is None else vector.to(dtype)
+    )
+    if weight is not None:
+        weight.copy_(moved_weight.reshape(weight.shape))
+    if bias is not None and moved_bias is not None:
+        bias.copy_(moved_bias.reshape(bias.shape))
+
+
+def _states(
+    site: LocalSite, name: str, optimizers: list[Optimizer]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Find the optimizer states called `name` of the weight and of the bias."""
+
+    def find(parameter: nn.Parameter | None) -> Tensor | None:
+        for optimizer in optimizers:
+            if parameter is not None and parameter in optimizer.state:
+                state = optimizer.state[parameter].get(name)
+                if isinstance(state, Tensor) and state.shape == parameter.shape:
+                    return state
+        return None
+
+    return find(site.weight), find(site.bias)
+
+
+def report_rejected(fisher: FisherLayer) -> None:
+    """Warn once by name when forward passes were left out because they were not finite."""
+    rejected = int(fisher.rejected)
+    if rejected:
+        fisher.rejected.zero_()
+        _warn_once(
+            fisher,
+            "rejected",
+            f"{rejected} forward pass(es) brought it inputs that are not finite, or too large to "
+            "square; nothing was observed from them. Look for the first layer that overflows",
+        )
+
+
+def report_unobserved(fisher: FisherLayer) -> None:
+    """Warn once by name when a layer trains but its inputs never pass through its own module."""
+    _warn_once(
+        fisher,
+        "unobserved",
+        "no input has been observed although it receives gradients: other code reads the weight "
+        "and never calls the module. Its steps are plain gradient descent",
+    )
+
+
+def _warn_once(fisher: FisherLayer, kind: str, text: str) -> None:
+    if kind not in fisher.warned:
+        fisher.warned.add(kind)
+        warnings.warn(f"{fisher.name}: {text}.", SngdWarning, stacklevel=2)

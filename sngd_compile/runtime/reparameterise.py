@@ -1,0 +1,85 @@
+"""The functions that a reconstructed graph calls: `w = w' R`, on the weight or on the rows."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.roots import Pair
+
+
+def as_matrices(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> Pair:
+    """View a weight as `[*, O, K]` and its bias as `[*, O]`, `*` being the groups axis if any."""
+    if fisher.groups is None:
+        return weight.flatten(1), bias
+    rows = weight.shape[0] // fisher.groups
+    grouped = weight.reshape(fisher.groups, rows, -1)
+    return grouped, None if bias is None else bias.reshape(fisher.groups, rows)
+
+
+def fold(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | None) -> Pair:
+    """Return the ordinary weight and bias, `w = w' R`: the weight side.
+
+    Computed in float32 or wider whatever the parameters are, autocast or not, then cast back.
+
+    Args:
+        fisher: The local Fisher layer; its root is a constant in the backward pass.
+        weight_prime: W', any shape `[O, ...]`.
+        bias_prime: b' `[O]`, or None.
+
+    Returns:
+        W and b, shapes and dtypes of W' and b'.
+
+    Source: arXiv 2412.07441, `w = G^(-1/2) w'`. Law 1 and law 3 test it.
+    """
+    matrix, vector = as_matrices(fisher, weight_prime, bias_prime)
+    wide = torch.promote_types(weight_prime.dtype, fisher.factor.dtype)
+    device = weight_prime.device.type
+    with torch.autocast(device, enabled=False):
+        weight, bias = fisher.root_buffers.fold(
+            matrix.to(wide), None if vector is None else vector.to(wide)
+        )
+    weight = weight.reshape(weight_prime.shape).to(weight_prime.dtype)
+    if bias is None or bias_prime is None:
+        return weight, None
+    return weight, bias.reshape(bias_prime.shape).to(bias_prime.dtype)
+
+
+def local_linear(
+    fisher: FisherLayer, input: Tensor, weight_prime: Tensor, bias_prime: Tensor | None
+) -> Tensor:
+    """Apply a reconstructed linear layer, `W' (R x~)` or `(W' R) x~`, whichever costs less.
+
+    Both are the same function with the same gradients. The triangular solve runs over N rows
+    forward, and again backward where the input needs a gradient, or over O outputs both ways.
+
+    Args:
+        fisher: The local Fisher layer.
+        input: Activations `[..., K]`.
+        weight_prime: W' `[O, K]`.
+        bias_prime: b' `[O]`, or None.
+
+    Returns:
+        `[..., O]`, as `F.linear` would.
+
+    Source: docs/method.md, cost. Law 1 runs both sides.
+    """
+    if not _on_rows(fisher, input, weight_prime):
+        return F.linear(input, *fold(fisher, weight_prime, bias_prime))
+    rows = input.reshape(-1, input.shape[-1])
+    output = fisher.root_buffers.linear(rows, weight_prime, bias_prime)
+    return output.view(*input.shape[:-1], weight_prime.shape[0])
+
+
+def _on_rows(fisher: FisherLayer, input: Tensor, weight_prime: Tensor) -> bool:
+    """Choose the activation side: full precision throughout, and fewer rows than outputs."""
+    outputs, width = weight_prime.shape
+    same = input.dtype == weight_prime.dtype == fisher.factor.dtype
+    if not same or input.dim() == 0 or input.shape[-1] != width:
+        return False
+    if torch.is_autocast_enabled(input.device.type):
+        return False
+    rows = input.numel() // width if width else 0
+    return rows * (2 if input.requires_grad else 1) < 2 * outputs
