@@ -1,9 +1,6 @@
 """Natural gradient descent as plain gradient descent on a reconstructed network.
 
-    net = sngd.reconstruct(model)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.03, momentum=0.9)
-    ...                                    # the usual loop, with clip_grad_norm_(1.0)
-    plain = sngd.fold(net)
+`reconstruct` a model, train it with `torch.optim.SGD` in the usual loop, `fold` it back.
 """
 
 from sngd_compile.config import Config

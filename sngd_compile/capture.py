@@ -7,53 +7,20 @@ left at their defaults, attributes changed on the way, constants drawn while tra
 
 from __future__ import annotations
 
-import dis
 import inspect
-import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-_UNTRACED_CALLS = frozenset({"type", "hasattr", "callable", "id", "print"})
-_UNTRACED_MODES = frozenset({"is_grad_enabled", "is_autocast_enabled", "is_compiling"})
-
-
-class UncapturableError(Exception):
-    """The forward of a module cannot be turned into a graph; the text is the reason."""
-
-
-class LocalProxy(fx.Proxy):
-    """A proxy that refuses type tests: it would answer that it is no tensor."""
-
-    @property
-    def __class__(self) -> type:
-        """Raise where user code asks for the type; FX itself may."""
-        if sys._getframe(1).f_globals.get("__name__", "").startswith("torch."):
-            return type(self)
-        raise UncapturableError("its forward tests the type of an activation")
-
-    @__class__.setter
-    def __class__(self, value: type) -> None:
-        raise UncapturableError("its forward changes the type of an activation")
-
-
-class LocalTracer(fx.Tracer):
-    """Trace one module; its children stay calls."""
-
-    def __init__(self) -> None:
-        """Trace buffers as graph inputs too, so that their updates stay in the graph."""
-        super().__init__()
-        self.proxy_buffer_attributes = True
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Keep every child as one call."""
-        return True
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Stand for the value of `node`."""
-        return LocalProxy(node, self)
+from sngd_compile.bytecode import UncapturableError
+from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.tracer import LocalTracer
+from sngd_compile.watch import Content, contents, same_contents
 
 
 def capture(module: nn.Module, module_class: type[nn.Module]) -> fx.Graph:
@@ -71,70 +38,59 @@ def capture(module: nn.Module, module_class: type[nn.Module]) -> fx.Graph:
     Raises:
         UncapturableError: With the reason, in words for the plan.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UncapturableError("it is scripted")
     if "forward" in module.__dict__:
         raise UncapturableError("its forward was replaced on the instance")
-    _refuse_untraced(module_class)
-    defaults = _default_arguments(module_class)
+    if not isinstance(getattr(module_class.forward, "__code__", None), CodeType):
+        raise UncapturableError("its forward is not a Python function")
+    left_out = _optional_arguments(module_class)
+    calling_forms = [None, left_out] if left_out else [None]
     traces = [
         _trace(module, module_class, training, given)
         for training in (True, False)
-        for given in ([None, defaults] if defaults else [None])
+        for given in calling_forms
     ]
     forms = [_canonical(graph) for graph in traces]
-    if defaults and forms[0] != forms[1]:
-        raise UncapturableError("its forward branches on an argument that has a default")
+    if left_out and (forms[0] != forms[1] or forms[2] != forms[3]):
+        raise UncapturableError("its forward branches on an argument that may be None")
     if forms[0] != forms[-1]:
         raise UncapturableError("its forward differs between train and eval mode, or by chance")
     return traces[0]
 
 
-def _default_arguments(module_class: type[nn.Module]) -> dict[str, Any]:
+def _optional_arguments(module_class: type[nn.Module]) -> dict[str, Any]:
+    """List the arguments that are None when left out; tests of any other default raise anyway."""
     signature = inspect.signature(module_class.forward)
-    empty = inspect.Parameter.empty
-    return {name: p.default for name, p in signature.parameters.items() if p.default is not empty}
-
-
-def _refuse_untraced(module_class: type[nn.Module]) -> None:
-    """Refuse what tracing would answer wrongly, or drop, without an error."""
-    code = getattr(module_class.forward, "__code__", None)
-    if not isinstance(code, CodeType):
-        raise UncapturableError("its forward is not a Python function")
-    required = set(code.co_varnames[1 : code.co_argcount]) - _default_arguments(module_class).keys()
-    previous = None
-    for step in dis.get_instructions(code):
-        if step.opname == "LOAD_GLOBAL" and step.argval in _UNTRACED_CALLS:
-            raise UncapturableError(f"its forward calls {step.argval}()")
-        if step.opname.startswith("LOAD_") and step.argval in _UNTRACED_MODES:
-            raise UncapturableError(f"its forward asks for {step.argval}()")
-        tested = previous.argval if previous and previous.opname.startswith("LOAD_FAST") else None
-        if "NONE" in step.opname.split("_") and "JUMP" in step.opname and tested in required:
-            raise UncapturableError(f"its forward tests whether {tested} is None")
-        previous = step
+    return {name: None for name, p in signature.parameters.items() if p.default is None}
 
 
 def _trace(
     module: nn.Module,
     module_class: type[nn.Module],
     training: bool,
-    defaults: dict[str, Any] | None,
+    left_out: dict[str, Any] | None,
 ) -> fx.Graph:
     twin = _twin(module, module_class, training)
     before = _snapshot(twin)
     try:
-        graph = LocalTracer().trace(twin, concrete_args=defaults)
+        with _plain_children(twin, training):
+            graph = LocalTracer().trace(twin, concrete_args=left_out)
     except UncapturableError:
         raise
+    except fx.proxy.TraceError as error:
+        raise UncapturableError(
+            "its forward branches on an activation or its shape, or iterates over one"
+        ) from error
     except Exception as error:  # whatever user code raises on a proxy is a reason not to rewrite
         text = str(error).strip().splitlines()
         raise UncapturableError(
             f"tracing its forward raised {type(error).__name__}: {text[0] if text else ''}"
         ) from error
     after = _snapshot(twin)
-    changed = sorted(
-        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
-    )
-    if changed:
-        raise UncapturableError(f"its forward changes or creates self.{changed[0]}")
+    for name in sorted(before.keys() | after.keys()):
+        if not same_contents(before.get(name, []), after.get(name, [])):
+            raise UncapturableError(f"its forward changes or creates self.{name}")
     return graph
 
 
@@ -142,28 +98,54 @@ def _twin(module: nn.Module, module_class: type[nn.Module], training: bool) -> n
     """Make a module that shares the tensors of `module` but none of its containers."""
     twin = object.__new__(module_class)
     for name, value in module.__dict__.items():
-        if isinstance(value, dict | list | set):
-            value = value.copy()
-        elif isinstance(value, torch.Tensor):
-            value = value.clone()
-        twin.__dict__[name] = value
+        twin.__dict__[name] = value.clone() if isinstance(value, torch.Tensor) else _copied(value)
     twin.__dict__["training"] = training
+    for name, child in module._modules.items():
+        if isinstance(child, FisherLayer):
+            del twin._modules[name]
     return twin
 
 
-def _snapshot(twin: nn.Module) -> dict[str, object]:
-    """List what a forward could change: identities, tensor versions, contents of containers."""
-    seen: dict[str, object] = {}
-    for name, value in twin.__dict__.items():
-        members = value.items() if isinstance(value, dict) else ()
-        ordered = value if isinstance(value, list | set) else ()
-        contents = [(key, id(member), _version(member)) for key, member in members]
-        seen[name] = (id(value), _version(value), contents, [id(member) for member in ordered])
+def _copied(value: Any) -> Any:
+    """Copy a container and those in it, down to what they hold."""
+    if isinstance(value, dict | list | set | deque):
+        value = value.copy()
+    if isinstance(value, dict):
+        for key, member in value.items():
+            value[key] = _copied(member)
+    elif isinstance(value, list | deque):
+        for index, member in enumerate(value):
+            value[index] = _copied(member)
+    return value
+
+
+@contextmanager
+def _plain_children(twin: nn.Module, training: bool) -> Iterator[None]:
+    """Show every child for a while in the traced mode, and as it was before reconstruction.
+
+    A forward may read `self.child.training`, or `self.child.weight`, which stays a read.
+    """
+    children = [m for m in twin.modules() if m is not twin and "training" in m.__dict__]
+    states = [(child, child.training, type(child)) for child in children]
+    try:
+        for child in children:
+            child.__dict__["training"] = training
+            child.__class__ = getattr(child, "original_class", type(child))
+        yield
+    finally:
+        for child, mode, child_class in states:
+            child.__dict__["training"] = mode
+            child.__class__ = child_class
+
+
+def _snapshot(twin: nn.Module) -> dict[str, list[Content]]:
+    """List what a forward could change of its module: attributes, and containers of its class."""
+    seen = {name: contents(value) for name, value in twin.__dict__.items()}
+    for base in type(twin).__mro__:
+        for name, value in vars(base).items():
+            if isinstance(value, dict | list | set | deque):
+                seen.setdefault(name, contents(value))
     return seen
-
-
-def _version(value: object) -> int:
-    return value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0
 
 
 def _canonical(graph: fx.Graph) -> list[object]:

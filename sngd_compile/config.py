@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from sngd_compile.errors import ConfigError
 
 Fisher = Literal["shared"]
 RootKind = Literal["cholesky", "symmetric"]
+
+_LARGEST = 2**62  # steps and seeds travel in int64 tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ class Config:
     `tests/test_config.py`.
     """
 
-    refresh_every: int = 50
+    refresh_every: int = 100
     early_refreshes: tuple[int, ...] = (1, 3, 11)
     observe_every: int = 10
     early_observations: tuple[int, ...] = (2, 5)
@@ -60,12 +63,17 @@ class Config:
     def __post_init__(self) -> None:
         """Check every field."""
         for name, least in (("refresh_every", 1), ("observe_every", 1), ("seed", 0)):
-            _require(self, name, _is_integer(getattr(self, name), least), f"an integer >= {least}")
+            _require(
+                self,
+                name,
+                _is_integer(getattr(self, name), least),
+                f"an integer in {_range(least)}",
+            )
         for name, least in (("early_refreshes", 1), ("early_observations", 0)):
             steps = getattr(self, name)
             valid = isinstance(steps, tuple) and all(_is_integer(step, least) for step in steps)
-            increasing = valid and all(a < b for a, b in zip(steps, steps[1:], strict=False))
-            _require(self, name, increasing, f"a tuple of increasing integers >= {least}")
+            increasing = valid and all(a < b for a, b in pairwise(steps))
+            _require(self, name, increasing, f"a tuple of increasing integers in {_range(least)}")
         decay, relative, absolute = self.ema_decay, self.damping_rel_trace, self.damping_abs
         _require(self, "ema_decay", _is_number(decay) and 0 <= decay < 1, "a number in [0, 1)")
         in_range = _is_number(relative) and 0 <= relative <= 1
@@ -74,7 +82,8 @@ class Config:
         _require(self, "damping_abs", in_range, "a finite number >= 0")
         rows = self.max_rows
         valid = rows is None or rows == "auto" or _is_integer(rows, 1)
-        _require(self, "max_rows", valid, 'an integer >= 1, None (all rows) or "auto" (4 D rows)')
+        expected = f'an integer in {_range(1)}, None (all rows) or "auto" (4 D rows)'
+        _require(self, "max_rows", valid, expected)
         for name, kinds in (("fisher", get_args(Fisher)), ("root", get_args(RootKind))):
             _require(self, name, getattr(self, name) in kinds, f"one of {', '.join(kinds)}")
 
@@ -126,7 +135,11 @@ def _require(config: Config, name: str, valid: bool, expected: str) -> None:
 
 
 def _is_integer(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LARGEST
+
+
+def _range(least: int) -> str:
+    return f"[{least}, 2**62]"
 
 
 def _is_number(value: object) -> bool:

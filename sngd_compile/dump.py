@@ -35,9 +35,7 @@ def dump_graph(graph: fx.Graph) -> str:
     """Return a graph as assignments, one node a line, with the pass that put the node there."""
     lines = [(_assignment(node), node.meta.get("pass", "")) for node in graph.nodes]
     width = max(len(text) for text, _ in lines)
-    return "\n".join(
-        f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines
-    )
+    return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines)
 
 
 def dump_difference(before: str, after: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from glob import escape
+
 from torch import fx, nn
 
 from sngd_compile.config import Config
@@ -50,11 +52,11 @@ def explain(
 
     Raises:
         ModelError: `model` is no module.
-        ConfigError: An override matches no parameter.
+        ConfigError: `config` is none, or an override matches no parameter.
     """
-    if isinstance(model, nn.Module) and reconstructed_modules(model):
+    if reconstructed_modules(model):
         return Explanation(_plan_of_network(model))
-    return Explanation(make_plan(model, config or Config(), overrides or {}))
+    return Explanation(make_plan(model, Config() if config is None else config, overrides or {}))
 
 
 def graph(net: nn.Module) -> Graphs:
@@ -85,6 +87,11 @@ def _plan_of_network(net: nn.Module) -> Plan:
         reconstructed = isinstance(module, Reconstructed)
         module_class = module.original_class if reconstructed else type(module)
         layers = module.local_sites() if reconstructed else []
-        chosen: Overrides = {qualified(name, s.weight_name): s.fisher.config for s in layers}
+        chosen = {
+            escape(qualified(name, own)): site.fisher.config
+            for site in layers
+            for own in (site.weight_name, site.bias_name)
+            if own
+        }
         plans.append(plan_module(name, module, module_class, None, chosen, names))
     return Plan(tuple(plans))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sngd_compile.errors import ModelError
-from sngd_compile.matching import match_again
+from sngd_compile.matching import RESERVED_NAMES, match_again
 from sngd_compile.passes import PASSES, run_passes
 from sngd_compile.program import Program
 from sngd_compile.runtime.fisher import FisherLayer
@@ -22,6 +22,9 @@ from sngd_compile.site import ModulePlan
 
 Names = tuple[tuple[str, str | None], ...]
 """Attribute names of the reconstructed (weight, bias) pairs of a module."""
+
+_BOOKKEEPING = frozenset({"forward", *vars(nn.Module())})
+"""Attributes that no forward reads."""
 
 
 class Reconstructed(nn.Module):
@@ -43,24 +46,45 @@ class Reconstructed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the reconstructed graph."""
-        assert self.program is not None
+        if self.program is None:
+            raise ModelError(f"an attribute of {type(self).__name__} was set that it cannot take")
         return self.program.forward(self, *args, **kwargs)
 
     def local_sites(self) -> list[LocalSite]:
         """Return one record per reconstructed weight."""
         return [LocalSite(self, weight, bias, _fisher(self, weight)) for weight, bias in self.names]
 
+    def __init_subclass__(cls) -> None:
+        """Keep the original class's own hook out: the class made here is no further subclass."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set it, and capture the forward again, which may read it."""
+        if name in RESERVED_NAMES:
+            raise ModelError(f"a reconstructed module has an attribute {name!r} of its own")
+        super().__setattr__(name, value)
+        if name not in _BOOKKEEPING and name not in self._parameters and not name.startswith("__"):
+            self.__dict__["program"] = None
+            self.__dict__["program"] = _program_of(self)
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse to lose a reconstructed weight, as parametrizations would have it."""
+        if any(name in pair for pair in self.names):
+            raise ModelError(f"{name!r} is reconstructed: fold first, then take it away")
+        super().__delattr__(name)
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Take an ordinary parameter: the root of its weight returns to the identity."""
-        if param is not self._parameters.get(name):
-            for site in self.local_sites():
-                if name in (site.weight_name, site.bias_name):
-                    reset_(site)
+        known = self._parameters.get(name)
+        for site in self.local_sites() if param is not known else ():
+            if name in (site.weight_name, site.bias_name):
+                if param is None or known is None or param.shape != known.shape:
+                    raise ModelError(f"{name!r} is reconstructed: fold first, then reshape it")
+                reset_(site)
         super().register_parameter(name, param)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Name the original class instead of the generated one."""
-        function, arguments, *rest = super().__reduce_ex__(protocol)
+        function, arguments, *rest = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
         if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
             raise ModelError(
                 f"{self.original_class.__name__} defines its own pickling, which a reconstructed "
@@ -70,12 +94,9 @@ class Reconstructed(nn.Module):
 
     def __setstate__(self, state: Any) -> None:
         """Make a copy or a loaded module known to the hooks; capture what a file left out."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self.program is None:
-            configs = {weight: _fisher(self, weight).config for weight, _ in self.names}
-            graph, sites = match_again(self, self.original_class, dict(self.names), configs)
-            run_passes(graph, sites, PASSES)
-            self.__dict__["program"] = Program(graph)
+            self.__dict__["program"] = _program_of(self)
         register_owner(self)
 
     def _load_from_state_dict(
@@ -118,7 +139,7 @@ def fold_module_(module: Reconstructed) -> None:
         del module._modules[f"{site.weight_name}_fisher"]
     del module.__dict__["program"]
     release_owner(module)
-    module.__class__ = module.original_class
+    module.__class__ = module.original_class  # type: ignore[assignment]
 
 
 def reset_(site: LocalSite) -> None:
@@ -128,7 +149,7 @@ def reset_(site: LocalSite) -> None:
 
 
 @cache
-def reconstructed_class(original: type[nn.Module], names: Names) -> type[Reconstructed]:
+def reconstructed_class(original: type[Any], names: Names) -> type[Reconstructed]:
     """Make (once) the class of reconstructed modules of class `original`."""
     namespace: dict[str, Any] = {"original_class": original, "names": names}
     for weight, bias in names:
@@ -137,9 +158,31 @@ def reconstructed_class(original: type[nn.Module], names: Names) -> type[Reconst
         if bias is not None:
             namespace[bias] = _folded(weight, bias, 1)
             namespace[f"{bias}_prime"] = _raw(bias)
+    if hasattr(original, "reset_parameters"):
+        namespace["reset_parameters"] = _reset_parameters
     for copied in ("__module__", "__qualname__", "__doc__"):
         namespace[copied] = getattr(original, copied)
     return type(original.__name__, (Reconstructed, original), namespace)
+
+
+def _program_of(module: Reconstructed) -> Program:
+    """Capture the forward of a reconstructed module again."""
+    configs = {weight: _fisher(module, weight).config for weight, _ in module.names}
+    graph, sites = match_again(module, module.original_class, dict(module.names), configs)
+    run_passes(graph, sites, PASSES)
+    return Program(graph)
+
+
+def _reset_parameters(module: Reconstructed) -> None:
+    """Draw ordinary weights as the original class does; the roots return to the identity."""
+    for site in module.local_sites():
+        reset_(site)
+    reconstructed, plain = type(module), cast(Any, module)
+    plain.__class__ = module.original_class
+    try:
+        plain.reset_parameters()
+    finally:
+        plain.__class__ = reconstructed
 
 
 def _new(original: type[nn.Module], names: Names, *arguments: Any) -> Reconstructed:
@@ -172,4 +215,6 @@ def _raw(name: str) -> property:
 
 def reconstructed_modules(net: nn.Module) -> Mapping[str, Reconstructed]:
     """Map the qualified names of the reconstructed modules of `net` to them."""
+    if not isinstance(net, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(net).__name__}")
     return {name: m for name, m in net.named_modules() if isinstance(m, Reconstructed)}

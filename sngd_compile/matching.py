@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-from sngd_compile.capture import UncapturableError, capture
+from sngd_compile.bytecode import UncapturableError
+from sngd_compile.capture import capture
 from sngd_compile.config import Config
 from sngd_compile.errors import PlanError
 from sngd_compile.rules import Use, rule_for
@@ -17,6 +18,11 @@ from sngd_compile.site import ModulePlan, Site, Skip, qualified
 
 Overrides = Mapping[str, Config | None]
 Uses = list[tuple[fx.Node, Use]]
+
+RESERVED_NAMES = ("names", "program", "observing", "local_sites", "original_class")
+"""Attributes that a module gets when it is reconstructed."""
+
+_LONE_BIAS = "a bias that joins no local Fisher: it or its weight is left, or it is used elsewhere"
 
 
 def plan_module(
@@ -38,28 +44,28 @@ def plan_module(
         tied: Every name of every parameter of the model.
     """
     owned = {name: p for name, p in module._parameters.items() if p is not None}
-    try:
-        graph = capture(module, module_class)
-    except UncapturableError as error:
-        reason = f"its module cannot be captured: {error}"
-        skips = [_skip(module_name, name, p, reason) for name, p in owned.items()]
-        return ModulePlan(module_name, module, None, (), tuple(skips))
-    matcher = _Matcher(module_name, graph, owned)
-    left = {name: reason for name, p in owned.items() if (reason := _reason_to_leave(p, tied))}
+    reasons = {name: reason for name, p in owned.items() if (reason := _reason_to_leave(p, tied))}
+    configs = {
+        name: _config_of(qualified(module_name, name), config, overrides)
+        for name in owned.keys() - reasons.keys()
+    }
+    graph: fx.Graph | None = None
     sites: list[Site] = []
-    reasons = dict(left)
-    for name in (name for name in owned if name not in left):
-        own = _config_of(qualified(module_name, name), config, overrides)
-        found = matcher.site(name, own or Config(), may_join=owned.keys() - left.keys())
-        if isinstance(found, str):
-            reasons[name] = found
-        elif own is None:
-            reasons[name] = "left out by an override"
-        else:
-            sites.append(found)
-    for site in sites:
-        reasons.pop(site.bias_name or "", None)
-    skips = [_skip(module_name, name, owned[name], reason) for name, reason in reasons.items()]
+    try:
+        graph = capture(module, module_class) if configs else None
+    except UncapturableError as error:
+        reasons |= dict.fromkeys(configs, f"its module cannot be captured: {error}")
+    if graph is not None:
+        sites, refused = _Matcher(module_name, graph, owned).sites(configs)
+        reasons |= refused
+    obstacle = _obstacle(module, module_class, owned) if sites else None
+    if obstacle:
+        pairs = [(site.weight_name, site.bias_name) for site in sites]
+        reasons |= {name: obstacle for pair in pairs for name in pair if name}
+        sites = []
+    skips = [
+        _skip(module_name, name, owned[name], reasons[name]) for name in owned if name in reasons
+    ]
     return ModulePlan(module_name, module, graph, tuple(sites), tuple(skips))
 
 
@@ -81,7 +87,10 @@ def match_again(
         PlanError: The class's forward has changed and no longer uses the weights as it did.
     """
     owned = {name: p for name, p in module._parameters.items() if p is not None}
-    graph = capture(module, module_class)
+    try:
+        graph = capture(module, module_class)
+    except UncapturableError as error:
+        raise PlanError(f"{module_class.__name__} cannot be captured any more: {error}") from error
     matcher = _Matcher("", graph, owned)
     sites = []
     for name, bias in names.items():
@@ -109,6 +118,24 @@ class _Matcher:
                 self.nodes[node.target].append(node)
                 self.parameters[node] = owned[node.target]
 
+    def sites(self, configs: Mapping[str, Config | None]) -> tuple[list[Site], dict[str, str]]:
+        """Return the sites of the parameters in `configs`, and why the rest of them have none."""
+        sites: list[Site] = []
+        reasons: dict[str, str] = {}
+        wanted = {name for name, config in configs.items() if config is not None}
+        for name in (name for name in self.owned if name in configs):
+            config = configs[name]
+            found = self.site(name, config or Config(), may_join=wanted)
+            if isinstance(found, str):
+                reasons[name] = found
+            elif config is None:
+                reasons[name] = "left out by an override"
+            else:
+                sites.append(found)
+        for site in sites:
+            reasons.pop(site.bias_name or "", None)
+        return sites, reasons
+
     def site(self, name: str, config: Config, may_join: Set[str]) -> Site | str:
         """Return the site of the weight `name`, or the reason why there is none.
 
@@ -121,9 +148,13 @@ class _Matcher:
         rule, groups, bias = kinds.pop()
         if kinds or rule is None:
             return "its uses differ in kind, groups or bias"
-        if bias is not None and (bias not in may_join or self._calls(bias) != self._calls(name)):
-            bias = None
         parameter = self.owned[name]
+        if bias is not None and not (
+            bias in may_join
+            and self._calls(bias) == self._calls(name)
+            and self.owned[bias].shape == parameter.shape[:1]
+        ):
+            bias = None
         shape, dtype = tuple(parameter.shape), parameter.dtype
         return Site(self.module_name, name, bias, shape, dtype, groups, rule, config, tuple(uses))
 
@@ -153,17 +184,40 @@ class _Matcher:
             return f"no rule for these arguments of {_where(node)}"
         found = rule.match(call)
         if isinstance(found, Use) and found.weight not in self.nodes[name]:
-            return "a bias that joins no local Fisher: its weight is left, or it is used elsewhere"
+            return _LONE_BIAS
+        if isinstance(found, Use) and not set(self.nodes[name]).isdisjoint(found.inputs):
+            return f"it is also the input of {_where(node)}"
         return found
 
 
-def _reason_to_leave(
-    parameter: nn.Parameter, tied: Mapping[Tensor, list[str]]
+def _obstacle(
+    module: nn.Module, module_class: type[nn.Module], owned: Mapping[str, nn.Parameter]
 ) -> str | None:
+    """Say why a module with sites cannot become a reconstructed one."""
+    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        return "its module counts its children, and a Fisher layer would be one more"
+    own_copying = (
+        hasattr(module_class, "__deepcopy__")
+        or hasattr(module_class, "__copy__")
+        or module_class.__reduce_ex__ is not object.__reduce_ex__
+        or module_class.__reduce__ is not object.__reduce__
+    )
+    if own_copying:
+        return f"{module_class.__name__} copies itself in a way of its own"
+    needed = [f"{name}_{end}" for name in owned for end in ("fisher", "prime")]
+    taken = [name for name in (*RESERVED_NAMES, *needed) if hasattr(module, name)]
+    if taken and type(module) is module_class:
+        return f"its module has an attribute {taken[0]!r}, which a reconstructed one needs"
+    return None
+
+
+def _reason_to_leave(parameter: nn.Parameter, tied: Mapping[Tensor, list[str]]) -> str | None:
     if is_lazy(parameter):
         return "not initialised yet: run one forward pass, then reconstruct"
     if not parameter.requires_grad:
         return "frozen (requires_grad=False)"
+    if parameter.numel() == 0:
+        return "it has no elements"
     if not parameter.is_floating_point():
         return f"its dtype {parameter.dtype} is not real floating point"
     if len(tied[parameter]) > 1:
@@ -185,8 +239,8 @@ def _skip(module_name: str, name: str, parameter: nn.Parameter, reason: str) -> 
     return Skip(qualified(module_name, name), shape, reason)
 
 
-def _config_of(name: str, config: Config, overrides: Overrides) -> Config | None:
-    chosen: Config | None = config
+def _config_of(name: str, config: Config | None, overrides: Overrides) -> Config | None:
+    chosen = config
     for pattern, override in overrides.items():
         if fnmatchcase(name, pattern):
             chosen = override

@@ -27,11 +27,13 @@ def make_plan(model: nn.Module, config: Config, overrides: Overrides) -> Plan:
 
     Raises:
         ModelError: `model` is no module.
-        ConfigError: An override matches no parameter.
+        ConfigError: `config` is none, or an override matches no parameter.
         PlanError: A parameter ended in neither a site nor a skip.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(config, Config):
+        raise ConfigError(f"config = {config!r}: expected a Config")
     _check_overrides(model, overrides)
     tied = tied_names(model)
     plans = []

@@ -20,7 +20,7 @@ def associate_(graph: fx.Graph, sites: Sequence[Site]) -> None:
     Source: docs/method.md, cost.
     """
     for site in sites:
-        for node, use in site.uses:
+        for node, _ in site.uses:
             if not isinstance(site.rule, Linear):
                 continue
             call = site.rule.bind(node, {})
@@ -30,7 +30,7 @@ def associate_(graph: fx.Graph, sites: Sequence[Site]) -> None:
             if bias is not None and bias_prime is None:
                 continue  # an ordinary bias is added by F.linear itself
             with graph.inserting_before(node):
-                arguments = (fisher, use.inputs[0], weight_prime, bias_prime)
+                arguments = (fisher, call.arguments["input"], weight_prime, bias_prime)
                 local = graph.call_function(local_linear, arguments)
             node.replace_all_uses_with(local)
             graph.erase_node(node)

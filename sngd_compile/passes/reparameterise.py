@@ -19,8 +19,8 @@ def reparameterise_(graph: fx.Graph, sites: Sequence[Site]) -> None:
 
     Source: arXiv 2412.07441, `w = G^(-1/2) w'`.
     """
-    first = next(node for node in graph.nodes if node.op != "placeholder")
     for site in sites:
+        first = next(node for node in graph.nodes if node.op != "placeholder")
         with graph.inserting_before(first):
             fisher = graph.get_attr(site.fisher_name)
             weight = graph.get_attr(f"{site.weight_name}_prime")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import sngd_kernels
-import torch
 from torch import Tensor, fx
+
+import sngd_kernels
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,14 @@ class Rule(ABC):
         return 1
 
     def second_moment(
-        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool
+        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
     ) -> Tensor:
-        """Return the sum of the rows' outer products, `[D, D]` or `[groups, D, D]`."""
+        """Add the sum of the rows' outer products to `out`, `[D, D]` or `[groups, D, D]`."""
         rows = self.rows(samples, geometry)
-        if rows.dim() == 2:
-            return sngd_kernels.second_moment(rows, bias=bias)
-        return torch.stack([sngd_kernels.second_moment(block, bias=bias) for block in rows])
+        blocks = [(rows, out)] if rows.dim() == 2 else list(zip(rows, out, strict=True))
+        for block, moment in blocks:
+            sngd_kernels.second_moment(block, bias=bias, out=moment)
+        return out
 
     def bind(self, node: fx.Node, parameters: dict[fx.Node, Tensor]) -> Call:
         """Give the arguments of `node` their names.

@@ -1,4 +1,4 @@
-"""`F.conv1d`, `F.conv2d`, `F.conv3d`: every output position of every image is one row, its patch."""
+"""`F.conv1d`, `F.conv2d`, `F.conv3d`: every output position is one row, the patch it reads."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Self
 
-import sngd_kernels
 import torch.nn.functional as F
 from torch import Tensor
 
+import sngd_kernels
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import register_rule
 
@@ -118,7 +118,7 @@ class Convolution(Rule):
         layer = Geometry.decode(geometry)
         images, padding = layer.pad(inputs[0])
         sides = [side for padded in reversed(padding) for side in (padded, padded)]
-        patches = F.pad(images, sides)
+        patches: Tensor = F.pad(images, sides)
         for axis, (k, s, d) in enumerate(
             zip(layer.kernel, layer.stride, layer.dilation, strict=True), start=2
         ):
@@ -129,13 +129,20 @@ class Convolution(Rule):
         return patches if layer.groups > 1 else patches[0]
 
     def second_moment(
-        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool
+        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
     ) -> Tensor:
-        """Return the patches' second moment without making the patches."""
+        """Add the patches' second moment to `out` without making the patches."""
         layer = Geometry.decode(geometry)
         images, padding = layer.pad(samples[0])
         return sngd_kernels.conv_second_moment(
-            images, layer.kernel, layer.stride, padding, layer.dilation, layer.groups, bias=bias
+            images,
+            layer.kernel,
+            layer.stride,
+            padding,
+            layer.dilation,
+            layer.groups,
+            bias=bias,
+            out=out,
         )
 
 

@@ -29,7 +29,7 @@ class Linear(Rule):
         if weight is None:
             return "F.linear takes it as something else than the weight"
         if weight.dim() != 2:
-            return f"F.linear with a weight of {weight.dim()} dimensions has one output without axis"
+            return f"F.linear with a weight of {weight.dim()} dimensions: expected [O, K]"
         bias = call.arguments["bias"] if call.parameter("bias") is not None else None
         return Use(call.arguments["weight"], bias, (call.arguments["input"],))
 

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from sngd_compile.config import Config
 from sngd_compile.runtime.roots import ROOTS, Root, copy_root_
+from sngd_compile.runtime.schedule import Schedule
 
-OBSERVING, STEP = 0, 1  # entries of FisherLayer.gate
+ROWS, REJECTED = 0, 1  # entries of FisherLayer.tally
 
 
 class FisherLayer(nn.Module):
     """Hold the local Fisher of one weight (and its bias) and the root of its inverse.
 
-    The reconstructed network reads only the root; `observe_` writes `sum` and `count`; a refresh
+    The reconstructed network reads only the root; `observe_` writes `sum` and `tally`; a refresh
     moves them into `factor` and renews the root. Nothing here requires a gradient.
 
     Args:
@@ -38,8 +39,7 @@ class FisherLayer(nn.Module):
     """
 
     sum: Tensor
-    count: Tensor
-    rejected: Tensor
+    tally: Tensor
     factor: Tensor
     average_weight: Tensor
     absorbed_rows: Tensor
@@ -63,18 +63,14 @@ class FisherLayer(nn.Module):
         shape = (size, size) if groups is None else (groups, size, size)
         for buffer in ("sum", "factor"):
             self.register_buffer(buffer, torch.zeros(shape, dtype=dtype, device=device))
-        for buffer in ("count", "rejected", "absorbed_rows"):
-            self.register_buffer(buffer, torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("tally", torch.zeros(2, dtype=torch.int64, device=device))
+        self.register_buffer("absorbed_rows", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("average_weight", torch.zeros((), dtype=torch.float64, device=device))
         # With a zero factor, a damping of 1 is what makes the identity the root.
         self.register_buffer("absolute_damping", torch.ones((), dtype=torch.float64, device=device))
         self.root_buffers: Root = ROOTS[config.root](size, has_bias, groups, dtype, device)
-        # Read by the observing op at run time: a tensor on the host, so that a change of step
-        # neither recompiles a graph nor waits for a device.
-        self.gate = torch.zeros(2, dtype=torch.int64, device="cpu")
-        self.steps, self.observed_steps = 0, 0
+        self.schedule = Schedule(config, size)
         self.warned: set[str] = set()
-        self.open_gate()
 
     @property
     def damping(self) -> float:
@@ -89,40 +85,28 @@ class FisherLayer(nn.Module):
     @property
     def rows_seen(self) -> int:
         """Rows observed so far, those since the last refresh included."""
-        return int(self.absorbed_rows) + int(self.count)
-
-    @property
-    def max_rows(self) -> int:
-        """Most rows taken from one forward pass; -1 for all."""
-        if self.config.max_rows == "auto":
-            return 4 * self.size
-        return -1 if self.config.max_rows is None else self.config.max_rows
-
-    def open_gate(self) -> None:
-        """Let the next forward passes be observed, or not, as the schedule says."""
-        self.gate[OBSERVING] = int(self.config.is_observed(self.steps))
-        self.gate[STEP] = self.steps
+        return int(self.absorbed_rows) + int(self.tally[ROWS])
 
     @torch.no_grad()
     def absorb_(self) -> bool:
-        """Move sum and count into the average over time; return False where no row was seen.
+        """Move the sum into the average over time; return False where no row was seen.
 
         `G <- a G + (1 - a) mean` with `a = ema_decay^(observed steps)`, divided by the weights
         given so far (bias correction), so the first mean counts in full.
         """
-        rows = int(self.count)
+        rows = int(self.tally[ROWS])
         if rows == 0:
-            self.observed_steps = 0
+            self.schedule.observed_steps = 0
             return False
-        kept = self.config.ema_decay ** max(1, self.observed_steps)
+        kept = self.config.ema_decay ** max(1, self.schedule.observed_steps)
         old = kept * float(self.average_weight)
         total = old + 1.0 - kept
         self.factor.mul_(old / total).add_(self.sum, alpha=(1.0 - kept) / (total * rows))
         self.average_weight.fill_(total)
         self.absorbed_rows.add_(rows)
         self.sum.zero_()
-        self.count.zero_()
-        self.observed_steps = 0
+        self.tally[ROWS].zero_()
+        self.schedule.observed_steps = 0
         return True
 
     @torch.no_grad()
@@ -138,7 +122,7 @@ class FisherLayer(nn.Module):
             return None
         narrow = self.factor.dtype == torch.float32 and damping >= 1e-4 * trace
         dtype = torch.float32 if narrow else torch.float64
-        damped = self.factor.to(dtype) * self.scale
+        damped = torch.mul(self.factor.to(dtype), self.scale)
         damped.diagonal(dim1=-2, dim2=-1).add_(damping)
         root = self.new_root(dtype)
         return (root, damping) if root.decompose_(damped) else None
@@ -150,21 +134,19 @@ class FisherLayer(nn.Module):
 
     def forget_(self) -> None:
         """Return to the state before the first observation; the caller has moved the weights."""
-        for name in ("sum", "count", "rejected", "factor", "average_weight", "absorbed_rows"):
+        for name in ("sum", "tally", "factor", "average_weight", "absorbed_rows"):
             self.get_buffer(name).zero_()
         self.absolute_damping.fill_(1.0)
         copy_root_(self.root_buffers, self.new_root(self.factor.dtype))
-        self.steps = self.observed_steps = 0
-        self.open_gate()
+        self.schedule.restore(0, 0)
 
     def get_extra_state(self) -> Tensor:
-        """Return the steps and observed steps, as a tensor that every checkpoint format takes."""
-        return torch.tensor([self.steps, self.observed_steps], device="cpu")
+        """Return the schedule, so that a resumed run refreshes when the first would have."""
+        return self.schedule.state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore the schedule, so that a resumed run refreshes when the first would have."""
-        self.steps, self.observed_steps = (int(value) for value in state)
-        self.open_gate()
+        """Restore the schedule."""
+        self.schedule.restore(*(int(value) for value in state))
 
     def extra_repr(self) -> str:
         """Show what kind of layer it is and whether it has seen anything."""

@@ -8,13 +8,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sngd_compile.runtime.fisher import OBSERVING, STEP, FisherLayer
+from sngd_compile.runtime.fisher import REJECTED, ROWS, FisherLayer
+from sngd_compile.runtime.schedule import ALL_ROWS, MOST_ROWS, OBSERVING, SEED
 
 
 class Statistics(Protocol):
     """What a rule knows about turning activations into a second moment."""
 
-    least_samples: int
+    @property
+    def least_samples(self) -> int:
+        """Fewest samples that stand for a batch."""
+        ...
 
     def samples(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> list[Tensor]:
         """Return the activations with one sample per index of axis 0."""
@@ -25,9 +29,9 @@ class Statistics(Protocol):
         ...
 
     def second_moment(
-        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool
+        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
     ) -> Tensor:
-        """Return the sum of the rows' outer products."""
+        """Add the sum of the rows' outer products to `out`."""
         ...
 
 
@@ -51,71 +55,80 @@ def observe(
         geometry: Static integers of the layer (kernel, stride, ...), as the rule wrote them.
         observing: Whether the pass trains: train mode, with gradients.
     """
-    if observing:
+    # Eager execution asks the gate before it pays for a dispatch; a graph leaves that to the op.
+    if observing and (torch.compiler.is_compiling() or fisher.schedule.observing):
         torch.ops.sngd.observe_(
             fisher.sum,
-            fisher.count,
-            fisher.rejected,
-            fisher.gate,
+            fisher.tally,
+            fisher.schedule.gate,
             [tensor.detach() for tensor in inputs],
             rule,
             list(geometry),
             fisher.has_bias,
-            fisher.max_rows,
-            fisher.config.seed,
         )
 
 
-@torch.library.custom_op("sngd::observe_", mutates_args=("sum", "count", "rejected"))
+@torch.library.custom_op("sngd::observe_", mutates_args=("sum", "tally"))
 def observe_(
     sum: Tensor,
-    count: Tensor,
-    rejected: Tensor,
+    tally: Tensor,
     gate: Tensor,
     inputs: Sequence[Tensor],
     rule: str,
     geometry: Sequence[int],
     bias: bool,
-    max_rows: int,
-    seed: int,
 ) -> None:
-    """Add `sum_n x~_n x~_n^T` and N, unless the gate is closed or a number is not finite.
+    """Add `sum_n x~_n x~_n^T` to `sum` and N to `tally[ROWS]`, if the gate is open.
 
-    A forward pass that activation checkpointing repeats inside the backward pass is not counted
-    again. The arithmetic is float32 or wider whatever the activations are.
+    A pass with a number that is not finite adds to `tally[REJECTED]` alone. A forward pass that
+    activation checkpointing repeats inside the backward pass is not counted again. The arithmetic
+    is float32 or wider whatever the activations are.
     """
     if not int(gate[OBSERVING]) or torch._C._current_graph_task_id() != -1:
         return
     statistics = STATISTICS[rule]
     samples = statistics.samples(inputs, geometry)
-    available = samples[0].shape[0]
     rows_each = statistics.rows_per_sample(samples, geometry)
-    if available * rows_each == 0:
+    if samples[0].shape[0] * rows_each == 0:
         return
-    wanted = available if max_rows < 0 else max(-(-max_rows // rows_each), statistics.least_samples)
-    if wanted < available:
-        generator = torch.Generator().manual_seed(seed + int(gate[STEP]))
-        chosen = torch.randperm(available, generator=generator)[:wanted].to(samples[0].device)
-        samples = [tensor.index_select(0, chosen) for tensor in samples]
-    wide = [tensor.to(torch.promote_types(tensor.dtype, sum.dtype)) for tensor in samples]
-    added = statistics.second_moment(wide, geometry, bias)
-    finite = added.isfinite().all()
-    sum.add_(torch.where(finite, added, 0.0).to(sum.dtype))
-    count.add_(finite * (samples[0].shape[0] * rows_each))
-    rejected.add_(~finite)
+    samples = _subset(samples, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
+    samples = [tensor.to(sum.dtype) for tensor in samples]
+    finite = _square_sum(samples).isfinite()
+    if samples[0].device.type != "cpu":  # no wait for the device: rows of zeros add nothing
+        samples = [torch.where(finite, tensor, 0.0) for tensor in samples]
+    if samples[0].device.type != "cpu" or finite:
+        statistics.second_moment(samples, geometry, bias, sum)
+    tally[ROWS].add_(finite * (samples[0].shape[0] * rows_each))
+    tally[REJECTED].add_(~finite)
+
+
+def _subset(
+    samples: list[Tensor], most_rows: int, rows_each: int, least: int, gate: Tensor
+) -> list[Tensor]:
+    """Draw whole samples without replacement, at least `least`, to get about `most_rows` rows."""
+    available = samples[0].shape[0]
+    wanted = max(-(-most_rows // rows_each), least)
+    if most_rows == ALL_ROWS or wanted >= available:
+        return samples
+    generator = torch.Generator().manual_seed(int(gate[SEED]))
+    chosen = torch.randperm(available, generator=generator)[:wanted].to(samples[0].device)
+    return [tensor.index_select(0, chosen) for tensor in samples]
+
+
+def _square_sum(samples: Sequence[Tensor]) -> Tensor:
+    """Return a number that is finite only if every product of two activations is."""
+    flat = [tensor.flatten() for tensor in samples]
+    return torch.stack([torch.dot(tensor, tensor) for tensor in flat]).sum()
 
 
 @observe_.register_fake
 def _(
     sum: Tensor,
-    count: Tensor,
-    rejected: Tensor,
+    tally: Tensor,
     gate: Tensor,
     inputs: Sequence[Tensor],
     rule: str,
     geometry: Sequence[int],
     bias: bool,
-    max_rows: int,
-    seed: int,
 ) -> None:
     return None

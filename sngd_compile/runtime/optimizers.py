@@ -6,7 +6,6 @@ optimizer only where it owns parameters of a reconstructed module.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from torch.optim.optimizer import (
 )
 
 from sngd_compile.errors import SngdWarning
-from sngd_compile.runtime.fisher import OBSERVING
 from sngd_compile.runtime.refresh import (
     LocalSite,
     refresh_site,
@@ -93,7 +91,8 @@ def _bind(optimizer: Optimizer) -> Binding:
             return known
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     everywhere = sites_of(_owners)
-    sites = [site for site in everywhere if id(site.weight) in owned]
+    driven = [site for site in everywhere if id(site.weight) in owned]
+    sites = list({id(site.fisher): site for site in driven}.values())  # shallow copies share one
     owns_any = bool(sites) or any(id(site.bias) in owned for site in everywhere)
     weights: list[Tensor] = [site.weight for site in sites]
     binding = Binding(sites, weights, owns_any, count, _generation)
@@ -136,16 +135,21 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
     if optimizer in _skipped or (found_inf is not None and bool(found_inf)):
         return
     for site in _bind(optimizer).sites:
-        fisher = site.fisher
-        if int(fisher.gate[OBSERVING]):
-            fisher.observed_steps += 1
-            report_rejected(fisher)
-        fisher.steps += 1
-        if fisher.config.is_refreshed(fisher.steps):
-            if site.weight.grad is not None and fisher.rows_seen == 0:
-                report_unobserved(fisher)
+        schedule = site.fisher.schedule
+        if schedule.observing:
+            report_rejected(site.fisher)
+        if schedule.advance():
+            if _is_unobserved(site):
+                report_unobserved(site.fisher)
             refresh_site(site, known_optimizers())
-        fisher.open_gate()
+
+
+def _is_unobserved(site: LocalSite) -> bool:
+    """Say whether a weight learns from inputs that nobody showed to its Fisher layer."""
+    gradient, fisher = site.weight.grad, site.fisher
+    if gradient is None or fisher.rows_seen or "rejected" in fisher.warned:
+        return False
+    return bool(gradient.any())  # an empty batch has a gradient too, of zeros
 
 
 def _drop_non_finite(optimizer: Optimizer, binding: Binding) -> None:
@@ -180,9 +184,9 @@ def _values(gradient: Tensor) -> Tensor:
 
 
 def _all_finite(gradients: list[Tensor]) -> bool:
-    """Test the total norm, which is fast; where that overflows, the largest magnitude."""
-    norm = torch.nn.utils.get_total_norm
-    return bool(norm(gradients).isfinite()) or bool(norm(gradients, norm_type=math.inf).isfinite())
+    """Test the sums, which NaN and infinity survive; where a sum overflows, every element."""
+    sums = torch.stack([g.sum().float().to(gradients[0].device) for g in gradients])
+    return bool(sums.isfinite().all()) or all(bool(g.isfinite().all()) for g in gradients)
 
 
 @cache

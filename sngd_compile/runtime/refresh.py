@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sngd_compile.errors import SngdWarning
-from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.fisher import REJECTED, FisherLayer
 from sngd_compile.runtime.reparameterise import as_matrices
 from sngd_compile.runtime.roots import Pair, Root, copy_root_
 
@@ -137,9 +137,9 @@ def _states(
 
 def report_rejected(fisher: FisherLayer) -> None:
     """Warn once by name when forward passes were left out because they were not finite."""
-    rejected = int(fisher.rejected)
+    rejected = int(fisher.tally[REJECTED])
     if rejected:
-        fisher.rejected.zero_()
+        fisher.tally[REJECTED].zero_()
         _warn_once(
             fisher,
             "rejected",

@@ -36,11 +36,13 @@ def fold(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | None) -
     """
     matrix, vector = as_matrices(fisher, weight_prime, bias_prime)
     wide = torch.promote_types(weight_prime.dtype, fisher.factor.dtype)
+    wide_pair = matrix.to(wide), None if vector is None else vector.to(wide)
     device = weight_prime.device.type
-    with torch.autocast(device, enabled=False):
-        weight, bias = fisher.root_buffers.fold(
-            matrix.to(wide), None if vector is None else vector.to(wide)
-        )
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            weight, bias = fisher.root_buffers.fold(*wide_pair)
+    else:
+        weight, bias = fisher.root_buffers.fold(*wide_pair)
     weight = weight.reshape(weight_prime.shape).to(weight_prime.dtype)
     if bias is None or bias_prime is None:
         return weight, None
@@ -75,6 +77,8 @@ def local_linear(
 
 def _on_rows(fisher: FisherLayer, input: Tensor, weight_prime: Tensor) -> bool:
     """Choose the activation side: full precision throughout, and fewer rows than outputs."""
+    if not isinstance(input, Tensor):
+        return False  # F.linear says what is wrong with it
     outputs, width = weight_prime.shape
     same = input.dtype == weight_prime.dtype == fisher.factor.dtype
     if not same or input.dim() == 0 or input.shape[-1] != width:

@@ -13,6 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sngd_compile.runtime.triangular import (
+    multiply,
+    multiply_transposed,
+    solve,
+    solve_transposed,
+    whiten,
+)
+
 Pair = tuple[Tensor, Tensor | None]
 
 
@@ -38,6 +46,7 @@ class CholeskyRoot(nn.Module):
     cholesky: Tensor
     centre: Tensor
     gain: Tensor
+    shift: Tensor
 
     def __init__(
         self,
@@ -56,6 +65,7 @@ class CholeskyRoot(nn.Module):
         self.register_buffer("cholesky", eye.clone())
         self.register_buffer("centre", torch.zeros(*lead, width, dtype=dtype, device=device))
         self.register_buffer("gain", torch.ones(lead, dtype=dtype, device=device))
+        self.register_buffer("shift", torch.zeros(*lead, width, dtype=dtype, device=device))
 
     @torch.no_grad()
     def decompose_(self, damped: Tensor) -> bool:
@@ -65,20 +75,25 @@ class CholeskyRoot(nn.Module):
             gain = damped[..., -1, -1].rsqrt()
             cross = damped[..., :-1, -1]
             centre = cross * gain.square()[..., None]
-            schur = damped[..., :-1, :-1] - centre[..., None] * cross[..., None, :]
-        cholesky, info = torch.linalg.cholesky_ex(schur)
-        if bool((info != 0).any()) or not bool(cholesky.isfinite().all()):
+            schur = torch.addcmul(
+                damped[..., :-1, :-1], centre[..., None], cross[..., None, :], value=-1.0
+            )
+        upper, info = torch.linalg.cholesky_ex(schur, upper=True)
+        cholesky = upper.mT  # row-major, so that copying it into the buffer is cheap
+        pivots = cholesky.diagonal(dim1=-2, dim2=-1)
+        if bool((info != 0).any()) or not bool(pivots.isfinite().all()):
             return False
-        self.cholesky = cholesky.tril()
+        self.cholesky = cholesky
         if gain is not None and centre is not None:
             self.gain, self.centre = gain, centre
+            self.shift = solve_transposed(cholesky, centre[..., None, :]).squeeze(-2)
         return True
 
     def matrix(self) -> Tensor:
         """Return `R` `[*, D, D]`, the bias last."""
         width = self.cholesky.shape[-1]
         eye = torch.eye(width, dtype=self.cholesky.dtype, device=self.cholesky.device)
-        inverse = torch.linalg.solve_triangular(self.cholesky, eye, upper=False)
+        inverse: Tensor = torch.linalg.solve_triangular(self.cholesky, eye, upper=False)
         if not self.has_bias:
             return inverse
         root = F.pad(inverse, (0, 1, 0, 1))
@@ -88,14 +103,14 @@ class CholeskyRoot(nn.Module):
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
-        folded = _solve(self.cholesky, weight)
+        folded = solve(self.cholesky, weight)
         if bias is None:
             return folded, None
         return folded, bias * self.gain[..., None] - _times_vector(folded, self.centre)
 
     def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
-        unfolded = weight @ self.cholesky
+        unfolded = multiply(self.cholesky, weight)
         if bias is None:
             return unfolded, None
         return unfolded, (bias + _times_vector(weight, self.centre)) / self.gain[..., None]
@@ -105,11 +120,11 @@ class CholeskyRoot(nn.Module):
         if bias is not None:
             weight = weight - bias[..., None] * self.centre[..., None, :]
             bias = bias * self.gain[..., None]
-        return _solve_transposed(self.cholesky, weight), bias
+        return solve_transposed(self.cholesky, weight), bias
 
     def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
-        weight = weight @ self.cholesky.mT
+        weight = multiply_transposed(self.cholesky, weight)
         if bias is not None:
             bias = bias / self.gain[..., None]
             weight = weight + bias[..., None] * self.centre[..., None, :]
@@ -117,9 +132,9 @@ class CholeskyRoot(nn.Module):
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
-        if bias is not None:
-            rows, bias = rows - self.centre, bias * self.gain
-        return F.linear(_solve_transposed(self.cholesky, rows), weight, bias)
+        if bias is None:
+            return F.linear(whiten(rows, self.cholesky, None), weight)
+        return F.linear(whiten(rows, self.cholesky, self.shift), weight, bias * self.gain)
 
 
 class SymmetricRoot(nn.Module):
@@ -214,13 +229,3 @@ def _split(joined: Tensor, bias: Tensor | None) -> Pair:
 
 def _times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector[..., None]).squeeze(-1)
-
-
-def _solve(cholesky: Tensor, weight: Tensor) -> Tensor:
-    """Return `weight C^-1`."""
-    return torch.linalg.solve_triangular(cholesky, weight, upper=False, left=False)
-
-
-def _solve_transposed(cholesky: Tensor, rows: Tensor) -> Tensor:
-    """Return `rows C^-T`."""
-    return torch.linalg.solve_triangular(cholesky.mT, rows, upper=True, left=False)

@@ -1,0 +1,70 @@
+"""Timing several trainees in turns, so that whatever else the machine does hits all of them."""
+
+import math
+import random
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+import sngd_compile as sngd
+from contenders import Trainee
+
+DEFAULT = sngd.Config()
+CYCLE = DEFAULT.refresh_every
+"""Steps after which everything periodic has happened: refreshes, observed steps, inverses."""
+
+WARM_UP = math.ceil((DEFAULT.early_refreshes[-1] + 1) / DEFAULT.observe_every) * (
+    DEFAULT.observe_every
+)
+"""Steps until only what is periodic is left."""
+
+
+@dataclass
+class Times:
+    """Seconds of each step, and the last loss."""
+
+    seconds: list[float] = field(default_factory=list)
+    loss: float = math.nan
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Mean step time over the reference's, over all cycles and the extremes of single cycles."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, times: Times, reference: Times) -> "Ratio":
+        """Compare whole cycles of steps that were taken in turns."""
+        cycles, others = (
+            np.reshape(turn.seconds, (-1, CYCLE)).mean(1) for turn in (times, reference)
+        )
+        single = cycles / others
+        return cls(*map(float, (cycles.mean() / others.mean(), single.min(), single.max())))
+
+
+def take_turns(
+    trainees: Mapping[str, Trainee], batches: Iterator[tuple[Tensor, Tensor]], steps: int
+) -> dict[str, Times]:
+    """Time `steps` steps of each; the order of each turn is drawn anew, the batch is shared."""
+    shuffled = random.Random(0)
+    times = {name: Times() for name in trainees}
+    for _ in range(steps):
+        inputs, labels = next(batches)
+        for name in shuffled.sample(list(trainees), len(trainees)):
+            start = time.perf_counter()
+            loss = trainees[name].step(inputs, labels)
+            times[name].seconds.append(time.perf_counter() - start)
+            times[name].loss = loss.item()
+    return times
+
+
+def percentiles(times: Times) -> tuple[float, float, float]:
+    """Milliseconds that 20, 50 and 80 % of the steps stay within."""
+    low, middle, high = np.percentile(times.seconds, (20, 50, 80)) * 1e3
+    return float(low), float(middle), float(high)

@@ -1,0 +1,53 @@
+"""The specification: each operation in its most obvious form, to compare with, not to run.
+
+Slow and memory-hungry on purpose; nothing is checked, everything happens in the dtype of the input.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def second_moment_reference(x: Tensor, *, bias: bool = False) -> Tensor:
+    """Multiply `[x 1]` `[N, D + 1]`, written out, by itself."""
+    rows = torch.cat([x, x.new_ones(len(x), 1)], dim=1) if bias else x
+    return rows.T @ rows
+
+
+def patches_reference(
+    x: Tensor,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    """Cut `x` `[N, C, *spatial]` into patches `[N * positions, C, *kernel_size]`.
+
+    A convolution with one-hot weights, one output channel for each tap, copies what the tap sees.
+    """
+    convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[len(kernel_size) - 1]
+    images, channels = x.shape[:2]
+    one_hot = torch.eye(torch.Size(kernel_size).numel(), dtype=x.dtype, device=x.device)
+    planes = x.reshape(images * channels, 1, *x.shape[2:])
+    seen = convolve(planes, one_hot.view(-1, 1, *kernel_size), None, stride, padding, dilation)
+    seen = seen.flatten(2)
+    patches = seen.view(images, channels, *seen.shape[1:]).permute(0, 3, 1, 2).flatten(0, 1)
+    return patches.reshape(len(patches), channels, *kernel_size)
+
+
+def conv_second_moment_reference(
+    x: Tensor,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    *,
+    bias: bool = False,
+) -> Tensor:
+    """Take the second moment of every group's flattened patches, one group after the other."""
+    patches = patches_reference(x, kernel_size, stride, padding, dilation)
+    moments = [
+        second_moment_reference(group.flatten(1), bias=bias) for group in patches.chunk(groups, 1)
+    ]
+    return moments[0] if groups == 1 else torch.stack(moments)

@@ -1,0 +1,88 @@
+"""What a function's bytecode says about tracing it, before it runs."""
+
+from __future__ import annotations
+
+import dis
+from functools import lru_cache
+from types import CodeType
+
+
+class UncapturableError(Exception):
+    """The forward of a module cannot be turned into a graph; the text is the reason."""
+
+
+def words(text: str) -> frozenset[str]:
+    """Make a set of the words of a text."""
+    return frozenset(text.split())
+
+
+_REFUSED_CALLS = words(
+    "type hasattr callable id print open input exec eval vars globals locals setattr delattr"
+)
+_REFUSED_READS = words(
+    "is_grad_enabled is_autocast_enabled is_inference_mode_enabled is_compiling get_default_dtype "
+    "_parameters _buffers __dict__"
+)
+
+
+def refuse_code(code: CodeType) -> None:
+    """Refuse a function for what its bytecode does.
+
+    Raises:
+        UncapturableError: With the reason.
+    """
+    reason, _ = read(code)
+    if reason:
+        raise UncapturableError(f"its forward {reason}")
+
+
+@lru_cache(maxsize=4096)
+def read(code: CodeType) -> tuple[str | None, frozenset[str]]:
+    """Return why a function cannot be traced, and the names that it tests for identity."""
+    steps = list(dis.get_instructions(code))
+    tested: set[str] = set()
+    for index, step in enumerate(steps):
+        reason = _reason(code, step)
+        if reason:
+            return reason, frozenset()
+        operands = 2 if step.opname == "IS_OP" else 1
+        if operands == 2 or ("NONE" in step.opname.split("_") and "JUMP" in step.opname):
+            names = _loaded_names(steps[:index], operands)
+            if names is None:
+                return "tests whether a computed value is None", frozenset()
+            tested |= names
+    return None, frozenset(tested)
+
+
+def _reason(code: CodeType, step: dis.Instruction) -> str | None:
+    name, value = step.opname, step.argval
+    reasons = (
+        (f"calls {value}()", name in ("LOAD_GLOBAL", "LOAD_NAME") and value in _REFUSED_CALLS),
+        (f"reads {value}", name.startswith("LOAD_") and value in _REFUSED_READS),
+        (f"changes or creates .{value}", name in ("STORE_ATTR", "DELETE_ATTR")),
+        (f"changes the global {value}", name in ("STORE_GLOBAL", "DELETE_GLOBAL")),
+        (
+            f"changes {value} of its surroundings",
+            name == "STORE_DEREF" and value in code.co_freevars,
+        ),
+        ("uses `with` or `try`", name == "PUSH_EXC_INFO"),
+        ("uses `match`", name.startswith("MATCH_")),
+    )
+    return next((reason for reason, found in reasons if found), None)
+
+
+def _loaded_names(steps: list[dis.Instruction], operands: int) -> set[str] | None:
+    """Name the variables behind the last operands; None where one is more than `a` or `a.b`."""
+    names: set[str] = set()
+    for step in reversed(steps):
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "EXTENDED_ARG", "NOP"):
+            continue
+        if not step.opname.startswith("LOAD_"):
+            return None
+        loaded = step.argval if isinstance(step.argval, tuple) else (step.argval,)
+        if "FAST" in step.opname or "DEREF" in step.opname:
+            names.update(loaded)
+        operands -= 1 if "CONST" in step.opname else len(loaded)
+        if operands <= 0:
+            return names
+    return None

@@ -1,0 +1,59 @@
+"""When one Fisher layer observes and when it refreshes, counted in optimizer steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sngd_compile.config import Config
+
+OBSERVING, SEED, MOST_ROWS = 0, 1, 2  # entries of Schedule.gate
+ALL_ROWS = -1  # value of its last entry
+
+
+class Schedule:
+    """Count optimizer steps and keep the gate that the observing op reads.
+
+    Args:
+        config: Which steps are observed, which are followed by a refresh.
+        size: D, weights of one output, bias included.
+
+    Attributes:
+        gate: int64 `[3]` on the host: whether to observe now, the seed of the drawn rows, and how
+            many at the most. A tensor, read at run time, so that a change of step neither
+            recompiles a graph nor waits for a device.
+        steps: Optimizer steps done.
+        observed_steps: Of these, how many were observed since the last refresh.
+    """
+
+    def __init__(self, config: Config, size: int) -> None:
+        """Start before step 0."""
+        self.config = config
+        self.gate = torch.zeros(3, dtype=torch.int64, device="cpu")
+        most_rows = 4 * size if config.max_rows == "auto" else config.max_rows
+        self.gate[MOST_ROWS] = ALL_ROWS if most_rows is None else most_rows
+        self.restore(0, 0)
+
+    def restore(self, steps: int, observed_steps: int) -> None:
+        """Continue after `steps` optimizer steps."""
+        self.steps, self.observed_steps = steps, observed_steps
+        self.observing = self.config.is_observed(steps)
+        self._write_gate()
+
+    def advance(self) -> bool:
+        """Count one optimizer step; return whether a refresh is due."""
+        self.observed_steps += self.observing
+        self.steps += 1
+        observing = self.config.is_observed(self.steps)
+        if observing or self.observing:
+            self.observing = observing
+            self._write_gate()
+        return self.config.is_refreshed(self.steps)
+
+    def state(self) -> Tensor:
+        """Return steps and observed steps, as a tensor that every checkpoint format takes."""
+        return torch.tensor([self.steps, self.observed_steps], device="cpu")
+
+    def _write_gate(self) -> None:
+        self.gate[OBSERVING] = int(self.observing)
+        self.gate[SEED] = self.config.seed + self.steps

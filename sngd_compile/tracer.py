@@ -1,0 +1,90 @@
+"""Tracing one module's own forward: its children stay calls, and what a graph drops is refused."""
+
+from __future__ import annotations
+
+import dis
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from sngd_compile.bytecode import UncapturableError
+from sngd_compile.watch import Watch, module_of
+
+
+class LocalProxy(fx.Proxy):
+    """A proxy that refuses questions to which it would give an answer of its own."""
+
+    @property
+    def __class__(self) -> type:
+        """Raise where user code asks for the type: it would hear that this is no tensor."""
+        caller = sys._getframe(1)
+        instruction = dis.opname[caller.f_code.co_code[caller.f_lasti]]
+        # Functions of torch written in C ask on behalf of the caller; torch.is_tensor is Python.
+        if Watch.calling is isinstance or "CALL" not in instruction or module_of(caller) == "torch":
+            _refuse_outside_torch("tests the type of an activation")
+        return type(self)
+
+    @__class__.setter
+    def __class__(self, value: type) -> None:
+        raise UncapturableError("its forward changes the type of an activation")
+
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        """Refuse what a tensor or a dictionary lacks: `getattr(x, name, default)` asks for it."""
+        if not hasattr(torch.Tensor, name) and not hasattr(dict, name):
+            _refuse_outside_torch(f"reads .{name} of an activation")
+        return LocalAttribute(self, name)
+
+    def __hash__(self) -> int:
+        """Refuse to be looked up in a dictionary or a set, which would not hold it."""
+        _refuse_outside_torch("looks an activation up in a dictionary or a set")
+        return id(self)
+
+    def __repr__(self) -> str:
+        """Refuse to be written as text."""
+        _refuse_outside_torch("writes an activation as text")
+        return super().__repr__()
+
+
+class LocalAttribute(LocalProxy, fx.proxy.Attribute):
+    """An attribute of an activation; a method call once it is called."""
+
+
+class LocalTracer(fx.Tracer):
+    """Trace one module; its children stay calls."""
+
+    def __init__(self) -> None:
+        """Trace buffers as graph inputs too, so that their updates stay in the graph."""
+        super().__init__()
+        self.proxy_buffer_attributes = True
+
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,
+        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
+    ) -> tuple[Any, list[Any]]:
+        """Watch the forward, and nothing else, while it runs."""
+        forward, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
+
+        def watched(*args: Any) -> Any:
+            with Watch():
+                return forward(*args)
+
+        return watched, arguments
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Keep every child as one call."""
+        return True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Stand for the value of `node`."""
+        return LocalProxy(node, self)
+
+
+def _refuse_outside_torch(reason: str) -> None:
+    """Raise where user code, not torch, called the caller."""
+    if not module_of(sys._getframe(2)).startswith(("torch.", "sngd_compile.")):
+        raise UncapturableError(f"its forward {reason}")

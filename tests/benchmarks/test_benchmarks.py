@@ -1,0 +1,164 @@
+"""The benchmarks from end to end on tiny networks; no time is judged."""
+
+import json
+
+import pytest
+import torch
+import typer
+from torch import nn
+from typer.testing import CliRunner
+
+import contenders
+import gate
+import memory
+import profile_step
+import reconstruct_time
+import sngd_compile as sngd
+import step_time
+from contenders import Contender, Trainee
+from interleave import CYCLE, Ratio, Times
+from workloads import CLASSES, WORKLOADS, Workload
+
+
+def tiny_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, CLASSES))
+
+
+def tiny_conv_net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, CLASSES))
+
+
+TINY = (
+    Workload("tiny MLP", tiny_mlp, (6,), 8, bar=1e9),
+    Workload("tiny conv net", tiny_conv_net, (1, 4, 4), 4, bar=0.0),
+)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_on_one_thread(monkeypatch: pytest.MonkeyPatch):
+    """The benchmarks set torch's thread count for their whole process."""
+    threads = torch.get_num_threads()
+    for script in (step_time, memory, profile_step):
+        monkeypatch.setattr(script, "WORKLOADS", TINY)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(app: typer.Typer, *arguments: object) -> tuple[int, str]:
+    """Runs a command; its exit status and all it printed, as one line."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return done.exit_code, " ".join(done.output.replace("│", " ").split())
+
+
+def command(main: object) -> typer.Typer:
+    """What `typer.run` makes of a function."""
+    app = typer.Typer()
+    app.command()(main)
+    return app
+
+
+def absent(model: nn.Module) -> Trainee:
+    raise AssertionError("a package that is missing was used")
+
+
+def broken(model: nn.Module) -> Trainee:
+    raise RuntimeError
+
+
+def test_step_time_from_end_to_end(tmp_path, monkeypatch):
+    missing = Contender("missing peer", absent, "no_package_has_this_name")
+    failing = Contender("failing peer", broken, "torch")
+    monkeypatch.setattr(step_time, "ALL", (*contenders.BUILT_IN, missing, failing))
+    status, printed = run(step_time.app, "--steps", CYCLE, "--output", tmp_path)
+    assert status == 0, printed
+    content = json.loads((tmp_path / "step_time.json").read_text())
+    assert (content["steps"], content["torch"]) == (CYCLE, torch.__version__)
+    assert [result["workload"] for result in content["workloads"]] == [w.name for w in TINY]
+    for result in content["workloads"]:
+        rows = {row["contender"]: row for row in result["rows"]}
+        assert rows["SGD"]["ratio"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+        assert rows["SNGD"]["ratio"]["low"] <= rows["SNGD"]["ratio"]["mean"]
+        assert rows["missing peer"]["not_run"] == "not installed"
+        assert rows["failing peer"]["not_run"] == "fails: RuntimeError"
+        assert [layer["explained"] == layer["measured"] for layer in result["memory"]] == [True] * 2
+    text = (tmp_path / "step_time.md").read_text()
+    assert "pass (<= 1e+09)" in text
+    assert "miss (<= 0)" in text
+
+
+def test_only_takes_parts_of_names():
+    assert [c.name for c in step_time.chosen(["adam"])] == ["SGD", "AdamW"]
+    with pytest.raises(typer.BadParameter, match="no contender is called 'unheard-of'"):
+        step_time.chosen(["unheard-of"])
+
+
+def test_nothing_is_shown_when_the_network_is_wrong(tmp_path, monkeypatch):
+    original = sngd.reconstruct
+
+    def wrong(model: nn.Module) -> nn.Module:
+        network = original(model)
+        with torch.no_grad():
+            next(network.parameters()).mul_(1.1)
+        return network
+
+    monkeypatch.setattr(sngd, "reconstruct", wrong)
+    status, printed = run(step_time.app, "--only", "sngd", "--output", tmp_path)
+    assert status == 1
+    assert "the network is wrong. its outputs: relative error" in printed
+    assert "mean" not in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gate_sees_a_gradient_that_is_not_natural():
+    model = tiny_mlp()
+    network, (inputs, labels) = sngd.reconstruct(model), next(TINY[0].batches())
+    gate.check_network(network, model, inputs, labels)
+    dict(network.named_parameters())["2.weight"].register_hook(lambda gradient: 2 * gradient)
+    with pytest.raises(gate.GateError, match=r"2\.weight: its gradient"):
+        gate.check_network(network, model, inputs, labels)
+
+
+def test_gate_sees_memory_that_explain_left_out():
+    model = tiny_mlp()
+    network, (inputs, labels) = sngd.reconstruct(model), next(TINY[0].batches())
+    sngd.fisher_layers(network)["0.weight"].register_buffer("another", torch.zeros(3))
+    with pytest.raises(gate.GateError, match=r"0\.weight: explain says \d+ bytes, it takes \d+"):
+        gate.check_network(network, model, inputs, labels)
+
+
+def test_ratio_compares_cycles():
+    reference = Times([1.0] * CYCLE + [2.0] * CYCLE)
+    assert Ratio.of(Times([3.0] * 2 * CYCLE), reference) == Ratio(2.0, 1.5, 3.0)
+
+
+def test_bars_are_those_of_the_networks_that_are_timed():
+    assert [workload.bar for workload in WORKLOADS] == [1.6, 1.2]
+
+
+def test_memory_from_end_to_end():
+    status, printed = run(command(memory.main))
+    assert status == 0, printed
+    assert printed.count("weight") == 6
+
+
+def test_every_kind_of_step_is_profiled(monkeypatch):
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
+    kinds = profile_step.breakdown(TINY[0], CYCLE)
+    assert tuple(kinds) == profile_step.KINDS
+    assert [kind for kind, groups in kinds.items() if groups.get("refresh")] == ["refresh"]
+    assert [kind for kind, groups in kinds.items() if groups.get("observation")] == ["observed"]
+    assert "guard" not in kinds["plain"]
+    assert kinds["steady"]["triangular solves"] > 0
+
+
+def test_profile_from_end_to_end():
+    status, printed = run(command(profile_step.main), "--steps", 2)
+    assert status == 0, printed
+    assert all(workload.name in printed for workload in TINY)
+
+
+def test_reconstruct_time_from_end_to_end():
+    status, printed = run(command(reconstruct_time.main), "--few", 1, "--many", 10, "--repeats", 1)
+    assert status == 0, printed
+    assert "hooks a layer, µs" in printed
+    assert "(<= 12)" in printed

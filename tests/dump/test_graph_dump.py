@@ -1,0 +1,142 @@
+"""The graphs that `graph` prints, to the letter, and their difference."""
+
+import expecttest
+import torch.nn.functional as F
+from torch import nn
+
+import sngd_compile as sngd
+from sngd_compile.dump import dump_difference, dump_graph
+
+
+class Twice(nn.Linear):
+    """One weight in two calls, and a child."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+        self.act = nn.Tanh()
+
+    def forward(self, x, scale=1.0):
+        x = self.act(F.linear(x, self.weight, self.bias))
+        return F.linear(x, self.weight, bias=self.bias).mul_(scale)
+
+
+class TestGraphDump(expecttest.TestCase):
+    def test_mlp(self):
+        net = sngd.reconstruct(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+        self.assertExpectedInline(
+            str(sngd.graph(net)),
+            """\
+[0]
+input_1 = argument input
+weight_fisher = self.weight_fisher                                             # reparameterise_
+weight_prime = self.weight_prime                                               # reparameterise_
+bias_prime = self.bias_prime                                                   # reparameterise_
+local_linear = local_linear(weight_fisher, input_1, weight_prime, bias_prime)  # associate_
+observing = self.observing                                                     # observe_
+weight_fisher_1 = self.weight_fisher                                           # observe_
+observe = observe(weight_fisher_1, linear, (input_1,), (), observing)          # observe_
+return local_linear
+
+[2]
+input_1 = argument input
+weight_fisher = self.weight_fisher                                             # reparameterise_
+weight_prime = self.weight_prime                                               # reparameterise_
+bias_prime = self.bias_prime                                                   # reparameterise_
+local_linear = local_linear(weight_fisher, input_1, weight_prime, bias_prime)  # associate_
+observing = self.observing                                                     # observe_
+weight_fisher_1 = self.weight_fisher                                           # observe_
+observe = observe(weight_fisher_1, linear, (input_1,), (), observing)          # observe_
+return local_linear""",
+        )
+
+    def test_convolution_without_bias(self):
+        net = sngd.reconstruct(nn.Conv2d(4, 6, 3, padding="same", groups=2, bias=False))
+        self.assertExpectedInline(
+            str(sngd.graph(net)),
+            """\
+[.]
+input_1 = argument input
+weight_fisher = self.weight_fisher                                                                         # reparameterise_
+weight_prime = self.weight_prime                                                                           # reparameterise_
+fold = fold(weight_fisher, weight_prime, None)                                                             # reparameterise_
+weight = getitem(fold, 0)                                                                                  # reparameterise_
+conv2d = conv2d(input_1, weight, None, (1, 1), same, (1, 1), 2)
+observing = self.observing                                                                                 # observe_
+weight_fisher_1 = self.weight_fisher                                                                       # observe_
+observe = observe(weight_fisher_1, convolution, (input_1,), (2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1), observing)  # observe_
+return conv2d""",  # noqa: E501
+        )
+
+    def test_two_uses_of_one_weight(self):
+        self.assertExpectedInline(
+            str(sngd.graph(sngd.reconstruct(Twice()))),
+            """\
+[.]
+x = argument x
+scale = argument scale
+weight_fisher = self.weight_fisher                                           # reparameterise_
+weight_prime = self.weight_prime                                             # reparameterise_
+bias_prime = self.bias_prime                                                 # reparameterise_
+local_linear = local_linear(weight_fisher, x, weight_prime, bias_prime)      # associate_
+observing = self.observing                                                   # observe_
+weight_fisher_1 = self.weight_fisher                                         # observe_
+observe = observe(weight_fisher_1, linear, (x,), (), observing)              # observe_
+act = self.act(local_linear)
+local_linear_1 = local_linear(weight_fisher, act, weight_prime, bias_prime)  # associate_
+observing_1 = self.observing                                                 # observe_
+weight_fisher_2 = self.weight_fisher                                         # observe_
+observe_1 = observe(weight_fisher_2, linear, (act,), (), observing_1)        # observe_
+mul_ = mul_(local_linear_1, scale)
+return mul_""",
+        )
+
+    def test_frozen_bias(self):
+        model = nn.Linear(3, 2)
+        model.bias.requires_grad_(False)
+        self.assertExpectedInline(
+            str(sngd.graph(sngd.reconstruct(model))),
+            """\
+[.]
+input_1 = argument input
+weight_fisher = self.weight_fisher                                     # reparameterise_
+weight_prime = self.weight_prime                                       # reparameterise_
+fold = fold(weight_fisher, weight_prime, None)                         # reparameterise_
+weight = getitem(fold, 0)                                              # reparameterise_
+bias = self.bias
+linear = linear(input_1, weight, bias)
+observing = self.observing                                             # observe_
+weight_fisher_1 = self.weight_fisher                                   # observe_
+observe = observe(weight_fisher_1, linear, (input_1,), (), observing)  # observe_
+return linear""",
+        )
+
+    def test_difference(self):
+        plain, biased = (
+            dump_graph(sngd.graph(sngd.reconstruct(nn.Linear(3, 2, bias=bias)))[""])
+            for bias in (False, True)
+        )
+        self.assertExpectedInline(
+            dump_difference(plain, biased),
+            """\
+  input_1 = argument input
+- weight_fisher = self.weight_fisher                                       # reparameterise_
++ weight_fisher = self.weight_fisher                                             # reparameterise_
+- weight_prime = self.weight_prime                                         # reparameterise_
++ weight_prime = self.weight_prime                                               # reparameterise_
++ bias_prime = self.bias_prime                                                   # reparameterise_
+- local_linear = local_linear(weight_fisher, input_1, weight_prime, None)  # associate_
++ local_linear = local_linear(weight_fisher, input_1, weight_prime, bias_prime)  # associate_
+- observing = self.observing                                               # observe_
++ observing = self.observing                                                     # observe_
+- weight_fisher_1 = self.weight_fisher                                     # observe_
++ weight_fisher_1 = self.weight_fisher                                           # observe_
+- observe = observe(weight_fisher_1, linear, (input_1,), (), observing)    # observe_
++ observe = observe(weight_fisher_1, linear, (input_1,), (), observing)          # observe_
+  return local_linear""",
+        )
+        assert dump_difference(plain, plain).splitlines() == [
+            f"  {line}" for line in plain.splitlines()
+        ]
+
+    def test_nothing_reconstructed(self):
+        assert str(sngd.graph(nn.Linear(3, 2))) == ""

@@ -1,0 +1,96 @@
+"""The table that `explain` prints, to the letter."""
+
+import expecttest
+from torch import nn
+
+import sngd_compile as sngd
+from sngd_compile import Config
+
+
+class Small(nn.Module):
+    """One layer of every kind that the table distinguishes."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.conv = nn.Conv1d(6, 8, 3, padding=1, groups=2)
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 5)
+        self.out = nn.Linear(5, 2, bias=False)
+        self.out.weight.requires_grad_(False)
+
+    def forward(self, x):
+        return self.out(self.head(self.norm(self.conv(self.embed(x).mT)).mean(2)))
+
+
+class TestPlanDump(expecttest.TestCase):
+    def test_small_model(self):
+        self.assertExpectedInline(
+            str(sngd.explain(Small())),
+            """\
+reconstructed: 2 weights, 125 of 217 elements (57.6 %)
+
+weight              shape      rule         Fisher         state    work/step  work/refresh
+-------------------------------------------------------------------------------------------
+conv.weight + bias  [8, 3, 3]  convolution  shared 2 x 10  2.4 KiB  648        3.4 k
+head.weight + bias  [5, 8]     linear       shared 9       1.0 KiB  320        1.6 k
+
+left as they are: 4 parameters, 92 elements
+
+parameter     shape    reason
+------------------------------------------------------------------------------------------------------------------------------
+embed.weight  [11, 6]  no rule for embedding (node embedding)
+norm.weight   [8]      its module cannot be captured: its forward branches on an activation or its shape, or iterates over one
+norm.bias     [8]      its module cannot be captured: its forward branches on an activation or its shape, or iterates over one
+out.weight    [2, 5]   frozen (requires_grad=False)""",  # noqa: E501
+        )
+
+    def test_overrides_and_roots(self):
+        text = str(sngd.explain(Small(), Config(root="symmetric"), overrides={"head.*": None}))
+        self.assertExpectedInline(
+            text,
+            """\
+reconstructed: 1 weights, 80 of 217 elements (36.9 %)
+
+weight              shape      rule         Fisher         state    work/step  work/refresh
+-------------------------------------------------------------------------------------------
+conv.weight + bias  [8, 3, 3]  convolution  shared 2 x 10  2.4 KiB  648        3.4 k
+
+left as they are: 6 parameters, 137 elements
+
+parameter     shape    reason
+------------------------------------------------------------------------------------------------------------------------------
+embed.weight  [11, 6]  no rule for embedding (node embedding)
+norm.weight   [8]      its module cannot be captured: its forward branches on an activation or its shape, or iterates over one
+norm.bias     [8]      its module cannot be captured: its forward branches on an activation or its shape, or iterates over one
+head.weight   [5, 8]   left out by an override
+head.bias     [5]      a bias that joins no local Fisher: it or its weight is left, or it is used elsewhere
+out.weight    [2, 5]   frozen (requires_grad=False)""",  # noqa: E501
+        )
+
+    def test_large_layers(self):
+        model = nn.Sequential(nn.Linear(784, 512), nn.Linear(4096, 4096)).to("meta")
+        self.assertExpectedInline(
+            str(sngd.explain(model)),
+            """\
+reconstructed: 2 weights, 17,183,232 of 17,183,232 elements (100.0 %)
+
+weight           shape         rule    Fisher       state       work/step  work/refresh
+---------------------------------------------------------------------------------------
+0.weight + bias  [512, 784]    linear  shared 785   7.05 MiB    314.7 M    1.6 G
+1.weight + bias  [4096, 4096]  linear  shared 4097  192.09 MiB  68.7 G     332.1 G""",
+        )
+
+    def test_nothing_to_reconstruct(self):
+        self.assertExpectedInline(
+            str(sngd.explain(nn.LayerNorm(3))),
+            """\
+reconstructed: 0 weights, 0 of 6 elements (0.0 %)
+
+left as they are: 2 parameters, 6 elements
+
+parameter  shape  reason
+----------------------------------------------------------
+weight     [3]    no rule for layer_norm (node layer_norm)
+bias       [3]    no rule for layer_norm (node layer_norm)""",
+        )

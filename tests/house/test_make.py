@@ -1,0 +1,15 @@
+"""`make help` lists the targets that the documentation speaks of."""
+
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TARGETS = ["help", "demo", "test", "lint", "format", "types"]
+TARGETS += ["docs", "bench", "mutants", "wheel", "check", "clean"]
+
+
+def test_help_lists_every_target():
+    printed = subprocess.run(
+        ["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    assert [line.split()[1] for line in printed.splitlines() if line.startswith("make ")] == TARGETS

@@ -1,0 +1,43 @@
+"""A file or a function that no longer fits on a few screens is two of them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("sngd_compile", "kernels", "examples", "benchmarks", "docs", "tests")
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+SOURCES = [path for path in FILES if path.relative_to(ROOT).parts[0] != "tests"]
+
+LONGEST_FILE = 250
+LONGEST_FUNCTION = 40
+
+
+def name(path: Path) -> str:
+    """The path as it is written in the repository."""
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_file_is_short(path: Path):
+    assert len(path.read_text().splitlines()) <= LONGEST_FILE
+
+
+def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The lines from `def` to the end, the docstring left out: documentation is never too much."""
+    length = (function.end_lineno or 0) - function.lineno + 1
+    first = function.body[0]
+    documented = ast.get_docstring(function, clean=False) is not None
+    return length - ((first.end_lineno or 0) - first.lineno + 1 if documented else 0)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_functions_are_short(path: Path):
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    lengths = {function.name: lines_of_code(function) for function in functions}
+    assert {key: n for key, n in lengths.items() if n > LONGEST_FUNCTION} == {}

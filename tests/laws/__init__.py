@@ -1,0 +1,13 @@
+"""The laws that every rule obeys on every case; a rule's own test file lists the cases.
+
+CASES = [linear_case(5, 3, (4,)), ...]
+
+@every_law(CASES)
+def test_linear(law, case, root):
+    law(case, root)
+"""
+
+from laws.case import Case, conv_case, conv_rows, linear_case, linear_rows
+from laws.suite import LAWS, every_law
+
+__all__ = ["LAWS", "Case", "conv_case", "conv_rows", "every_law", "linear_case", "linear_rows"]

@@ -1,0 +1,123 @@
+"""A layer to test, its input, and its rows written out by hand."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One layer on one shape of input.
+
+    Args:
+        name: Shown by pytest.
+        module: Makes the layer; called anew by every law, always with the same seed.
+        shape: Of the input.
+        rows: The layer and an input -> the rows of the local Fisher without the bias's 1, `[N, K]`
+            or `[groups, N, K]`, found without the library.
+        channel_axis: Axis of the output along which its channels lie.
+        weight: Name of the parameter under test.
+        bias: Name of the bias that joins its local Fisher, or None.
+    """
+
+    name: str
+    module: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    rows: Callable[[nn.Module, Tensor], Tensor]
+    channel_axis: int = -1
+    weight: str = "weight"
+    bias: str | None = "bias"
+
+    def build(self) -> nn.Module:
+        """Make the layer."""
+        torch.manual_seed(1)
+        return self.module()
+
+    def input(self, seed: int = 0) -> Tensor:
+        """Draw an input, off centre so that the bias matters."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(self.shape, generator=generator, dtype=torch.float64) + 0.3
+
+    def moments(self, model: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+        """Return the mean outer product of the rows, `[groups, D, D]`, and their number."""
+        rows = self.rows(model, x)
+        rows = rows[None] if rows.dim() == 2 else rows
+        if self.bias is not None:
+            rows = F.pad(rows, (0, 1), value=1.0)
+        return rows.mT @ rows / rows.shape[1], rows.shape[1]
+
+    def matrix(self, values: dict[str, Tensor]) -> Tensor:
+        """Lay what belongs to the weight and its bias out as `[O, D]`."""
+        weight = values[self.weight].flatten(1)
+        return weight if self.bias is None else torch.cat([weight, values[self.bias][:, None]], 1)
+
+    def called(self, name: str) -> Self:
+        """Return the case under another name."""
+        return replace(self, name=name)
+
+
+def linear_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """Take every index of the input but the last as one row."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def conv_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """Cut out the window of every output position, one after the other, `[groups, N, K]`."""
+    axes = list(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True))
+    images = x if x.dim() == len(axes) + 2 else x[None]
+    spans = [d * (k - 1) for k, _, d in axes]
+    if layer.padding == "same":
+        sides = [(span // 2, span - span // 2) for span in spans]
+    else:
+        padding = (0,) * len(axes) if layer.padding == "valid" else layer.padding
+        sides = [(side, side) for side in padding]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    images = F.pad(images, [side for pair in reversed(sides) for side in pair], mode)
+    corners = product(
+        *(
+            range(0, size - span, stride)
+            for size, span, (_, stride, _) in zip(images.shape[2:], spans, axes, strict=True)
+        )
+    )
+    windows = []
+    for corner in corners:
+        cut = [slice(c, c + n + 1, a[2]) for c, n, a in zip(corner, spans, axes, strict=True)]
+        windows.append(images[(..., *cut)])
+    patches = torch.stack(windows, 1).flatten(0, 1)
+    return torch.stack([group.flatten(1) for group in patches.chunk(layer.groups, 1)])
+
+
+def linear_case(inputs: int, outputs: int, lead: tuple[int, ...], bias: bool = True) -> Case:
+    """Describe an `nn.Linear` on an input `[*lead, inputs]`."""
+    return Case(
+        name=f"{inputs}-{outputs} on {[*lead, inputs]}{'' if bias else ' without bias'}",
+        module=lambda: nn.Linear(inputs, outputs, bias=bias),
+        shape=(*lead, inputs),
+        rows=linear_rows,
+        bias="bias" if bias else None,
+    )
+
+
+def conv_case(
+    kind: type[nn.Module],
+    channels: tuple[int, int],
+    kernel: object,
+    shape: tuple[int, ...],
+    **options: object,
+) -> Case:
+    """Describe an `nn.Conv1d`, `2d` or `3d` on an input of `shape`."""
+    words = ", ".join(f"{name}={value}" for name, value in options.items())
+    axes = int(kind.__name__[-2])
+    return Case(
+        name=f"{kind.__name__} {channels[0]}-{channels[1]} kernel {kernel} on {[*shape]} {words}",
+        module=lambda: kind(*channels, kernel, **options),
+        shape=shape,
+        rows=conv_rows,
+        channel_axis=-axes - 1,
+        bias="bias" if options.get("bias", True) else None,
+    )

@@ -1,0 +1,227 @@
+"""The laws themselves, each a function of a case and a kind of root, in float64."""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev
+
+import sngd_compile as sngd
+from laws.case import Case
+from laws.recorder import recorded_uses
+from sngd_compile import Config
+
+Law = Callable[[Case, str], None]
+RELATIVE, ABSOLUTE, TRACE = 1e-2, 0.03, 0.2
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    """Ask for ten digits."""
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
+
+
+def configuration(root: str) -> Config:
+    """Observe every row of every step; renew the root after steps 1, 3 and 5."""
+    return Config(
+        refresh_every=5,
+        early_refreshes=(1, 3),
+        observe_every=1,
+        damping_rel_trace=RELATIVE,
+        damping_abs=ABSOLUTE,
+        max_rows=None,
+        root=root,
+    )
+
+
+def observed(case: Case, root: str) -> nn.Module:
+    """Reconstruct the layer and renew its root from one batch."""
+    net = sngd.reconstruct(case.build(), configuration(root))
+    net(case.input())
+    return sngd.refresh_(net)
+
+
+def trained(case: Case, root: str, steps: int = 4) -> tuple[nn.Module, torch.optim.SGD]:
+    """Reconstruct the layer and train it, with momentum and refreshes on the way."""
+    net = sngd.reconstruct(case.build(), configuration(root))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss(net(case.input(step))).backward()
+        optimizer.step()
+    return net, optimizer
+
+
+def loss(outputs: Tensor) -> Tensor:
+    """Weigh every output differently."""
+    weights = torch.linspace(-1.0, 1.5, outputs.numel(), dtype=outputs.dtype)
+    return (outputs.flatten().sin() * weights).mean()
+
+
+def rewriting_keeps_the_function(case: Case, root: str) -> None:
+    """Law 1: outputs in both modes, and gradients of the input and of every parameter."""
+    model = case.build()
+    net = sngd.reconstruct(model, configuration(root))
+    for training in (True, False):
+        given = [case.input().requires_grad_() for _ in range(2)]
+        outputs = [net.train(training)(given[0]), model.train(training)(given[1])]
+        close(*outputs)
+        for output in outputs:
+            loss(output).backward()
+        close(given[0].grad, given[1].grad)
+    pairs = zip(net.named_parameters(), model.named_parameters(), strict=True)
+    for (name, rewritten), (original_name, original) in pairs:
+        assert name == original_name
+        if original.requires_grad:
+            close(rewritten.grad, original.grad)
+
+
+def refreshing_keeps_the_function(case: Case, root: str) -> None:
+    """Law 2: a root that changes during training changes nothing that lives on `w`."""
+    net, optimizer = trained(case, root)
+    net(case.input(9))
+    before, plain = sngd.fisher_layers(net)[case.weight].root, sngd.fold(net)
+    kept = probe(net, case), on_the_weight(net, optimizer, case)
+    sngd.refresh_(net)
+    assert not torch.allclose(sngd.fisher_layers(net)[case.weight].root, before)
+    for actual, expected in zip(on_the_weight(net, optimizer, case), kept[1], strict=True):
+        close(actual, expected)
+    for actual, expected, folded in zip(probe(net, case), kept[0], probe(plain, case), strict=True):
+        close(actual, expected)
+        close(actual, folded)
+
+
+def probe(net: nn.Module, case: Case) -> tuple[Tensor, Tensor]:
+    """Return the outputs for an input never trained on, and its gradient."""
+    x = case.input(17).requires_grad_()
+    outputs = net(x)
+    return outputs, torch.autograd.grad(loss(outputs), x)[0]
+
+
+def on_the_weight(net: nn.Module, optimizer: torch.optim.SGD, case: Case) -> tuple[Tensor, Tensor]:
+    """Return the momentum `V' R` and the accumulated gradient `g' R^-T`."""
+    root = sngd.fisher_layers(net)[case.weight].root
+    root = root.reshape(-1, *root.shape[-2:])
+    named = dict(net.named_parameters())
+    momentum = {name: optimizer.state[p].get("momentum_buffer") for name, p in named.items()}
+    gradient = {name: p.grad for name, p in named.items()}
+    blocks = [case.matrix(v).unflatten(0, (len(root), -1)) for v in (momentum, gradient)]
+    return blocks[0] @ root, blocks[1] @ root.inverse().mT
+
+
+def folding_gives_the_plain_layer(case: Case, root: str) -> None:
+    """Law 3: the class, the keys and the shapes of the original, and the trained function."""
+    model, (net, _) = case.build(), trained(case, root)
+    plain = sngd.fold(net)
+    assert type(plain) is type(model)
+    assert list(plain.state_dict()) == list(model.state_dict())
+    assert [*dict(plain.named_modules())] == [*dict(model.named_modules())]
+    close(plain(case.input(17)), net(case.input(17)))
+    close(plain.get_parameter(case.weight), getattr(net, case.weight))
+    model.load_state_dict(plain.state_dict())
+    close(model(case.input(17)), net(case.input(17)))
+
+
+def descent_is_natural(case: Case, root: str) -> None:
+    """Law 4: one step of gradient descent on `w'` is `w <- w - lr dL/dw (G + damping)^-1`."""
+    net = observed(case, root)
+    plain = sngd.fold(net)
+    loss(plain(case.input(2))).backward()
+    named = dict(plain.named_parameters())
+    gradient = case.matrix({name: p.grad for name, p in named.items() if p.grad is not None})
+    factor, _ = case.moments(plain, case.input())
+    natural = gradient.unflatten(0, (len(factor), -1)) @ damped(factor).inverse()
+    expected = case.matrix(named) - 0.7 * natural.flatten(0, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.7)
+    loss(net(case.input(2))).backward()
+    optimizer.step()
+    close(case.matrix(dict(sngd.fold(net).named_parameters())), expected)
+
+
+def damped(factor: Tensor) -> Tensor:
+    """Add the damping to `[groups, D, D]`, as the options' names say it."""
+    trace = factor.diagonal(dim1=-2, dim2=-1).sum(-1).mean()
+    return factor + (RELATIVE * trace + ABSOLUTE) * torch.eye(factor.shape[-1])
+
+
+def factor_is_the_mean_of_the_rows(case: Case, root: str) -> None:
+    """Law 5: of the rule's rows and of those written out; nothing is observed outside training."""
+    net = observed(case, root)
+    fisher = sngd.fisher_layers(net)[case.weight]
+    expected, count = case.moments(net, case.input())
+    with torch.no_grad():
+        net(case.input(3))
+    net.eval()(case.input(4))
+    sngd.refresh_(net)
+    close(fisher.factor.reshape(expected.shape), expected)
+    assert fisher.rows_seen == count
+    rows = torch.cat([use.rows for use in recorded_uses(case)], -2)
+    assert rows.shape[-2] == count
+    close(rows, case.rows(net, case.input()).reshape(rows.shape))
+
+
+def factor_is_the_jacobians_moment(case: Case, root: str) -> None:
+    """Law 6: `J^T J / N` with J the Jacobian of one output channel of the layer as it was."""
+    model, x = case.build(), case.input()
+    factor = sngd.fisher_layers(observed(case, root))[case.weight].factor
+    blocks = factor.reshape(-1, *factor.shape[-2:])
+    names = [case.weight] if case.bias is None else [case.weight, case.bias]
+    parameters = {name: model.get_parameter(name).detach() for name in names}
+    outputs = len(parameters[case.weight])
+    for group, block in enumerate(blocks):
+        channel = group * (outputs // len(blocks))
+
+        def of_channel(values: dict[str, Tensor], channel: int = channel) -> Tensor:
+            return functional_call(model, values, (x,)).select(case.channel_axis, channel).flatten()
+
+        jacobians = jacrev(of_channel)(parameters)
+        columns = [j[:, channel].reshape(len(j), -1) for j in jacobians.values()]
+        jacobian = torch.cat(columns, 1)
+        close(block, jacobian.T @ jacobian / len(jacobian))
+
+
+def root_whitens_the_factor(case: Case, root: str) -> None:
+    """Law 7: `R (scale G + damping) R^T = I` and `R^T R` is the inverse, after training too."""
+    for net in (observed(case, root), trained(case, root, steps=5)[0]):
+        fisher = sngd.fisher_layers(net)[case.weight]
+        eye = torch.eye(fisher.factor.shape[-1]).expand_as(fisher.factor)
+        factor = fisher.scale * fisher.factor + fisher.damping * eye
+        close(fisher.root @ factor @ fisher.root.mT, eye)
+        close(fisher.root.mT @ fisher.root @ factor, eye)
+        undamped = damped(fisher.factor.reshape(-1, *eye.shape[-2:])).reshape(eye.shape)
+        close(factor, undamped)
+
+
+def second_moment_is_that_of_the_rows(case: Case, root: str) -> None:
+    """Law 8: a rule that sums outer products its own way adds those of its rows."""
+    for use in recorded_uses(case):
+        for bias in (False, True):
+            ones = use.rows.new_ones(*use.rows.shape[:-1], int(bias))
+            rows = torch.cat([use.rows, ones], -1)
+            moment = rows.mT @ rows
+            close(use.add_second_moment(bias, torch.ones_like(moment)), 1 + moment)
+
+
+OF_THE_ROOT: tuple[Law, ...] = (
+    rewriting_keeps_the_function,
+    refreshing_keeps_the_function,
+    folding_gives_the_plain_layer,
+    descent_is_natural,
+    root_whitens_the_factor,
+)
+OF_THE_FACTOR: tuple[Law, ...] = (
+    factor_is_the_mean_of_the_rows,
+    factor_is_the_jacobians_moment,
+    second_moment_is_that_of_the_rows,
+)
+LAWS = [*product(OF_THE_ROOT, ("cholesky", "symmetric")), *product(OF_THE_FACTOR, ("cholesky",))]
+
+
+def every_law(cases: Sequence[Case]) -> pytest.MarkDecorator:
+    """Run a test of arguments `law`, `case`, `root` for every law on every case."""
+    listed = [
+        pytest.param(law, case, root, id=f"{case.name}-{law.__name__}-{root}")
+        for case, (law, root) in product(cases, LAWS)
+    ]
+    return pytest.mark.parametrize(("law", "case", "root"), listed)

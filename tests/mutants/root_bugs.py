@@ -1,0 +1,140 @@
+"""Bugs in what is made of the statistics: averages, damping, roots, refreshes, folding."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import sngd_compile.layer
+from bug import CONVOLUTION, LINEAR, TRAJECTORY, caught_by, wrap
+from sngd_compile.config import Config
+from sngd_compile.runtime import refresh
+from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.roots import CholeskyRoot, SymmetricRoot
+
+
+def change_damping(factor: Callable[[FisherLayer], float]) -> None:
+    """Scale the damping that is relative to the trace."""
+
+    def next_root(original: Any, fisher: FisherLayer) -> Any:
+        config = fisher.config
+        relative = config.damping_rel_trace * factor(fisher)
+        fisher.config = config.replace(damping_rel_trace=relative)
+        found = original(fisher)
+        fisher.config = config
+        return found
+
+    wrap(FisherLayer, "next_root", next_root)
+
+
+def wrap_decomposition(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Let both kinds of root decompose a changed matrix."""
+    for kind in (CholeskyRoot, SymmetricRoot):
+        wrap(kind, "decompose_", lambda original, root, damped: original(root, change(damped)))
+
+
+@caught_by(LINEAR)
+def average_without_bias_correction() -> None:
+    """The average over time starts from zero and is not corrected for it."""
+
+    def absorb(original: Any, fisher: FisherLayer) -> bool:
+        fisher.average_weight.fill_(1.0)
+        return original(fisher)
+
+    wrap(FisherLayer, "absorb_", absorb)
+
+
+@caught_by(TRAJECTORY)
+def average_decays_per_refresh() -> None:
+    """The average decays once a refresh, however many steps were observed."""
+
+    def absorb(original: Any, fisher: FisherLayer) -> bool:
+        fisher.schedule.observed_steps = 1
+        return original(fisher)
+
+    wrap(FisherLayer, "absorb_", absorb)
+
+
+@caught_by(LINEAR)
+def damping_by_mean_eigenvalue() -> None:
+    """The damping is relative to trace / D."""
+    change_damping(lambda fisher: 1 / fisher.size)
+
+
+@caught_by(CONVOLUTION)
+def damping_by_the_trace_of_all_groups() -> None:
+    """The damping of a grouped convolution is relative to the sum of its traces."""
+    change_damping(lambda fisher: fisher.groups or 1)
+
+
+@caught_by(LINEAR)
+def inverse_for_root() -> None:
+    """R is the inverse of the damped factor, not a root of it."""
+    wrap_decomposition(lambda damped: damped @ damped)
+
+
+@caught_by(LINEAR)
+def root_one_percent_off() -> None:
+    """R is 1 % too long."""
+    wrap_decomposition(lambda damped: damped / 1.01**2)
+
+
+@caught_by(LINEAR)
+def transposed_root() -> None:
+    """The rows are rotated with R^T."""
+
+    def linear(original: Any, root: CholeskyRoot, rows: Any, weight: Any, bias: Any) -> Any:
+        matrix = root.matrix()
+        if bias is None:
+            return rows @ matrix @ weight.mT
+        return F.pad(rows, (0, 1), value=1.0) @ matrix @ torch.cat([weight, bias[:, None]], 1).mT
+
+    wrap(CholeskyRoot, "linear", linear)
+
+
+@caught_by(LINEAR)
+def weights_not_rebased() -> None:
+    """A refresh changes the root and leaves `w'` as it was."""
+    skip_move(lambda site, weight: weight is site.weight)
+
+
+@caught_by(LINEAR)
+def gradient_not_transported() -> None:
+    """An accumulated gradient stays in the old coordinates."""
+    skip_move(lambda site, weight: weight is site.weight.grad)
+
+
+@caught_by(LINEAR)
+def gradient_transported_like_a_weight() -> None:
+    """An accumulated gradient moves by `R_old R_new^-1`."""
+    for kind in (CholeskyRoot, SymmetricRoot):
+        kind.to_prime, kind.from_prime = kind.unfold, kind.fold
+
+
+def skip_move(is_skipped: Callable[[Any, Any], bool]) -> None:
+    """Leave out one of the moves of a refresh."""
+
+    def move(original: Any, site: Any, change: Any, dtype: Any, weight: Any, bias: Any) -> None:
+        if not is_skipped(site, weight):
+            original(site, change, dtype, weight, bias)
+
+    wrap(refresh, "_move_", move)
+
+
+@caught_by(LINEAR)
+def momentum_not_transported() -> None:
+    """The momentum buffer stays in the old coordinates."""
+    refresh.LINEAR_STATES = ()
+
+
+@caught_by(TRAJECTORY)
+def refreshes_one_step_late() -> None:
+    """Steps are counted from 0 where they should be counted from 1."""
+    wrap(Config, "is_refreshed", lambda original, config, steps: original(config, steps - 1))
+
+
+@caught_by(LINEAR)
+def fold_returns_the_raw_weights() -> None:
+    """Folding drops the Fisher layer and keeps `w'`."""
+    sngd_compile.layer.reset_ = lambda site: None

@@ -1,0 +1,147 @@
+"""Optimizers that are not SGD, and those that step something else."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import sngd_compile as sngd
+from api import EVERY_STEP, apart, batch, mlp, sgd, steps_of, train, trained
+from sngd_compile import SngdWarning
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def loss(net):
+    with torch.no_grad():
+        return float(net(batch()).square().mean())
+
+
+ADAPTIVE = [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad]
+
+
+@pytest.mark.parametrize("kind", ADAPTIVE)
+def test_adaptive_optimizers_warn_once_and_work(kind):
+    net = sngd.reconstruct(mlp(), EVERY_STEP)
+    before, optimizer = loss(net), kind(net.parameters(), lr=0.01)
+    with pytest.warns(SngdWarning, match=f"{kind.__name__} steps 2 reconstructed weights") as found:
+        train(net, optimizer, steps=20)
+    assert len(found) == 1
+    assert "torch.optim.SGD" in str(found[0].message)
+    assert loss(net) < 0.7 * before
+    assert apart(net, sngd.fold(net)) < 1e-12
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(net, optimizer, steps=5)
+
+
+def test_lbfgs_works():
+    net = sngd.reconstruct(mlp(), EVERY_STEP)
+    before = loss(net)
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=3)
+
+    def closure():
+        optimizer.zero_grad()
+        value = net(batch()).square().mean()
+        value.backward()
+        return value
+
+    with pytest.warns(SngdWarning, match="LBFGS"):
+        optimizer.step(closure)
+    for _ in range(3):
+        optimizer.step(closure)
+    assert steps_of(net) == [4, 4]
+    assert loss(net) < 0.1 * before
+
+
+def test_adam_keeps_its_first_moment_in_place():
+    net = sngd.reconstruct(mlp(), EVERY_STEP.replace(refresh_every=100, early_refreshes=()))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    with pytest.warns(SngdWarning):
+        train(net, optimizer)
+    pair = [optimizer.state[p]["exp_avg"] for p in (net[0].weight_prime, net[0].bias_prime)]
+    in_w = torch.cat([pair[0], pair[1][:, None]], 1)  # the root is the identity still
+    sngd.refresh_(net)
+    root = sngd.fisher_layers(net)["0.weight"].root
+    assert not torch.allclose(root, torch.eye(6))
+    torch.testing.assert_close(torch.cat([pair[0], pair[1][:, None]], 1) @ root, in_w)
+
+
+def test_subclasses_of_sgd_do_not_warn():
+    class Mine(torch.optim.SGD):
+        """Plain SGD under another name."""
+
+    net = sngd.reconstruct(mlp(), EVERY_STEP)
+    train(net, Mine(net.parameters(), lr=0.02))
+    assert steps_of(net) == [5, 5]
+
+
+def test_an_optimizer_of_something_else_is_never_touched():
+    net, plain = trained(), mlp()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    optimizer = torch.optim.Adam(plain.parameters())
+    plain(batch()).sum().backward()
+    plain[0].weight.grad.fill_(float("nan"))
+    optimizer.step()
+    assert plain[0].weight.isnan().all()
+    assert all(map(torch.equal, net.state_dict().values(), before.values()))
+
+
+def test_an_optimizer_of_the_other_parameters_refreshes_nothing():
+    net = sngd.reconstruct(nn.Sequential(mlp(), nn.LayerNorm(3)), EVERY_STEP)
+    train(net, torch.optim.SGD(net[1].parameters(), lr=0.1))
+    assert steps_of(net) == [0, 0]
+    assert torch.equal(sngd.fisher_layers(net)["0.0.weight"].root, torch.eye(6))
+
+
+def test_two_networks_do_not_interfere():
+    model = mlp()
+    alone = sngd.reconstruct(model, EVERY_STEP)
+    train(alone)
+    first = sngd.reconstruct(model, EVERY_STEP)
+    second = sngd.reconstruct(mlp(), EVERY_STEP.replace(root="symmetric"))
+    optimizers = sgd(first), sgd(second)
+    for step in range(5):
+        train(first, optimizers[0], steps=1, first=step)
+        train(second, optimizers[1], steps=1, first=step + 7)
+    assert all(map(torch.equal, first.state_dict().values(), alone.state_dict().values()))
+
+
+def test_one_optimizer_for_a_network_and_a_plain_model():
+    net, plain = sngd.reconstruct(mlp(), EVERY_STEP), mlp()
+    expected = sngd.fold(sngd.reconstruct(plain))
+    optimizer = torch.optim.SGD([*net.parameters(), *plain.parameters()], lr=0.02)
+    reference = torch.optim.SGD(expected.parameters(), lr=0.02)
+    for step in range(4):
+        optimizer.zero_grad()
+        reference.zero_grad()
+        (net(batch(step)).square().mean() + plain(batch(step)).square().mean()).backward()
+        expected(batch(step)).square().mean().backward()
+        optimizer.step()
+        reference.step()
+    assert steps_of(net) == [4, 4]
+    assert apart(plain, expected) == 0.0
+
+
+def test_averaging_belongs_on_the_folded_network():
+    model = mlp()
+    net = sngd.reconstruct(model, EVERY_STEP)
+    averaged, optimizer, seen = AveragedModel(model), sgd(net), []
+    for step in range(4):
+        train(net, optimizer, steps=1, first=step)
+        averaged.update_parameters(sngd.fold(net))
+        seen.append(sngd.fold(net)[0].weight)
+    torch.testing.assert_close(averaged.module[0].weight, torch.stack(seen).mean(0))
+
+
+def test_an_average_of_networks_is_a_network_of_its_own():
+    net = trained()
+    averaged = AveragedModel(net)
+    averaged.update_parameters(net)
+    assert apart(averaged, net) == 0.0
+    before = averaged.module[0].weight.clone()
+    train(net)
+    assert torch.equal(averaged.module[0].weight, before)
+    assert steps_of(averaged) == [5, 5]
