@@ -128,7 +128,7 @@ def reconstruct_module_(plan: ModulePlan) -> None:
         module.add_module(site.fisher_name, fisher)
     names = tuple((site.weight_name, site.bias_name) for site in plan.sites)
     module.__dict__["program"] = program
-    module.__class__ = reconstructed_class(type(module), names)
+    module.__class__ = reconstructed_class(type(module), names)  # type: ignore[arg-type]
     register_owner(module)
 
 
@@ -186,7 +186,7 @@ def _reset_parameters(module: Reconstructed) -> None:
 
 
 def _new(original: type[nn.Module], names: Names, *arguments: Any) -> Reconstructed:
-    made = reconstructed_class(original, names)
+    made = reconstructed_class(original, names)  # type: ignore[arg-type]
     return made.__new__(made, *arguments)
 
 
