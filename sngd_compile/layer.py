@@ -59,7 +59,8 @@ class Reconstructed(nn.Module):
 
     def local_sites(self) -> list[LocalSite]:
         """Return one record per reconstructed weight."""
-        return [LocalSite(self, weight, bias, fisher_of(self, weight)) for weight, bias in self.names]
+        pairs = self.names
+        return [LocalSite(self, name, bias, fisher_of(self, name)) for name, bias in pairs]
 
     def __init_subclass__(cls) -> None:
         """Keep the original class's own hook out: the class made here is no further subclass."""

@@ -131,19 +131,22 @@ class _Matcher:
         if rule is None:
             return f"no rule for {_where(node)}"
         try:
-            call = rule.bind(node.args, node.kwargs, self.parameters)
+            use = rule.match(rule.bind(node.args, node.kwargs, self.parameters))
         except TypeError:
-            return f"no rule for these arguments of {_where(node)}"
-        use = rule.match(call)
+            use = f"no rule for these arguments of {_where(node)}"
         if isinstance(use, str):
-            return f"{use}, {_where(node)}" if node.stack_trace else use
+            return use
+        return self._checked(name, node, use, rule.name)
+
+    def _checked(self, name: str, node: fx.Node, use: Use, rule: str) -> GraphUse | str:
+        """Accept a use in which the parameter is the weight and nothing else."""
         if use.weight not in self.nodes[name]:
             return LONE_BIAS
         if not set(self.nodes[name]).isdisjoint(use.inputs):
             return f"it is also the input of {_where(node)}"
         if use.weight in self.transposed:
             use = replace(use, layout=use.layout.of_transpose())
-        return GraphUse(node, use, rule.name)
+        return GraphUse(node, use, rule)
 
 
 def planned_weights_of(name: str, parameter: nn.Parameter) -> Planned:

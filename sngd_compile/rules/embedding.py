@@ -15,6 +15,13 @@ from sngd_compile.rules.registry import register_rule
 
 NO_PADDING = -1
 
+REFUSED = {
+    "max_norm": "the forward renormalises entries in place",
+    "scale_grad_by_freq": "the gradient is divided by frequencies, which SNGD does itself",
+    "sparse": "its gradient is sparse, which no root can act on; set sparse=False",
+}
+"""Options under which a table is left, and why."""
+
 
 @register_rule
 class Embedding(Rule):
@@ -38,11 +45,7 @@ class Embedding(Rule):
         weight = call.parameter("weight")
         if weight is None:
             return "F.embedding takes it as something else than the weight"
-        for name, change in (
-            ("max_norm", "the forward renormalises entries in place"),
-            ("scale_grad_by_freq", "the gradient is divided by frequencies, which SNGD does itself"),
-            ("sparse", "its gradient is sparse, which no root can act on; set sparse=False"),
-        ):
+        for name, change in REFUSED.items():
             if call.arguments[name] not in (None, False):
                 return f"F.embedding with {name}={call.arguments[name]}: {change}"
         padding = call.arguments["padding_idx"]

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def by_output(weight: Tensor) -> Tensor:
+    """Lay `[O, ...]` out as `[O, K]`."""
+    return weight.flatten(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,7 @@ class Case:
         channel_axis: Axis of the output along which its channels lie.
         weight: Name of the parameter under test.
         bias: Name of the bias that joins its local Fisher, or None.
-        arrange: The weight -> `[O, K]`, the weights of one output a row, groups one after the other.
+        arrange: The weight -> `[O, K]`, one output a row, groups one after the other.
         diagonal: Whether the factor keeps the diagonal alone.
         draw: Makes an input from a seeded generator; None for normal numbers off centre.
     """
@@ -36,7 +40,7 @@ class Case:
     channel_axis: int = -1
     weight: str = "weight"
     bias: str | None = "bias"
-    arrange: Callable[[Tensor], Tensor] = partial(torch.flatten, start_dim=1)
+    arrange: Callable[[Tensor], Tensor] = by_output
     diagonal: bool = False
     draw: Callable[[torch.Generator], Tensor] | None = None
 

@@ -40,7 +40,7 @@ CASES = [
     case(name="more rows than entries", draw=draw(11)),
     case(name="one index", draw=draw(1)),
     case(name="padding", module=partial(nn.Embedding, 5, 3, padding_idx=1), draw=draw(4, 3)),
-    case(name="padding from the end", module=partial(nn.Embedding, 5, 3, padding_idx=-4), draw=draw(9)),
+    case(name="last entry", module=partial(nn.Embedding, 5, 3, padding_idx=-4), draw=draw(9)),
     case(name="one column", module=partial(nn.Embedding, 5, 1), draw=draw(6)),
 ]
 
