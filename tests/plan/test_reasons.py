@@ -60,10 +60,6 @@ CALLS = {
         lambda m, x: F.linear(x, m.weight, m.bias) + F.linear(x, m.weight),
         {"bias": LONE_BIAS},
     ),
-    "table and layer": (
-        lambda m, x: F.linear(x, m.weight) + F.embedding(x[:, 0].long().abs() % 3, m.other)[:, :3],
-        {},
-    ),
 }
 
 
