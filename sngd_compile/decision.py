@@ -171,4 +171,3 @@ def _joins(
             if not all(calls.issuperset(node.users) for node in reads):
                 return False
     return True
-

@@ -199,9 +199,7 @@ def _turns(func: Any, rest: Sequence[Any]) -> bool:
     return not rest or sorted(axis % 2 for axis in rest if isinstance(axis, int)) == [0, 1]
 
 
-def _parts(
-    weight: FoldedWeight, parts: Any, rest: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
+def _parts(weight: FoldedWeight, parts: Any, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Follow the parts along the first axis: groups of a stack, or outputs of a matrix."""
     axis = kwargs.get("dim", rest[-1] if len(rest) > 1 else 0)
     if weight.dim() == 3 and len(parts) == weight.shape[0] and parts[0].dim() == 2:

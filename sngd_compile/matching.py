@@ -174,9 +174,7 @@ def _takes_apart(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and target in _PARTS
 
 
-def _obstacle(
-    module: nn.Module, module_class: type[nn.Module], names: Iterable[str]
-) -> str | None:
+def _obstacle(module: nn.Module, module_class: type[nn.Module], names: Iterable[str]) -> str | None:
     """Say why a module cannot become a reconstructed one."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted"

@@ -35,8 +35,9 @@ class Embedding(Rule):
     name = "embedding"
     targets = (F.embedding, torch.embedding)
     signature = inspect.signature(
-        lambda input, weight, padding_idx=None, max_norm=None, norm_type=2.0,
-        scale_grad_by_freq=False, sparse=False: ...
+        lambda input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False: (
+            ...
+        )
     )
     kind = "diagonal"
 
