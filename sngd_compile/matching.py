@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from sngd_compile.bytecode import UncapturableError, changes_in_place
 from sngd_compile.capture import capture
-from sngd_compile.rules import Planned, Use, has_structure, planned_weights, rule_for
+from sngd_compile.rules import Planned, Use, planned_weights, rule_for, runs_known_forward
 from sngd_compile.site import GraphUse
 
 RESERVED_NAMES = ("names", "program", "observing", "local_sites", "original_class", "held")
@@ -59,12 +59,13 @@ def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str])
     obstacle = _obstacle(module, module_class, names)
     if not names or obstacle:
         return Findings(None, dict.fromkeys(names, obstacle or ""))
-    if has_structure(module_class):
-        return _as_it_is(module, module_class, names, "")
     try:
         graph = capture(module, module_class)
     except UncapturableError as error:
-        return _as_it_is(module, module_class, names, f"its module cannot be captured: {error}")
+        # What a layer of torch does is known: why no graph repeats it is nobody's concern.
+        reason = f"its module cannot be captured: {error}"
+        note = "" if runs_known_forward(module_class) else reason
+        return _as_it_is(module, module_class, names, note, reason)
     matcher = _Matcher(graph, {n: p for n, p in module._parameters.items() if p is not None})
     found = {name: matcher.found(name) for name in names}
     taken_apart = [name for name, uses in found.items() if isinstance(uses, Planned)]
@@ -73,14 +74,13 @@ def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str])
 
 
 def _as_it_is(
-    module: nn.Module, module_class: type[nn.Module], names: Iterable[str], note: str
+    module: nn.Module, module_class: type[nn.Module], names: Iterable[str], note: str, reason: str
 ) -> Findings:
     """Describe the weights of a module whose forward runs as it is."""
     planned: dict[str, Found] = dict(planned_weights(module, module_class))
     for name in names:
         if changes_in_place(module_class, module_class.forward, name):
-            planned[name] = f"its forward changes it in place; {note}"
-    reason = note or "it enters no call as a weight: plain descent on it"
+            planned[name] = f"its forward changes it in place; {reason}"
     return Findings(None, {name: planned.get(name, reason) for name in names}, note)
 
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sngd_compile.layout import Layout
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import register_rule
+from sngd_compile.rules.structure import Planned, register_structure
 
 NO_PADDING = -1
 
@@ -34,11 +35,7 @@ class Embedding(Rule):
 
     name = "embedding"
     targets = (F.embedding, torch.embedding)
-    signature = inspect.signature(
-        lambda input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False: (
-            ...
-        )
-    )
+    signature = inspect.signature(F.embedding)
     kind = "diagonal"
 
     def match(self, call: Call) -> Use | str:
@@ -83,3 +80,11 @@ class Embedding(Rule):
         if padding != NO_PADDING:
             counts[padding] = 0
         return out.add_(counts)
+
+
+@register_structure(nn.Embedding)
+def embedding_structure(module: nn.Module) -> dict[str, Planned]:
+    """Describe a table whose class looks it up in a way of its own."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    return {"weight": Planned(Embedding.name, Layout.transposed(weight.shape), None, "diagonal")}
