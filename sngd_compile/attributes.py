@@ -53,7 +53,7 @@ def _fold(module: nn.Module, weight: str, bias: str | None, in_forward: bool) ->
     bias_prime = module._parameters[bias] if bias is not None else None
     folded, folded_bias = fold(fisher, weight_prime, bias_prime)
     trains = module.training and torch.is_grad_enabled()
-    if in_forward and trains and (fisher.schedule.observing or torch.compiler.is_compiling()):
+    if in_forward and trains and (torch.compiler.is_compiling() or fisher.schedule.observing):
         folded = folded_weight(fisher, folded)
     return folded, folded_bias
 
