@@ -1,6 +1,6 @@
 """Rounding errors of the local Fisher layer: of the root, of a fold, of many refreshes.
 
-    python benchmarks/numerics.py
+python benchmarks/numerics.py
 """
 
 import platform
@@ -28,7 +28,8 @@ def rows(dtype: torch.dtype, seed: int = 0, decades: float = 2.0) -> Tensor:
     mixing = torch.linalg.qr(torch.randn(INPUTS, INPUTS, generator=torch.Generator())).Q.double()
     deviations = torch.logspace(0, -decades, INPUTS, dtype=torch.float64)
     noise = torch.randn(ROWS, INPUTS, generator=generator, dtype=torch.float64)
-    return ((noise * deviations) @ mixing + 0.3).to(dtype)
+    correlated: Tensor = (noise * deviations) @ mixing
+    return (correlated + 0.3).to(dtype)
 
 
 def observed(dtype: torch.dtype, config: sngd.Config, x: Tensor) -> nn.Module:
@@ -103,12 +104,15 @@ def main(refreshes: Annotated[int, typer.Option(min=1)] = 1000) -> None:
     torch.set_num_threads(1)
     console.print(f"Linear {INPUTS}-{OUTPUTS} with bias, torch {torch.__version__}, ", end="")
     console.print(f"python {platform.python_version()}, {platform.machine()}, one thread")
-    header = ("dtype", "damping_rel_trace", "condition", "cholesky", "symmetric")
-    show("R (G + damping) R^T - I, largest entry", header, of_the_root())
-    header = ("dtype", "16 rows", f"{ROWS} rows")
-    show("network against its fold, over the largest output", header, of_the_fold())
-    header = ("dtype", *(f"{n} refreshes" for n in (1, 10, 100, 1000) if n <= refreshes))
-    show("outputs moved by refreshes, over the largest", header, of_refreshes(refreshes))
+    show(
+        "R (G + damping) R^T - I, largest entry",
+        ("dtype", "damping_rel_trace", "condition", "cholesky", "symmetric"),
+        of_the_root(),
+    )
+    columns = ("dtype", "16 rows", f"{ROWS} rows")
+    show("network against its fold, over the largest output", columns, of_the_fold())
+    drift = ("dtype", *(f"{n} refreshes" for n in (1, 10, 100, 1000) if n <= refreshes))
+    show("outputs moved by refreshes, over the largest", drift, of_refreshes(refreshes))
 
 
 if __name__ == "__main__":
