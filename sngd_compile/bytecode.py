@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dis
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from types import CodeType
 
 
@@ -52,6 +54,43 @@ def read(code: CodeType) -> tuple[str | None, frozenset[str]]:
                 return "tests whether a computed value is None", frozenset()
             tested |= names
     return None, frozenset(tested)
+
+
+def changes_in_place(owner: type, function: object, name: str, depth: int = 5) -> bool:
+    """Say whether a method, or one that it calls on `self`, changes `self.<name>` in place.
+
+    A reconstructed weight is read as `w' R`, made anew each time: such a change would be lost.
+    """
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType) or depth == 0:
+        return False
+    steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
+    for step, following in pairwise(steps):
+        if step.opname == "STORE_ATTR" and step.argval == name:
+            return True
+        if step.opname == "LOAD_ATTR" and step.argval == name and _is_change(following):
+            return True
+    methods = {s.argval for s in steps if s.opname in ("LOAD_ATTR", "LOAD_METHOD")}
+    called = [getattr(owner, method, None) for method in methods if isinstance(method, str)]
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return any(
+        changes_in_place(owner, f, name, depth - 1)
+        for f in (*called, *(_Inner(constant) for constant in inner))
+        if f is not function and hasattr(f, "__code__")
+    )
+
+
+def _is_change(step: dis.Instruction) -> bool:
+    attribute = step.argval if step.opname in ("LOAD_ATTR", "LOAD_METHOD") else None
+    in_place = str(attribute).endswith("_") and not str(attribute).startswith("_")
+    return attribute == "data" or (in_place and attribute != "requires_grad_")
+
+
+@dataclass(frozen=True)
+class _Inner:
+    """A function inside a function, known by its code."""
+
+    __code__: CodeType
 
 
 def _reason(code: CodeType, step: dis.Instruction) -> str | None:

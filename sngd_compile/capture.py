@@ -38,8 +38,6 @@ def capture(module: nn.Module, module_class: type[nn.Module]) -> fx.Graph:
     Raises:
         UncapturableError: With the reason, in words for the plan.
     """
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UncapturableError("it is scripted")
     if "forward" in module.__dict__:
         raise UncapturableError("its forward was replaced on the instance")
     if not isinstance(getattr(module_class.forward, "__code__", None), CodeType):

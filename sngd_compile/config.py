@@ -38,6 +38,8 @@ class Config:
             draws whole images, at least 16.
         seed: Seed of that subset; integer >= 0. The global generator is never touched.
         fisher: Local Fisher. "shared": `E[x~ x~^T]`, one for all outputs of a layer.
+        max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
+            plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (a triangular solve, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
             the paper's root). The trajectory is the same.
 
@@ -57,11 +59,13 @@ class Config:
     max_rows: int | Literal["auto"] | None = "auto"
     seed: int = 0
     fisher: Fisher = "shared"
+    max_factor_bytes: int = 2**28
     root: RootKind = "cholesky"
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name, least in (("refresh_every", 1), ("observe_every", 1), ("seed", 0)):
+        integers = (("refresh_every", 1), ("observe_every", 1), ("seed", 0), ("max_factor_bytes", 0))
+        for name, least in integers:
             _require(
                 self,
                 name,

@@ -24,6 +24,10 @@ def dump_plan(plan: Plan) -> str:
     if plan.sites:
         header = ("weight", "shape", "rule", "Fisher", "state", "work/step", "work/refresh")
         parts.append(_table([header, *(_site_row(site) for site in plan.sites)]))
+    noted = [(site.name, site.note) for site in plan.sites if site.note]
+    if noted:
+        parts.append(f"notes on {len(noted)} of them")
+        parts.append(_table([("weight", "note"), *noted]))
     if plan.skips:
         rows = [(skip.name, _shape(skip.shape), skip.reason) for skip in plan.skips]
         parts.append(f"left as they are: {len(rows)} parameters, {kept:,} elements")
@@ -49,10 +53,10 @@ def dump_difference(before: str, after: str) -> str:
 
 def _site_row(site: Site) -> tuple[str, ...]:
     name = site.name + ("" if site.bias_name is None else f" + {site.bias_name}")
-    blocks = "" if site.groups is None else f"{site.groups} x "
-    fisher = f"{site.config.fisher} {blocks}{site.size}"
+    blocks = "" if site.layout.groups is None else f"{site.layout.groups} x "
+    fisher = f"{site.kind} {blocks}{site.size}"
     work = (_count(site.step_work), _count(site.refresh_work))
-    return (name, _shape(site.shape), site.rule.name, fisher, _bytes(site.state_bytes), *work)
+    return (name, _shape(site.shape), site.rule, fisher, _bytes(site.state_bytes), *work)
 
 
 def _assignment(node: fx.Node) -> str:

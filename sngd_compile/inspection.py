@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from glob import escape
-
 from torch import fx, nn
 
 from sngd_compile.config import Config
 from sngd_compile.dump import dump_graph, dump_plan
 from sngd_compile.layer import Reconstructed, reconstructed_modules
-from sngd_compile.matching import Overrides, plan_module
-from sngd_compile.plan import make_plan, tied_names
+from sngd_compile.plan import Overrides, make_plan, plan_of
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.site import Plan, qualified
 
@@ -79,19 +76,18 @@ def fisher_layers(net: nn.Module) -> dict[str, FisherLayer]:
 
 def _plan_of_network(net: nn.Module) -> Plan:
     """Read the plan back from a network: what has a Fisher layer is a site."""
-    names = tied_names(net)
-    plans = []
-    for name, module in net.named_modules():
-        if not any(parameter is not None for parameter in module._parameters.values()):
-            continue
-        reconstructed = isinstance(module, Reconstructed)
-        module_class = module.original_class if reconstructed else type(module)
-        layers = module.local_sites() if reconstructed else []
-        chosen = {
-            escape(qualified(name, own)): site.fisher.config
-            for site in layers
-            for own in (site.weight_name, site.bias_name)
-            if own
-        }
-        plans.append(plan_module(name, module, module_class, None, chosen, names))
-    return Plan(tuple(plans))
+    chosen = {
+        qualified(name, own): site.fisher.config
+        for name, module in reconstructed_modules(net).items()
+        for site in module.local_sites()
+        for own in (site.weight_name, site.bias_name)
+        if own
+    }
+
+    def config_of(names: list[str]) -> Config | None:
+        return next((chosen[name] for name in names if name in chosen), None)
+
+    def class_of(module: nn.Module) -> type[nn.Module]:
+        return module.original_class if isinstance(module, Reconstructed) else type(module)
+
+    return plan_of(net, config_of, class_of)

@@ -8,22 +8,21 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sngd_compile.attributes import Names, attributes_of, fisher_of, folded_pairs
 from sngd_compile.errors import ModelError
-from sngd_compile.matching import RESERVED_NAMES, match_again
+from sngd_compile.matching import RESERVED_NAMES
 from sngd_compile.passes import PASSES, run_passes
 from sngd_compile.program import Program
+from sngd_compile.rematching import match_again
+from sngd_compile.rules import has_structure
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.optimizers import known_optimizers, register_owner, release_owner
 from sngd_compile.runtime.refresh import LocalSite, change_root_
-from sngd_compile.runtime.reparameterise import fold
-from sngd_compile.site import ModulePlan
+from sngd_compile.site import ModulePlan, Plan
 
-Names = tuple[tuple[str, str | None], ...]
-"""Attribute names of the reconstructed (weight, bias) pairs of a module."""
-
-_BOOKKEEPING = frozenset({"forward", *vars(nn.Module())})
+_BOOKKEEPING = frozenset({"forward", "held", *vars(nn.Module())})
 """Attributes that no forward reads."""
 
 
@@ -45,14 +44,22 @@ class Reconstructed(nn.Module):
         return self.training and torch.is_grad_enabled()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the reconstructed graph."""
-        if self.program is None:
-            raise ModelError(f"an attribute of {type(self).__name__} was set that it cannot take")
-        return self.program.forward(self, *args, **kwargs)
+        """Run the reconstructed graph; without one the module's own forward, on folded weights."""
+        if self.program is not None:
+            return self.program.forward(self, *args, **kwargs)
+        if not has_structure(self.original_class):
+            return super().forward(*args, **kwargs)
+        # Read once: a weight and its bias are folded together. A forward of the user's own reads
+        # them each time, since checkpointing may repeat a part of it.
+        self.__dict__["held"] = folded_pairs(self, self.names)
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            del self.__dict__["held"]
 
     def local_sites(self) -> list[LocalSite]:
         """Return one record per reconstructed weight."""
-        return [LocalSite(self, weight, bias, _fisher(self, weight)) for weight, bias in self.names]
+        return [LocalSite(self, weight, bias, fisher_of(self, weight)) for weight, bias in self.names]
 
     def __init_subclass__(cls) -> None:
         """Keep the original class's own hook out: the class made here is no further subclass."""
@@ -63,7 +70,6 @@ class Reconstructed(nn.Module):
             raise ModelError(f"a reconstructed module has an attribute {name!r} of its own")
         super().__setattr__(name, value)
         if name not in _BOOKKEEPING and name not in self._parameters and not name.startswith("__"):
-            self.__dict__["program"] = None
             self.__dict__["program"] = _program_of(self)
 
     def __delattr__(self, name: str) -> None:
@@ -114,19 +120,31 @@ class Reconstructed(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def reconstruct_module_(plan: ModulePlan) -> None:
-    """Rewrite one planned module in place."""
-    if plan.graph is None or not plan.sites:
-        return
+def reconstruct_(plan: Plan) -> None:
+    """Rewrite the planned modules in place; modules that share a weight share its Fisher layer."""
+    layers: dict[int, FisherLayer] = {}
+    for module_plan in plan.modules:
+        for site, place in module_plan.sites:
+            if id(site) not in layers:
+                weight = module_plan.module._parameters[place.weight_name]
+                assert weight is not None
+                layers[id(site)] = site.fisher_layer(weight.device)
+        if module_plan.sites:
+            _reconstruct_module_(module_plan, layers)
+
+
+def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) -> None:
     module = plan.module
-    run_passes(plan.graph, plan.sites, PASSES)
-    program = Program(plan.graph)
-    for site in plan.sites:
-        device = module._parameters[site.weight_name].device  # type: ignore[union-attr]
-        fisher = site.fisher_layer(device)
+    places = [place for _, place in plan.sites]
+    program = None
+    if plan.graph is not None:
+        run_passes(plan.graph, places, PASSES)
+        program = Program(plan.graph)
+    for site, place in plan.sites:
+        fisher = layers[id(site)]
         fisher.train(module.training)
-        module.add_module(site.fisher_name, fisher)
-    names = tuple((site.weight_name, site.bias_name) for site in plan.sites)
+        module.add_module(place.fisher_name, fisher)
+    names = tuple((place.weight_name, place.bias_name) for place in places)
     module.__dict__["program"] = program
     module.__class__ = reconstructed_class(type(module), names)  # type: ignore[arg-type]
     register_owner(module)
@@ -152,12 +170,7 @@ def reset_(site: LocalSite) -> None:
 def reconstructed_class(original: type[Any], names: Names) -> type[Reconstructed]:
     """Make (once) the class of reconstructed modules of class `original`."""
     namespace: dict[str, Any] = {"original_class": original, "names": names}
-    for weight, bias in names:
-        namespace[weight] = _folded(weight, bias, 0)
-        namespace[f"{weight}_prime"] = _raw(weight)
-        if bias is not None:
-            namespace[bias] = _folded(weight, bias, 1)
-            namespace[f"{bias}_prime"] = _raw(bias)
+    namespace |= attributes_of(names)
     if hasattr(original, "reset_parameters"):
         namespace["reset_parameters"] = _reset_parameters
     for copied in ("__module__", "__qualname__", "__doc__"):
@@ -165,11 +178,14 @@ def reconstructed_class(original: type[Any], names: Names) -> type[Reconstructed
     return type(original.__name__, (Reconstructed, original), namespace)
 
 
-def _program_of(module: Reconstructed) -> Program:
-    """Capture the forward of a reconstructed module again."""
-    configs = {weight: _fisher(module, weight).config for weight, _ in module.names}
-    graph, sites = match_again(module, module.original_class, dict(module.names), configs)
-    run_passes(graph, sites, PASSES)
+def _program_of(module: Reconstructed) -> Program | None:
+    """Capture the forward of a reconstructed module again; None where it must run as it is."""
+    layers = {weight: fisher_of(module, weight) for weight, _ in module.names}
+    matched = match_again(module, module.original_class, dict(module.names), layers)
+    if matched is None:
+        return None
+    graph, places = matched
+    run_passes(graph, places, PASSES)
     return Program(graph)
 
 
@@ -188,29 +204,6 @@ def _reset_parameters(module: Reconstructed) -> None:
 def _new(original: type[nn.Module], names: Names, *arguments: Any) -> Reconstructed:
     made = reconstructed_class(original, names)  # type: ignore[arg-type]
     return made.__new__(made, *arguments)
-
-
-def _fisher(module: nn.Module, weight: str) -> FisherLayer:
-    fisher = module._modules[f"{weight}_fisher"]
-    assert isinstance(fisher, FisherLayer)
-    return fisher
-
-
-def _folded(weight: str, bias: str | None, index: int) -> property:
-    def read(self: Reconstructed) -> Tensor | None:
-        bias_prime = self._parameters[bias] if bias is not None else None
-        weight_prime = self._parameters[weight]
-        assert weight_prime is not None
-        return fold(_fisher(self, weight), weight_prime, bias_prime)[index]
-
-    return property(read, doc=f"The folded {(weight, bias)[index]}, `w' R`.")
-
-
-def _raw(name: str) -> property:
-    def read(self: Reconstructed) -> Tensor | None:
-        return self._parameters[name]
-
-    return property(read, doc=f"The parameter {name}, `w'`.")
 
 
 def reconstructed_modules(net: nn.Module) -> Mapping[str, Reconstructed]:

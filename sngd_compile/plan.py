@@ -1,19 +1,27 @@
 """What happens to every parameter: a site, which is reconstructed, or a skip with its reason.
 
-Analysis only: nothing here changes a graph or a tensor.
+Analysis only: nothing here changes a graph or a tensor. A parameter that several modules share is
+one site.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sngd_compile.config import Config
+from sngd_compile.decision import Decision, Holding, decide
 from sngd_compile.errors import ConfigError, ModelError, PlanError
-from sngd_compile.matching import Overrides, plan_module
-from sngd_compile.site import Plan, qualified
+from sngd_compile.matching import Findings, find
+from sngd_compile.site import GraphUse, ModulePlan, Place, Plan, Site, Skip, qualified
+
+Overrides = Mapping[str, Config | None]
+ConfigOf = Callable[[list[str]], Config | None]
 
 
 def make_plan(model: nn.Module, config: Config, overrides: Overrides) -> Plan:
@@ -35,18 +43,114 @@ def make_plan(model: nn.Module, config: Config, overrides: Overrides) -> Plan:
     if not isinstance(config, Config):
         raise ConfigError(f"config = {config!r}: expected a Config")
     _check_overrides(model, overrides)
-    tied = tied_names(model)
-    plans = []
+
+    def config_of(names: list[str]) -> Config | None:
+        chosen: Config | None = config
+        for pattern, override in overrides.items():
+            if any(fnmatchcase(name, pattern) for name in names):
+                chosen = override
+        return chosen
+
+    return plan_of(model, config_of, type)
+
+
+def plan_of(
+    model: nn.Module, config_of: ConfigOf, class_of: Callable[[nn.Module], type[nn.Module]]
+) -> Plan:
+    """Plan a model, or read the plan of a reconstructed network back.
+
+    Args:
+        model: The model.
+        config_of: All names of a parameter to its configuration, or None to leave it.
+        class_of: The class whose forward a module runs.
+    """
+    planner = _Planner(model, config_of)
     for name, module in model.named_modules():
         if any(parameter is not None for parameter in module._parameters.values()):
-            plans.append(plan_module(name, module, type(module), config, overrides, tied))
-    plan = Plan(tuple(plans))
+            planner.add(name, module, class_of(module))
+    plan = planner.plan()
     _check_complete(model, plan)
     return plan
 
 
+@dataclass(frozen=True)
+class _Owner:
+    """A module that owns parameters, and what it does with them."""
+
+    name: str
+    module: nn.Module
+    findings: Findings
+
+
+class _Planner:
+    """Collect what every module does with its parameters, then decide for each parameter once."""
+
+    def __init__(self, model: nn.Module, config_of: ConfigOf) -> None:
+        self.owners: list[_Owner] = []
+        self.holdings: dict[Tensor, list[Holding]] = defaultdict(list)
+        self.tied = tied_names(model)
+        self.config_of = config_of
+
+    def add(self, name: str, module: nn.Module, module_class: type[nn.Module]) -> None:
+        """Look at one module."""
+        owned = {n: p for n, p in module._parameters.items() if p is not None}
+        wanted = [n for n, p in owned.items() if _reason_to_leave(p) is None]
+        findings = find(module, module_class, wanted)
+        index = len(self.owners)
+        self.owners.append(_Owner(name, module, findings))
+        for attribute in wanted:
+            found = findings.found[attribute]
+            self.holdings[owned[attribute]].append(Holding(index, module, attribute, found))
+
+    def plan(self) -> Plan:
+        """Decide for every parameter."""
+        configs = {p: self.config_of(names) for p, names in self.tied.items()}
+        decisions, reasons = decide(self.holdings, configs)
+        local: dict[int, list[tuple[Site, Place]]] = defaultdict(list)
+        joined: set[Tensor] = set()
+        for weight, decision in decisions.items():
+            places = self._places(weight, decision)
+            site = decision.site(places, self._note(weight))
+            joined |= {weight} if decision.bias is None else {weight, decision.bias}
+            for holding, place in zip(self.holdings[weight], places, strict=True):
+                local[holding.owner].append((site, place))
+        plans = []
+        for index, owner in enumerate(self.owners):
+            skips = [
+                _skip(owner.name, name, p, _reason_to_leave(p) or reasons[p])
+                for name, p in owner.module._parameters.items()
+                if p is not None and p not in joined
+            ]
+            graph, found = owner.findings.graph, tuple(local[index])
+            plans.append(ModulePlan(owner.name, owner.module, graph, found, tuple(skips)))
+        return Plan(tuple(plans))
+
+    def _places(self, weight: Tensor, decision: Decision) -> tuple[Place, ...]:
+        """List where a weight and its bias are, with the calls in captured graphs."""
+        places = []
+        for holding in self.holdings[weight]:
+            owner = self.owners[holding.owner]
+            uses: tuple[GraphUse, ...] | None = None
+            if owner.findings.graph is not None:
+                calls = holding.found if isinstance(holding.found, tuple) else ()
+                uses = tuple(call.against(decision.layout) for call in calls)
+            bias = _name_of(decision.bias, owner.module)
+            places.append(Place(owner.name, holding.name, bias, uses))
+        return tuple(places)
+
+    def _note(self, weight: Tensor) -> str:
+        """Say why modules that hold the weight have no graph."""
+        notes = {self.owners[h.owner].findings.note for h in self.holdings[weight]}
+        return "; ".join(sorted(note for note in notes if note))
+
+
+def _name_of(parameter: Tensor | None, module: nn.Module) -> str | None:
+    named = module._parameters.items()
+    return next((n for n, p in named if p is not None and p is parameter), None)
+
+
 def _check_overrides(model: nn.Module, overrides: Overrides) -> None:
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for names in tied_names(model).values() for name in names]
     for pattern, override in overrides.items():
         if override is not None and not isinstance(override, Config):
             raise ConfigError(f"override {pattern!r}: {override!r} is neither a Config nor None")
@@ -62,6 +166,23 @@ def tied_names(model: nn.Module) -> dict[Tensor, list[str]]:
             if parameter is not None:
                 names[parameter].append(qualified(module_name, name))
     return names
+
+
+def _reason_to_leave(parameter: nn.Parameter) -> str | None:
+    if is_lazy(parameter):
+        return "not initialised yet: run one forward pass, then reconstruct"
+    if not parameter.requires_grad:
+        return "frozen (requires_grad=False)"
+    if parameter.numel() == 0:
+        return "it has no elements"
+    if not parameter.is_floating_point():
+        return f"its dtype {parameter.dtype} is not real floating point"
+    return None
+
+
+def _skip(module_name: str, name: str, parameter: nn.Parameter, reason: str) -> Skip:
+    shape = () if is_lazy(parameter) else tuple(parameter.shape)
+    return Skip(qualified(module_name, name), shape, reason)
 
 
 def _check_complete(model: nn.Module, plan: Plan) -> None:

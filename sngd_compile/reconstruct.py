@@ -9,9 +9,8 @@ from torch import nn
 
 from sngd_compile.config import Config
 from sngd_compile.errors import AlreadyReconstructedError, ConfigError
-from sngd_compile.layer import reconstruct_module_, reconstructed_modules
-from sngd_compile.matching import Overrides
-from sngd_compile.plan import make_plan
+from sngd_compile.layer import reconstruct_, reconstructed_modules
+from sngd_compile.plan import Overrides, make_plan
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -60,6 +59,5 @@ def reconstruct(
             )
         if not inplace:
             model = copy.deepcopy(model)
-    for module_plan in make_plan(model, config or Config(), overrides or {}).modules:
-        reconstruct_module_(module_plan)
+    reconstruct_(make_plan(model, config or Config(), overrides or {}))
     return model

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
 from torch import fx, nn
 
 from sngd_compile.config import Config
-from sngd_compile.rules import Rule, Use
+from sngd_compile.layout import Layout
+from sngd_compile.rules import Use
 from sngd_compile.runtime.fisher import FisherLayer
 
 
@@ -23,30 +24,43 @@ class Skip:
 
 
 @dataclass(frozen=True)
-class Site:
-    """A weight (and its bias) that is reconstructed.
+class GraphUse:
+    """A call in a captured graph that a weight enters.
+
+    Args:
+        node: The call.
+        use: What the rule said of it.
+        rule: Name of the rule.
+        swapped: 0; or the width of the rows, where the call takes the weight's inputs for its
+            outputs and the other way round, as an embedding tied to a head does.
+    """
+
+    node: fx.Node
+    use: Use
+    rule: str
+    swapped: int = 0
+
+    def against(self, layout: Layout) -> GraphUse:
+        """Return the use, measured against the layout that was chosen for the weight."""
+        return replace(self, swapped=self.use.layout.swapped_width(layout) or 0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module holds a reconstructed weight.
 
     Args:
         module_name: Qualified name of the module; "" for the model itself.
         weight_name: Attribute name of the weight.
         bias_name: Attribute name of the bias that joins the local Fisher, or None.
-        shape: Shape of the weight.
-        dtype: Dtype of the weight.
-        groups: Blocks of a grouped convolution, or None.
-        rule: The rule that matched.
-        config: Of this weight.
-        uses: Each call that the weight enters.
+        uses: The calls in the module's captured graph that the weight enters; None where the
+            module runs as it is and its calls are met as they happen.
     """
 
     module_name: str
     weight_name: str
     bias_name: str | None
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    groups: int | None
-    rule: Rule
-    config: Config
-    uses: tuple[tuple[fx.Node, Use], ...] = field(repr=False)
+    uses: tuple[GraphUse, ...] | None = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -64,21 +78,68 @@ class Site:
         """Attribute name of the Fisher layer."""
         return f"{self.weight_name}_fisher"
 
+
+@dataclass(frozen=True)
+class Site:
+    """A weight (and its bias) that is reconstructed: one local Fisher, however often it is used.
+
+    Args:
+        places: Every module and name that holds the weight; the first names it.
+        shape: Shape of the weight.
+        dtype: Dtype of the weight.
+        layout: How the weight is laid out as matrices.
+        rule: Name of the rule that matched.
+        kind: "shared" or "diagonal".
+        config: Of this weight.
+        note: Why the kind is not the configured one, or "".
+    """
+
+    places: tuple[Place, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layout: Layout
+    rule: str
+    kind: str
+    config: Config
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """Qualified name of the weight."""
+        return self.places[0].name
+
+    @property
+    def weight_name(self) -> str:
+        """Attribute name of the weight where it is first."""
+        return self.places[0].weight_name
+
+    @property
+    def bias_name(self) -> str | None:
+        """Attribute name of the bias where the weight is first."""
+        return self.places[0].bias_name
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """Qualified names of the weight and of the bias that joined, in every place."""
+        return [name for place in self.places for name in place.parameter_names]
+
     @property
     def size(self) -> int:
         """D, weights of one output, bias included."""
-        return prod(self.shape[1:]) + (self.bias_name is not None)
+        return self.layout.width + (self.bias_name is not None)
 
     @property
     def parameter_count(self) -> int:
         """Elements of the weight and of the bias."""
-        return self.shape[0] * self.size
+        return prod(self.layout.matrix[:-1]) * self.size
 
     def fisher_layer(self, device: torch.device) -> FisherLayer:
         """Make the Fisher layer on `device`; its statistics are float32 or wider."""
         dtype = torch.promote_types(self.dtype, torch.float32)
         has_bias = self.bias_name is not None
-        return FisherLayer(self.name, self.size, has_bias, self.groups, self.config, dtype, device)
+        return FisherLayer(
+            self.name, self.layout, has_bias, self.kind, self.config, dtype, device
+        )
 
     @property
     def state_bytes(self) -> int:
@@ -89,23 +150,34 @@ class Site:
     @property
     def step_work(self) -> int:
         """Multiply-adds that the root adds to a step at the most: one triangle each way."""
-        return self.shape[0] * prod(self.shape[1:]) ** 2
+        elements, width = prod(self.layout.matrix), self.layout.width
+        return 2 * elements if self.kind == "diagonal" else elements * width
 
     @property
     def refresh_work(self) -> int:
         """Multiply-adds of a refresh, about: a Cholesky factor, then w', g' and momentum moved."""
-        blocks, width = self.groups or 1, prod(self.shape[1:])
-        return blocks * width**3 // 3 + 3 * 3 * self.shape[0] * width**2 // 2
+        elements, width = prod(self.layout.matrix), self.layout.width
+        if self.kind == "diagonal":
+            return 3 * 2 * elements
+        return (self.layout.groups or 1) * width**3 // 3 + 3 * 3 * elements * width // 2
 
 
 @dataclass(frozen=True)
 class ModulePlan:
-    """The plan of one module that owns parameters."""
+    """The plan of one module that owns parameters.
+
+    Args:
+        module_name: Its qualified name.
+        module: The module.
+        graph: Its captured forward; None where its own forward runs as it is.
+        sites: The reconstructed weights, each with its place in this module.
+        skips: The parameters that stay as they are.
+    """
 
     module_name: str
     module: nn.Module
     graph: fx.Graph | None
-    sites: tuple[Site, ...]
+    sites: tuple[tuple[Site, Place], ...]
     skips: tuple[Skip, ...]
 
 
@@ -117,8 +189,9 @@ class Plan:
 
     @property
     def sites(self) -> list[Site]:
-        """All that is reconstructed."""
-        return [site for module in self.modules for site in module.sites]
+        """All that is reconstructed, each weight once."""
+        found = (site for module in self.modules for site, _ in module.sites)
+        return list({id(site): site for site in found}.values())
 
     @property
     def skips(self) -> list[Skip]:

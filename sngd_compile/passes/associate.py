@@ -1,4 +1,4 @@
-"""`(W' R) x~` or `W' (R x~)`: linear layers may choose at run time, by their shapes."""
+"""`(W' R) x~` or `W' (R x~)`: the root acts on the weight or on the rows, by their shapes."""
 
 from __future__ import annotations
 
@@ -6,39 +6,63 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from sngd_compile.rules.linear import Linear
-from sngd_compile.runtime.reparameterise import fold, local_linear
-from sngd_compile.site import Site
+from sngd_compile.rules.embedding import Embedding
+from sngd_compile.runtime.reparameterise import fold, local_embedding, local_linear
+from sngd_compile.site import GraphUse, Place
 
 
-def associate_(graph: fx.Graph, sites: Sequence[Site]) -> None:
-    """Replace `F.linear(x, *fold(...))` by `local_linear`, which picks the cheaper side.
+def associate_(graph: fx.Graph, places: Sequence[Place]) -> None:
+    """Replace a call of a folded weight by one that picks the cheaper side.
 
-    Sound because the product is associative: same function, same gradients. Other calls keep the
-    weight side: a convolution has far more rows than outputs.
+    A linear layer becomes `local_linear`, an embedding `local_embedding`, which folds only the rows
+    it looks up. Sound because the product is associative: same function, same gradients. Other
+    calls keep the weight side: a convolution has far more rows than outputs.
 
     Source: docs/method.md, cost.
     """
-    for site in sites:
-        for node, _ in site.uses:
-            if not isinstance(site.rule, Linear):
+    replaced: dict[fx.Node, fx.Node] = {}
+    for place in places:
+        for call in place.uses or ():
+            if call.swapped and call.rule != Embedding.name:
                 continue
-            call = site.rule.bind(node, {})
-            weight, bias = call.arguments["weight"], call.arguments["bias"]
-            folded = weight.args[0]
-            fisher, weight_prime, bias_prime = folded.args
-            if bias is not None and bias_prime is None:
-                continue  # an ordinary bias is added by F.linear itself
-            with graph.inserting_before(node):
-                arguments = (fisher, call.arguments["input"], weight_prime, bias_prime)
-                local = graph.call_function(local_linear, arguments)
-            node.replace_all_uses_with(local)
-            graph.erase_node(node)
+            source = call.use.inputs[0]
+            local = _local(graph, place, call, replaced.get(source, source))
+            if local is not None:
+                call.node.replace_all_uses_with(local)
+                graph.erase_node(call.node)
+                replaced[call.node] = local
     for node in reversed(graph.nodes):
-        if not node.users and (node.target is fold or _is_half(node)):
+        if not node.users and _reads_fold(node):
             graph.erase_node(node)
 
 
-def _is_half(node: fx.Node) -> bool:
-    source = node.args[0] if node.args else None
-    return node.op == "call_function" and isinstance(source, fx.Node) and source.target is fold
+def _local(graph: fx.Graph, place: Place, call: GraphUse, source: fx.Node) -> fx.Node | None:
+    """Insert the call that takes the place of another; None where that one stays."""
+    fisher, weight_prime, bias_prime = _fold_of(graph, place).args
+    with graph.inserting_before(call.node):
+        if call.rule == Embedding.name:
+            arguments = (fisher, source, weight_prime, Embedding.padding(call.use))
+            return graph.call_function(local_embedding, arguments)
+        if call.use.is_linear and (call.use.bias is None or bias_prime is not None):
+            arguments = (fisher, source, weight_prime, bias_prime)
+            return graph.call_function(local_linear, arguments)
+    return None
+
+
+def _fold_of(graph: fx.Graph, place: Place) -> fx.Node:
+    """Find the node that folds the weight of a place."""
+    return next(
+        node
+        for node in graph.nodes
+        if node.target is fold and node.args[1].target == f"{place.weight_name}_prime"
+    )
+
+
+def _reads_fold(node: fx.Node) -> bool:
+    """Say whether a node is a folded pair, one half of it, or a view of that."""
+    while node.op in ("call_function", "call_method") and node.target is not fold:
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node):
+            return False
+        node = source
+    return node.target is fold

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from torch import fx
 
 from sngd_compile.runtime.reparameterise import fold
-from sngd_compile.site import Site
+from sngd_compile.site import Place
 
 
-def reparameterise_(graph: fx.Graph, sites: Sequence[Site]) -> None:
+def reparameterise_(graph: fx.Graph, places: Sequence[Place]) -> None:
     """Let every use of a reconstructed weight read `fold(fisher, w', b')` instead.
 
     Sound for any call: it still gets the ordinary weight, so the function is the same, and by the
@@ -19,16 +19,16 @@ def reparameterise_(graph: fx.Graph, sites: Sequence[Site]) -> None:
 
     Source: arXiv 2412.07441, `w = G^(-1/2) w'`.
     """
-    for site in sites:
+    for place in places:
         first = next(node for node in graph.nodes if node.op != "placeholder")
         with graph.inserting_before(first):
-            fisher = graph.get_attr(site.fisher_name)
-            weight = graph.get_attr(f"{site.weight_name}_prime")
-            bias = graph.get_attr(f"{site.bias_name}_prime") if site.bias_name else None
+            fisher = graph.get_attr(place.fisher_name)
+            weight = graph.get_attr(f"{place.weight_name}_prime")
+            bias = graph.get_attr(f"{place.bias_name}_prime") if place.bias_name else None
             folded = graph.call_function(fold, (fisher, weight, bias))
-        _replace(graph, site.weight_name, folded, 0)
-        if site.bias_name:
-            _replace(graph, site.bias_name, folded, 1)
+        _replace(graph, place.weight_name, folded, 0)
+        if place.bias_name:
+            _replace(graph, place.bias_name, folded, 1)
 
 
 def _replace(graph: fx.Graph, name: str, folded: fx.Node, index: int) -> None:

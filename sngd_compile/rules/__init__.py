@@ -1,7 +1,27 @@
 """One layer family a file; importing this package registers them all."""
 
-from sngd_compile.rules import convolution, linear
+from sngd_compile.rules import convolution, embedding, linear
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import RULES, register_rule, rule_for
+from sngd_compile.rules.structure import (
+    Planned,
+    has_structure,
+    planned_weights,
+    register_structure,
+)
 
-__all__ = ["RULES", "Call", "Rule", "Use", "convolution", "linear", "register_rule", "rule_for"]
+__all__ = [
+    "RULES",
+    "Call",
+    "Planned",
+    "Rule",
+    "Use",
+    "convolution",
+    "embedding",
+    "has_structure",
+    "linear",
+    "planned_weights",
+    "register_rule",
+    "register_structure",
+    "rule_for",
+]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, fx
 
 import sngd_kernels
+from sngd_compile.layout import Layout
+
+Operand = fx.Node | Tensor
+"""An argument of a call: a node of a captured graph, or a tensor when a call is intercepted."""
 
 
 @dataclass(frozen=True)
@@ -18,45 +22,54 @@ class Use:
     """One use of a weight: the call, and what the local Fisher needs to know of it.
 
     Args:
-        weight: Node of the weight.
-        bias: Node of the bias that is added to every output, or None.
-        inputs: Nodes of the activations that meet the weight.
+        weight: The weight.
+        inputs: The activations that meet the weight.
+        layout: How this call reads the weight as matrices `[*, O, K]`.
+        bias: The bias that is added to every output, or None.
         geometry: Static integers of the layer, as the rule's own `rows` reads them.
-        groups: Blocks of a grouped convolution; None for a weight without groups.
+        is_linear: Whether the call is `y = x W^T + b` with x, `[..., K]`, the only input: then
+            the root may act on the rows instead of the weight.
     """
 
-    weight: fx.Node
-    bias: fx.Node | None
-    inputs: tuple[fx.Node, ...]
+    weight: Operand
+    inputs: tuple[Operand, ...]
+    layout: Layout
+    bias: Operand | None = None
     geometry: tuple[int, ...] = ()
-    groups: int | None = None
+    is_linear: bool = False
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call in the captured graph with its arguments by name, defaults filled in."""
+    """A call with its arguments by name, defaults filled in.
 
-    node: fx.Node
+    Args:
+        arguments: Values by the names of the rule's signature.
+        parameters: The parameters, or views of them, among the values.
+    """
+
     arguments: dict[str, Any]
-    parameters: dict[fx.Node, Tensor]
+    parameters: Mapping[Any, Tensor]
 
     def parameter(self, name: str) -> Tensor | None:
-        """Return the module's own parameter that is passed as `name`, None if it is none."""
+        """Return the parameter that is passed as `name`, None if it is none."""
         value = self.arguments[name]
-        return self.parameters.get(value) if isinstance(value, fx.Node) else None
+        return self.parameters.get(value) if isinstance(value, fx.Node | Tensor) else None
 
 
 class Rule(ABC):
     """A layer family: one file with a subclass, registered by `@register_rule`.
 
     A rule has a `name`, the `targets` it understands, their `signature`, `match` and `rows`. The
-    rest has defaults: one sample is one row, and the second moment is that of `rows`.
+    rest has defaults: one sample is one row, and the second moment is that of `rows`. A target is
+    a function, or a method of `torch.Tensor`. `kind` is "diagonal" where the factor is by nature.
     """
 
     name: ClassVar[str]
     targets: ClassVar[tuple[Callable[..., Any], ...]]
     signature: ClassVar[inspect.Signature]
     least_samples: ClassVar[int] = 1
+    kind: ClassVar[str] = "shared"
 
     @abstractmethod
     def match(self, call: Call) -> Use | str:
@@ -96,12 +109,25 @@ class Rule(ABC):
             sngd_kernels.second_moment(block, bias=bias, out=moment)
         return out
 
-    def bind(self, node: fx.Node, parameters: dict[fx.Node, Tensor]) -> Call:
-        """Give the arguments of `node` their names.
+    def diagonal(
+        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
+    ) -> Tensor:
+        """Add the sum of the rows' squares to `out`, `[D]` or `[groups, D]`."""
+        rows = self.rows(samples, geometry)
+        squares = rows.square().sum(-2)
+        out[..., : rows.shape[-1]].add_(squares)
+        if bias:
+            out[..., -1].add_(rows.shape[-2])
+        return out
+
+    def bind(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], parameters: Mapping[Any, Tensor]
+    ) -> Call:
+        """Give the arguments of a call their names.
 
         Raises:
             TypeError: The call does not fit `signature`.
         """
-        bound = self.signature.bind(*node.args, **node.kwargs)
+        bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return Call(node, dict(bound.arguments), parameters)
+        return Call(dict(bound.arguments), parameters)

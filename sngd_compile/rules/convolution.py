@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sngd_kernels
+from sngd_compile.layout import Layout
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import register_rule
 
@@ -101,7 +102,8 @@ class Convolution(Rule):
         groups = geometry.groups if geometry.groups > 1 else None
         bias = call.arguments["bias"] if call.parameter("bias") is not None else None
         inputs = (call.arguments["input"],)
-        return Use(call.arguments["weight"], bias, inputs, geometry.encode(), groups)
+        layout = Layout.plain(weight.shape, groups)
+        return Use(call.arguments["weight"], inputs, layout, bias, geometry.encode())
 
     def samples(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> list[Tensor]:
         """Return images `[N, C, *spatial]`; a single image gets its axis."""

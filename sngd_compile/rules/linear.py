@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from sngd_compile.layout import Layout
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import register_rule
 
@@ -31,7 +32,9 @@ class Linear(Rule):
         if weight.dim() != 2:
             return f"F.linear with a weight of {weight.dim()} dimensions: expected [O, K]"
         bias = call.arguments["bias"] if call.parameter("bias") is not None else None
-        return Use(call.arguments["weight"], bias, (call.arguments["input"],))
+        inputs = (call.arguments["input"],)
+        layout = Layout.plain(weight.shape)
+        return Use(call.arguments["weight"], inputs, layout, bias, is_linear=True)
 
     def rows(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
         """Return the inputs themselves, `[N, K]`."""

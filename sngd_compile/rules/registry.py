@@ -6,14 +6,15 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from sngd_compile.errors import RuleError
 from sngd_compile.rules.base import Rule
-from sngd_compile.runtime.observe import STATISTICS
 
 RULES: dict[str, Rule] = {}
 """Rules by name, in the order they were registered."""
 
-_by_target: dict[Callable[..., Any], Rule] = {}
+_by_target: dict[Any, Rule] = {}
 
 RuleClass = TypeVar("RuleClass", bound=type[Rule])
 
@@ -45,14 +46,13 @@ def register_rule(rule_class: RuleClass) -> RuleClass:
             )
     rule = rule_class()
     RULES[rule.name] = rule
-    STATISTICS[rule.name] = rule
     _by_target.update(dict.fromkeys(rule.targets, rule))
     return rule_class
 
 
 def rule_for(target: Callable[..., Any] | str) -> Rule | None:
-    """Return the rule that understands calls of `target`."""
-    return None if isinstance(target, str) else _by_target.get(target)
+    """Return the rule that understands calls of `target`, a function or the name of a method."""
+    return _by_target.get(getattr(Tensor, target, None) if isinstance(target, str) else target)
 
 
 def _identity(rule_class: type[Rule]) -> tuple[str, str]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sngd_compile.config import Config
-from sngd_compile.runtime.roots import ROOTS, Root, copy_root_
+from sngd_compile.layout import Layout
+from sngd_compile.runtime.roots import Root, copy_root_, root_class
 from sngd_compile.runtime.schedule import Schedule
 
 ROWS, REJECTED = 0, 1  # entries of FisherLayer.tally
@@ -22,17 +23,21 @@ class FisherLayer(nn.Module):
 
     Args:
         name: Qualified name of the weight, for messages.
-        size: D, weights of one output, bias included.
+        layout: How the weight is laid out as matrices `[*, O, K]`.
         has_bias: Whether the last coordinate of a row is the bias's 1.
-        groups: Blocks of a grouped convolution; None for one block without a groups axis.
+        kind: "shared", a full matrix, or "diagonal".
         config: Damping, schedule, kind of root.
         dtype: Dtype of the statistics and of the root; float32 or float64.
         device: Where the buffers live.
 
     Attributes:
-        kind: Local Fisher, `config.fisher`.
+        kind: Local Fisher, "shared" or "diagonal".
+        size: D, weights of one output, bias included.
+        groups: Local Fishers side by side; None for one without a groups axis.
         factor: G as estimated, without damping, `[D, D]` or `[groups, D, D]`, in the order of
-            `weight.flatten(1)`, the bias last; zero until the first refresh.
+            `weight.flatten(1)`, the bias last; of a diagonal kind `[D]` or `[groups, D]`; zero
+            until the first refresh.
+        unmatched: Where the weight was last used in a way that no rule understands, or "".
         scale: Multiple of the factor that is damped and inverted.
 
     Source: arXiv 2412.07441; docs/method.md. Laws 5, 6, 7 test the factor and the root.
@@ -49,18 +54,20 @@ class FisherLayer(nn.Module):
     def __init__(
         self,
         name: str,
-        size: int,
+        layout: Layout,
         has_bias: bool,
-        groups: int | None,
+        kind: str,
         config: Config,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         """Start with the identity as root and no rows seen."""
         super().__init__()
-        self.name, self.size, self.has_bias, self.groups = name, size, has_bias, groups
-        self.config, self.kind = config, config.fisher
-        shape = (size, size) if groups is None else (groups, size, size)
+        self.name, self.layout, self.has_bias = name, layout, has_bias
+        self.size, self.groups = layout.width + has_bias, layout.groups
+        self.config, self.kind, self.unmatched = config, kind, ""
+        lead = () if self.groups is None else (self.groups,)
+        shape = (*lead, self.size) if kind == "diagonal" else (*lead, self.size, self.size)
         for buffer in ("sum", "factor"):
             self.register_buffer(buffer, torch.zeros(shape, dtype=dtype, device=device))
         self.register_buffer("tally", torch.zeros(2, dtype=torch.int64, device=device))
@@ -68,8 +75,10 @@ class FisherLayer(nn.Module):
         self.register_buffer("average_weight", torch.zeros((), dtype=torch.float64, device=device))
         # With a zero factor, a damping of 1 is what makes the identity the root.
         self.register_buffer("absolute_damping", torch.ones((), dtype=torch.float64, device=device))
-        self.root_buffers: Root = ROOTS[config.root](size, has_bias, groups, dtype, device)
-        self.schedule = Schedule(config, size)
+        self.root_buffers: Root = root_class(kind, config.root)(
+            self.size, has_bias, self.groups, dtype, device
+        )
+        self.schedule = Schedule(config, self.size)
         self.warned: set[str] = set()
 
     @property
@@ -116,21 +125,25 @@ class FisherLayer(nn.Module):
         float32 serves while the damping bounds the condition number by 1e4, float64 beyond that.
         A factor of zeros has no root: the present one stays.
         """
-        trace = float(self.factor.diagonal(dim1=-2, dim2=-1).sum(-1).double().mean()) * self.scale
+        diagonal = self._diagonal(self.factor)
+        trace = float(diagonal.sum(-1).double().mean()) * self.scale
         damping = self.config.damping_rel_trace * trace + self.config.damping_abs
         if damping == 0.0 and trace == 0.0:
             return None
         narrow = self.factor.dtype == torch.float32 and damping >= 1e-4 * trace
         dtype = torch.float32 if narrow else torch.float64
         damped = torch.mul(self.factor.to(dtype), self.scale)
-        damped.diagonal(dim1=-2, dim2=-1).add_(damping)
+        self._diagonal(damped).add_(damping)
         root = self.new_root(dtype)
         return (root, damping) if root.decompose_(damped) else None
 
     def new_root(self, dtype: torch.dtype) -> Root:
         """Return an identity root of this layer's kind and shape."""
-        kind = ROOTS[self.config.root]
+        kind = root_class(self.kind, self.config.root)
         return kind(self.size, self.has_bias, self.groups, dtype, self.factor.device)
+
+    def _diagonal(self, factor: Tensor) -> Tensor:
+        return factor if self.kind == "diagonal" else factor.diagonal(dim1=-2, dim2=-1)
 
     def forget_(self) -> None:
         """Return to the state before the first observation; the caller has moved the weights."""

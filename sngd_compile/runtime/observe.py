@@ -34,6 +34,12 @@ class Statistics(Protocol):
         """Add the sum of the rows' outer products to `out`."""
         ...
 
+    def diagonal(
+        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
+    ) -> Tensor:
+        """Add the sum of the rows' squares to `out`."""
+        ...
+
 
 STATISTICS: dict[str, Statistics] = {}
 """Rules by name; the observing op carries the name in its graph."""
@@ -45,6 +51,8 @@ def observe(
     inputs: Sequence[Tensor],
     geometry: Sequence[int],
     observing: bool,
+    swapped: int = 0,
+    group: int | None = None,
 ) -> None:
     """Add the rows of one forward pass to the Fisher layer's sum and count.
 
@@ -54,17 +62,22 @@ def observe(
         inputs: The activations that meet the weight.
         geometry: Static integers of the layer (kernel, stride, ...), as the rule wrote them.
         observing: Whether the pass trains: train mode, with gradients.
+        swapped: 0; or, for a use in which the weight's inputs are its outputs and the other way
+            round, the width of the rows.
+        group: The one group that the rows belong to; None for all that the rule makes.
     """
     # Eager execution asks the gate before it pays for a dispatch; a graph leaves that to the op.
     if observing and (torch.compiler.is_compiling() or fisher.schedule.observing):
         torch.ops.sngd.observe_(
-            fisher.sum,
+            fisher.sum if group is None else fisher.sum[group],
             fisher.tally,
             fisher.schedule.gate,
             [tensor.detach() for tensor in inputs],
             rule,
             list(geometry),
             fisher.has_bias,
+            fisher.kind == "diagonal",
+            swapped,
         )
 
 
@@ -77,12 +90,16 @@ def observe_(
     rule: str,
     geometry: Sequence[int],
     bias: bool,
+    diagonal: bool,
+    swapped: int,
 ) -> None:
     """Add `sum_n x~_n x~_n^T` to `sum` and N to `tally[ROWS]`, if the gate is open.
 
-    A pass with a number that is not finite adds to `tally[REJECTED]` alone. A forward pass that
-    activation checkpointing repeats inside the backward pass is not counted again. The arithmetic
-    is float32 or wider whatever the activations are.
+    A swapped use has rows over the outputs: every output's Fisher is a multiple of the identity,
+    on average `sum_n |x_n|^2 / swapped`. A pass with a number that is not finite adds to
+    `tally[REJECTED]` alone. A forward pass that activation checkpointing repeats inside the
+    backward pass is not counted again. The arithmetic is float32 or wider whatever the activations
+    are.
     """
     if not int(gate[OBSERVING]) or torch._C._current_graph_task_id() != -1:
         return
@@ -92,14 +109,34 @@ def observe_(
     if samples[0].shape[0] * rows_each == 0:
         return
     samples = _subset(samples, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
-    samples = [tensor.to(sum.dtype) for tensor in samples]
+    samples = [t.to(sum.dtype) if t.is_floating_point() else t for t in samples]
     finite = _square_sum(samples).isfinite()
     if samples[0].device.type != "cpu":  # no wait for the device: rows of zeros add nothing
-        samples = [torch.where(finite, tensor, 0.0) for tensor in samples]
+        samples = [torch.where(finite, t, 0) if t.is_floating_point() else t for t in samples]
     if samples[0].device.type != "cpu" or finite:
-        statistics.second_moment(samples, geometry, bias, sum)
+        _add_rows(statistics, samples, geometry, bias, sum, diagonal, swapped)
     tally[ROWS].add_(finite * (samples[0].shape[0] * rows_each))
     tally[REJECTED].add_(~finite)
+
+
+def _add_rows(
+    statistics: Statistics,
+    samples: Sequence[Tensor],
+    geometry: Sequence[int],
+    bias: bool,
+    sum: Tensor,
+    diagonal: bool,
+    swapped: int,
+) -> None:
+    """Add the rows to a full or a diagonal sum."""
+    if swapped:
+        squares = statistics.diagonal(samples, geometry, False, sum.new_zeros(swapped))
+        target = sum if diagonal else sum.diagonal(dim1=-2, dim2=-1)
+        target.add_(squares.sum() / swapped)
+    elif diagonal:
+        statistics.diagonal(samples, geometry, bias, sum)
+    else:
+        statistics.second_moment(samples, geometry, bias, sum)
 
 
 def _subset(
@@ -117,8 +154,9 @@ def _subset(
 
 def _square_sum(samples: Sequence[Tensor]) -> Tensor:
     """Return a number that is finite only if every product of two activations is."""
-    flat = [tensor.flatten() for tensor in samples]
-    return torch.stack([torch.dot(tensor, tensor) for tensor in flat]).sum()
+    flat = [tensor.flatten() for tensor in samples if tensor.is_floating_point()]
+    squares = [torch.dot(tensor, tensor) for tensor in flat]
+    return torch.stack(squares).sum() if squares else torch.zeros((), device=samples[0].device)
 
 
 @observe_.register_fake
@@ -130,5 +168,7 @@ def _(
     rule: str,
     geometry: Sequence[int],
     bias: bool,
+    diagonal: bool,
+    swapped: int,
 ) -> None:
     return None

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sngd_compile.errors import SngdWarning
+from sngd_compile.runtime.diagonal import Pair
 from sngd_compile.runtime.fisher import REJECTED, FisherLayer
 from sngd_compile.runtime.reparameterise import as_matrices
-from sngd_compile.runtime.roots import Pair, Root, copy_root_
+from sngd_compile.runtime.roots import Root, copy_root_
 
 LINEAR_STATES = ("momentum_buffer", "exp_avg")
 """Optimizer states that are linear in past steps, so that they move like `w'` itself."""
@@ -114,7 +115,7 @@ def _move_(
         matrix.to(dtype), None if vector is None else vector.to(dtype)
     )
     if weight is not None:
-        weight.copy_(moved_weight.reshape(weight.shape))
+        weight.copy_(site.fisher.layout.parameter(moved_weight, weight.shape))
     if bias is not None and moved_bias is not None:
         bias.copy_(moved_bias.reshape(bias.shape))
 
@@ -149,12 +150,13 @@ def report_rejected(fisher: FisherLayer) -> None:
 
 
 def report_unobserved(fisher: FisherLayer) -> None:
-    """Warn once by name when a layer trains but its inputs never pass through its own module."""
+    """Warn once by name when a layer trains but its inputs never meet a rule."""
+    used = f": it enters {fisher.unmatched}, which no rule understands" if fisher.unmatched else ""
     _warn_once(
         fisher,
         "unobserved",
-        "no input has been observed although it receives gradients: other code reads the weight "
-        "and never calls the module. Its steps are plain gradient descent",
+        f"no input has been observed although it receives gradients{used}. Its steps are plain "
+        "gradient descent",
     )
 
 

@@ -6,17 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sngd_compile.runtime.diagonal import Pair
 from sngd_compile.runtime.fisher import FisherLayer
-from sngd_compile.runtime.roots import Pair
 
 
 def as_matrices(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> Pair:
     """View a weight as `[*, O, K]` and its bias as `[*, O]`, `*` being the groups axis if any."""
-    if fisher.groups is None:
-        return weight.flatten(1), bias
-    rows = weight.shape[0] // fisher.groups
-    grouped = weight.reshape(fisher.groups, rows, -1)
-    return grouped, None if bias is None else bias.reshape(fisher.groups, rows)
+    layout = fisher.layout
+    return layout.matrices(weight), None if bias is None else layout.vectors(bias)
 
 
 def fold(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | None) -> Pair:
@@ -43,7 +40,7 @@ def fold(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | None) -
             weight, bias = fisher.root_buffers.fold(*wide_pair)
     else:
         weight, bias = fisher.root_buffers.fold(*wide_pair)
-    weight = weight.reshape(weight_prime.shape).to(weight_prime.dtype)
+    weight = fisher.layout.parameter(weight, weight_prime.shape).to(weight_prime.dtype)
     if bias is None or bias_prime is None:
         return weight, None
     return weight, bias.reshape(bias_prime.shape).to(bias_prime.dtype)
@@ -58,9 +55,9 @@ def local_linear(
     forward, and again backward where the input needs a gradient, or over O outputs both ways.
 
     Args:
-        fisher: The local Fisher layer.
+        fisher: The local Fisher layer, of one group.
         input: Activations `[..., K]`.
-        weight_prime: W' `[O, K]`.
+        weight_prime: W' `[O, K]`, or as the layer's layout has it.
         bias_prime: b' `[O]`, or None.
 
     Returns:
@@ -69,17 +66,47 @@ def local_linear(
     Source: docs/method.md, cost. Law 1 runs both sides.
     """
     if not _on_rows(fisher, input, weight_prime):
-        return F.linear(input, *fold(fisher, weight_prime, bias_prime))
+        weight, bias = fold(fisher, weight_prime, bias_prime)
+        return F.linear(input, fisher.layout.matrices(weight), bias)
     rows = input.reshape(-1, input.shape[-1])
-    output = fisher.root_buffers.linear(rows, weight_prime, bias_prime)
-    return output.view(*input.shape[:-1], weight_prime.shape[0])
+    matrix = fisher.layout.matrices(weight_prime)
+    output = fisher.root_buffers.linear(rows, matrix, bias_prime)
+    return output.view(*input.shape[:-1], fisher.layout.outputs)
+
+
+def local_embedding(
+    fisher: FisherLayer, indices: Tensor, weight_prime: Tensor, padding_idx: int | None
+) -> Tensor:
+    """Look rows of `w' R` up, folding only those that are looked up.
+
+    Args:
+        fisher: A diagonal local Fisher over the V entries of the table; or, of a table that is also
+            the weight of a linear layer, that of its E inputs.
+        indices: Integers of any shape.
+        weight_prime: W' `[V, E]`.
+        padding_idx: Entry that gets no gradient, or None.
+
+    Returns:
+        `[*indices.shape, E]`, as `F.embedding` would.
+
+    Source: docs/method.md, cost. Law 1 tests it.
+    """
+    looked_up = F.embedding(indices, weight_prime, padding_idx)
+    wide = torch.promote_types(weight_prime.dtype, fisher.factor.dtype)
+    if fisher.kind == "diagonal" and fisher.layout.is_transposed:
+        folded = looked_up.to(wide) * fisher.root_buffers.gain[indices][..., None]
+        return folded.to(weight_prime.dtype)
+    if indices.numel() >= weight_prime.shape[0]:
+        return F.embedding(indices, fold(fisher, weight_prime, None)[0], padding_idx)
+    rows, _ = fisher.root_buffers.fold(looked_up.flatten(0, -2).to(wide), None)
+    return rows.view(looked_up.shape).to(weight_prime.dtype)
 
 
 def _on_rows(fisher: FisherLayer, input: Tensor, weight_prime: Tensor) -> bool:
     """Choose the activation side: full precision throughout, and fewer rows than outputs."""
     if not isinstance(input, Tensor):
         return False  # F.linear says what is wrong with it
-    outputs, width = weight_prime.shape
+    outputs, width = fisher.layout.matrix
     same = input.dtype == weight_prime.dtype == fisher.factor.dtype
     if not same or input.dim() == 0 or input.shape[-1] != width:
         return False

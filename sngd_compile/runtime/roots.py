@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sngd_compile.runtime.diagonal import DiagonalRoot, Pair
 from sngd_compile.runtime.triangular import (
     multiply,
     multiply_transposed,
@@ -20,8 +21,6 @@ from sngd_compile.runtime.triangular import (
     solve_transposed,
     whiten,
 )
-
-Pair = tuple[Tensor, Tensor | None]
 
 
 class CholeskyRoot(nn.Module):
@@ -206,11 +205,16 @@ class SymmetricRoot(nn.Module):
         return F.linear(rotated[:, :-1], weight) + rotated[:, -1:] * bias
 
 
-Root = CholeskyRoot | SymmetricRoot
-ROOTS: dict[str, type[CholeskyRoot] | type[SymmetricRoot]] = {
+Root = CholeskyRoot | SymmetricRoot | DiagonalRoot
+FULL_ROOTS: dict[str, type[CholeskyRoot] | type[SymmetricRoot]] = {
     "cholesky": CholeskyRoot,
     "symmetric": SymmetricRoot,
 }
+
+
+def root_class(kind: str, root: str) -> type[Root]:
+    """Return the class of the root of a factor of this kind, `root` being the configured one."""
+    return DiagonalRoot if kind == "diagonal" else FULL_ROOTS[root]
 
 
 def copy_root_(root: Root, source: Root) -> None:
@@ -228,4 +232,6 @@ def _split(joined: Tensor, bias: Tensor | None) -> Pair:
 
 
 def _times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
+    if vector.shape[-1] == 1:
+        return (matrix * vector[..., None, :]).squeeze(-1)
     return (matrix @ vector[..., None]).squeeze(-1)

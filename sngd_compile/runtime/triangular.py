@@ -16,12 +16,16 @@ BLOCK = 128
 
 def solve(lower: Tensor, x: Tensor) -> Tensor:
     """Return `x C^-1`; written column-major, which is what the solver works in."""
+    if lower.shape[-1] == 1:
+        return x / lower  # one weight per output: a number for every group
     solved: Tensor = torch.linalg.solve_triangular(lower.mT, x.mT, upper=True)
     return solved.mT
 
 
 def solve_transposed(lower: Tensor, x: Tensor) -> Tensor:
     """Return `x C^-T`."""
+    if lower.shape[-1] == 1:
+        return x / lower
     solved: Tensor = torch.linalg.solve_triangular(lower, x.mT, upper=False)
     return solved.mT
 
@@ -29,6 +33,8 @@ def solve_transposed(lower: Tensor, x: Tensor) -> Tensor:
 def multiply(lower: Tensor, x: Tensor) -> Tensor:
     """Return `x C`, by blocks of columns: columns `s` to `e` need the rows from `s` on."""
     width = lower.shape[-1]
+    if width == 1:
+        return x * lower
     if lower.dim() > 2 or width <= BLOCK:
         return x @ lower
     product = x.new_empty(x.shape)
@@ -41,6 +47,8 @@ def multiply(lower: Tensor, x: Tensor) -> Tensor:
 def multiply_transposed(lower: Tensor, x: Tensor) -> Tensor:
     """Return `x C^T`, by blocks of columns: columns `s` to `e` need the columns up to `e`."""
     width = lower.shape[-1]
+    if width == 1:
+        return x * lower
     if lower.dim() > 2 or width <= BLOCK:
         return x @ lower.mT
     product = x.new_empty(x.shape)

@@ -27,11 +27,11 @@ def layer(forward: Callable[..., Any]) -> Layer:
 
 
 def reason(model: nn.Module) -> str:
-    """Return the reason for which the weight of a layer is skipped."""
+    """Return the reason for which a layer's own forward runs, or for which its weight is left."""
     plan = sngd.explain(model)
-    assert plan.sites == []
-    reasons = {skip.name: skip.reason for skip in plan.skips}
-    assert set(reasons) == {name for name, _ in model.named_parameters()}
+    reasons = {site.weight_name: site.note for site in plan.sites}
+    reasons |= {skip.name: skip.reason for skip in plan.skips}
+    assert sngd.graph(sngd.reconstruct(model)) == {}
     return reasons["weight"]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import sngd_compile as sngd
 from api import apart, batch, trained
 from capture import Layer, reason
-from sngd_compile import ModelError, PlanError, SngdError
+from sngd_compile import SngdError
 
 pytestmark = pytest.mark.usefixtures("float64")
 X = torch.ones(2, 3, dtype=torch.float64)
@@ -66,14 +66,14 @@ class Switching(Layer):
         return self.linear(x)
 
 
-def test_an_attribute_that_makes_the_forward_uncapturable_raises():
-    net = sngd.reconstruct(Switching())
-    with pytest.raises(PlanError, match=r"Switching.*branches"):
-        net.switch = True
-    with pytest.raises(ModelError, match="attribute"):
-        net(X)
-    net.switch = False
-    assert net(X).shape == (2, 3)
+def test_an_attribute_that_makes_the_forward_uncapturable_lets_it_run_as_it_is():
+    net, model = sngd.reconstruct(Switching()), Switching()
+    model.load_state_dict(sngd.fold(net).state_dict())
+    for switch in (True, False):
+        net.switch = model.switch = switch
+        assert (sngd.graph(net) == {}) == switch
+        torch.testing.assert_close(net(-X), model(-X))
+    assert sngd.fisher_layers(net)["weight"].rows_seen == 2 * len(X)
 
 
 class ReadsChild(nn.Module):
@@ -142,7 +142,7 @@ def test_the_profiler_stays_when_a_forward_is_refused():
     finally:
         sys.setprofile(None)
     assert still is profile
-    assert plan.sites == []
+    assert "train and eval" in plan.sites[0].note
     assert seen
 
 

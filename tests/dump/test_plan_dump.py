@@ -28,21 +28,21 @@ class TestPlanDump(expecttest.TestCase):
         self.assertExpectedInline(
             str(sngd.explain(Small())),
             """\
-reconstructed: 2 weights, 125 of 217 elements (57.6 %)
+reconstructed: 3 weights, 191 of 217 elements (88.0 %)
 
 weight              shape      rule         Fisher         state    work/step  work/refresh
 -------------------------------------------------------------------------------------------
+embed.weight        [11, 6]    embedding    diagonal 11    0.2 KiB  132        396
 conv.weight + bias  [8, 3, 3]  convolution  shared 2 x 10  2.4 KiB  648        3.4 k
 head.weight + bias  [5, 8]     linear       shared 9       1.0 KiB  320        1.6 k
 
-left as they are: 4 parameters, 92 elements
+left as they are: 3 parameters, 26 elements
 
-parameter     shape    reason
-------------------------------------------------------------------------------------------------------------------------------
-embed.weight  [11, 6]  no rule for embedding (node embedding)
-norm.weight   [8]      its module cannot be captured: its forward branches on an activation or its shape, or iterates over one
-norm.bias     [8]      its module cannot be captured: its forward branches on an activation or its shape, or iterates over one
-out.weight    [2, 5]   frozen (requires_grad=False)""",  # noqa: E501
+parameter    shape   reason
+----------------------------------------------------------------------------------------------------------------------------
+norm.weight  [8]     its module cannot be captured: its forward branches on an activation or its shape, or iterates over one
+norm.bias    [8]     its module cannot be captured: its forward branches on an activation or its shape, or iterates over one
+out.weight   [2, 5]  frozen (requires_grad=False)""",  # noqa: E501
         )
 
     def test_overrides_and_roots(self):
@@ -50,22 +50,22 @@ out.weight    [2, 5]   frozen (requires_grad=False)""",  # noqa: E501
         self.assertExpectedInline(
             text,
             """\
-reconstructed: 1 weights, 80 of 217 elements (36.9 %)
+reconstructed: 2 weights, 146 of 217 elements (67.3 %)
 
 weight              shape      rule         Fisher         state    work/step  work/refresh
 -------------------------------------------------------------------------------------------
+embed.weight        [11, 6]    embedding    diagonal 11    0.2 KiB  132        396
 conv.weight + bias  [8, 3, 3]  convolution  shared 2 x 10  2.4 KiB  648        3.4 k
 
-left as they are: 6 parameters, 137 elements
+left as they are: 5 parameters, 71 elements
 
-parameter     shape    reason
-------------------------------------------------------------------------------------------------------------------------------
-embed.weight  [11, 6]  no rule for embedding (node embedding)
-norm.weight   [8]      its module cannot be captured: its forward branches on an activation or its shape, or iterates over one
-norm.bias     [8]      its module cannot be captured: its forward branches on an activation or its shape, or iterates over one
-head.weight   [5, 8]   left out by an override
-head.bias     [5]      a bias that joins no local Fisher: it or its weight is left, or it is used elsewhere
-out.weight    [2, 5]   frozen (requires_grad=False)""",  # noqa: E501
+parameter    shape   reason
+----------------------------------------------------------------------------------------------------------------------------
+norm.weight  [8]     its module cannot be captured: its forward branches on an activation or its shape, or iterates over one
+norm.bias    [8]     its module cannot be captured: its forward branches on an activation or its shape, or iterates over one
+head.weight  [5, 8]  left out by an override
+head.bias    [5]     a bias that joins no local Fisher: its own is the identity, so plain descent on it is natural
+out.weight   [2, 5]  frozen (requires_grad=False)""",  # noqa: E501
         )
 
     def test_large_layers(self):

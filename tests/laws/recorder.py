@@ -1,55 +1,86 @@
-"""What reaches a weight: the layer run node by node, and its rule asked about every use."""
+"""What reaches a weight: its layer run once, and what its rule was shown."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 import sngd_compile as sngd
 from laws.case import Case
-from sngd_compile import Rule
+from sngd_compile import Config, Rule
+from sngd_compile.runtime.observe import STATISTICS
 
 
 @dataclass(frozen=True)
 class RecordedUse:
-    """One use of a weight with the activations it meets."""
+    """One use of a weight with the activations it meets, and where their sum went."""
 
     rule: Rule
     samples: list[Tensor]
     geometry: tuple[int, ...]
+    sum: Tensor
 
     @property
     def rows(self) -> Tensor:
         """The rule's rows."""
-        return self.rule.rows(self.samples, self.geometry)
+        return self.rule.rows(self.samples, self.geometry).double()
 
     def add_second_moment(self, bias: bool, out: Tensor) -> Tensor:
         """Return `out` with the rule's sum of outer products added."""
-        self.rule.second_moment(self.samples, self.geometry, bias, out)
-        return out
+        return self.rule.second_moment(self.samples, self.geometry, bias, out)
+
+    def add_diagonal(self, bias: bool, out: Tensor) -> Tensor:
+        """Return `out` with the rule's sum of squares added."""
+        return self.rule.diagonal(self.samples, self.geometry, bias, out)
 
 
-class Recorder(fx.Interpreter):
-    """Run a captured graph and keep the value of every node."""
+class Spy:
+    """A rule that remembers what it is asked to sum."""
 
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node."""
-        self.values[n] = super().run_node(n)
-        return self.values[n]
+    def __init__(self, rule: Rule, seen: list[RecordedUse]):
+        self.rule, self.seen = rule, seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rule, name)
+
+    def second_moment(self, samples: Any, geometry: Any, bias: bool, out: Tensor) -> Tensor:
+        """Remember, then add."""
+        self.seen.append(RecordedUse(self.rule, list(samples), tuple(geometry), out))
+        return self.rule.second_moment(samples, geometry, bias, out)
+
+    def diagonal(self, samples: Any, geometry: Any, bias: bool, out: Tensor) -> Tensor:
+        """Remember, then add."""
+        self.seen.append(RecordedUse(self.rule, list(samples), tuple(geometry), out))
+        return self.rule.diagonal(samples, geometry, bias, out)
 
 
-@torch.no_grad()
+@contextmanager
+def spies(seen: list[RecordedUse]) -> Iterator[None]:
+    """Spy on every rule for a while."""
+    rules = dict(STATISTICS)
+    STATISTICS.update({name: Spy(rule, seen) for name, rule in rules.items()})
+    try:
+        yield
+    finally:
+        STATISTICS.update(rules)
+
+
 def recorded_uses(case: Case) -> list[RecordedUse]:
     """Run a case's layer on its input and return the uses of its weight."""
-    model = case.build()
-    site = next(site for site in sngd.explain(model).sites if site.weight_name == case.weight)
-    recorder = Recorder(model, graph=site.uses[0][0].graph)
-    recorder.values = {}
-    recorder.run(case.input())
-    uses = []
-    for _, use in site.uses:
-        inputs = [recorder.values[node] for node in use.inputs]
-        samples = site.rule.samples(inputs, use.geometry)
-        uses.append(RecordedUse(site.rule, samples, use.geometry))
-    return uses
+    net = sngd.reconstruct(case.build(), Config(max_rows=None))
+    fisher = sngd.fisher_layers(net)[case.weight]
+    net(case.input())  # every rule is known from here on
+    seen: list[RecordedUse] = []
+    with spies(seen):
+        net(case.input())
+    return [use for use in seen if shares_memory(use.sum, fisher.sum)]
+
+
+def shares_memory(part: Tensor, whole: Tensor) -> bool:
+    """Say whether one tensor lies in another."""
+    return part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+__all__: Sequence[str] = ["RecordedUse", "recorded_uses"]

@@ -33,8 +33,7 @@ class Functional(nn.Module):
 LONE_BIAS = "a bias that joins no local Fisher"
 CALLS = {
     "masked": (lambda m, x: F.linear(x, m.weight * m.mask), {"weight": "no rule for mul"}),
-    "transposed": (lambda m, x: x @ m.weight.t(), {"weight": "no rule for t "}),
-    "matmul": (lambda m, x: torch.matmul(m.weight, x.mT), {"weight": "no rule for matmul"}),
+    "power": (lambda m, x: x.sum() + (m.weight**2).sum(), {"weight": "no rule for pow"}),
     "penalised": (
         lambda m, x: F.linear(x, m.weight) + m.weight.square().sum(),
         {"weight": "no rule for square"},
@@ -48,7 +47,7 @@ CALLS = {
     ),
     "vector": (lambda m, x: F.linear(x[:, :3], m.bias), {"bias": "1 dimensions"}),
     "unused": (lambda m, x: F.linear(x, m.weight), {"other": "does not use it"}),
-    "separate bias": (lambda m, x: F.linear(x, m.weight) + m.bias, {"bias": "no rule for add"}),
+    "separate bias": (lambda m, x: F.linear(x, m.weight) + m.bias, {"bias": "added to activations"}),
     "bias of two": (
         lambda m, x: F.linear(x, m.weight, m.bias) + F.linear(x, m.other, m.bias),
         {"bias": LONE_BIAS},
@@ -59,9 +58,12 @@ CALLS = {
     ),
     "with and without bias": (
         lambda m, x: F.linear(x, m.weight, m.bias) + F.linear(x, m.weight),
-        {"weight": "differ in kind, groups or bias"},
+        {"bias": LONE_BIAS},
     ),
-    "out argument": (lambda m, x: torch.add(x, m.weight[0]), {"weight": "no rule for getitem"}),
+    "table and layer": (
+        lambda m, x: F.linear(x, m.weight) + F.conv1d(x[:, :, None], m.weight[:, :, None])[..., 0],
+        {},
+    ),
 }
 
 
@@ -121,11 +123,13 @@ def test_tied_parameters_name_each_other():
     model = mlp()
     model.extra = nn.Linear(5, 4)
     model.extra.weight = model[0].weight
-    found = reasons(model)
-    assert found["0.weight"] == found["extra.weight"]
-    assert found["0.weight"] == "shared under 2 names: 0.weight, extra.weight"
+    (site,) = [site for site in sngd.explain(model).sites if site.name == "0.weight"]
+    assert site.parameter_names == ["0.weight", "extra.weight"]
+    assert LONE_BIAS in reasons(model)["0.bias"]
     net = sngd.reconstruct(model)
-    assert net.extra.weight is net[0].weight
+    layers = sngd.fisher_layers(net)
+    assert layers["0.weight"] is layers["extra.weight"]
+    assert net.extra.weight_prime is net[0].weight_prime
 
 
 def test_lazy_parameters_say_what_to_do():

@@ -1,0 +1,78 @@
+"""What a reconstructed module's attributes give: `.weight` the folded `w' R`, `.weight_prime` w'."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sngd_compile.interception import folded_weight, is_in_forward
+from sngd_compile.runtime.diagonal import Pair
+from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.reparameterise import fold
+
+Names = tuple[tuple[str, str | None], ...]
+"""Attribute names of the reconstructed (weight, bias) pairs of a module."""
+
+
+def attributes_of(names: Names) -> dict[str, property]:
+    """Make the properties of a class whose pairs have these names."""
+    made: dict[str, property] = {}
+    for weight, bias in names:
+        made[weight] = _folded(weight, bias, 0)
+        made[f"{weight}_prime"] = _raw(weight)
+        if bias is not None:
+            made[bias] = _folded(weight, bias, 1)
+            made[f"{bias}_prime"] = _raw(bias)
+    return made
+
+
+def fisher_of(module: nn.Module, weight: str) -> FisherLayer:
+    """Return the Fisher layer of a module's weight."""
+    fisher = module._modules[f"{weight}_fisher"]
+    assert isinstance(fisher, FisherLayer)
+    return fisher
+
+
+def folded_pairs(module: nn.Module, names: Names) -> dict[str, Tensor | None]:
+    """Fold every weight of a module with its bias, for its own forward."""
+    pairs = {}
+    for weight, bias in names:
+        pairs[weight], folded_bias = _fold(module, weight, bias, True)
+        if bias is not None:
+            pairs[bias] = folded_bias
+    return pairs
+
+
+def _fold(module: nn.Module, weight: str, bias: str | None, in_forward: bool) -> Pair:
+    """Fold a weight with its bias; in a forward that is observed, it shows what it meets."""
+    fisher = fisher_of(module, weight)
+    weight_prime = module._parameters[weight]
+    assert weight_prime is not None
+    bias_prime = module._parameters[bias] if bias is not None else None
+    folded, folded_bias = fold(fisher, weight_prime, bias_prime)
+    trains = module.training and torch.is_grad_enabled()
+    if in_forward and trains and (fisher.schedule.observing or torch.compiler.is_compiling()):
+        folded = folded_weight(fisher, folded)
+    return folded, folded_bias
+
+
+def _folded(weight: str, bias: str | None, index: int) -> property:
+    name = (weight, bias)[index]
+
+    def read(self: Any) -> Tensor | None:
+        held = self.__dict__.get("held")
+        if held is not None:
+            value: Tensor | None = held[name]
+            return value
+        return _fold(self, weight, bias, is_in_forward())[index]
+
+    return property(read, doc=f"The folded {name}, `w' R`.")
+
+
+def _raw(name: str) -> property:
+    def read(self: nn.Module) -> Tensor | None:
+        return self._parameters[name]
+
+    return property(read, doc=f"The parameter {name}, `w'`.")

@@ -1,0 +1,174 @@
+"""From what every module does with a parameter to one decision for the parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from sngd_compile.config import Config
+from sngd_compile.layout import Layout
+from sngd_compile.matching import UNUSED, Found, bias_target
+from sngd_compile.rules import RULES, Planned
+from sngd_compile.site import GraphUse, Place, Site
+
+GUESS = "as called"
+"""The rule of a weight of which nothing but its shape is known before it is used."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """One module and name that hold a parameter, and what the module does with it."""
+
+    owner: int
+    module: nn.Module
+    name: str
+    found: Found
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a weight; see `Site`."""
+
+    bias: Tensor | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layout: Layout
+    rule: str
+    kind: str
+    config: Config
+    note: str
+
+    def site(self, places: tuple[Place, ...], note: str) -> Site:
+        """Return the site, with one more note."""
+        notes = "; ".join(text for text in (self.note, note) if text)
+        return Site(
+            places,
+            self.shape,
+            self.dtype,
+            self.layout,
+            self.rule,
+            self.kind,
+            self.config,
+            notes,
+        )
+
+
+def decide(
+    holdings: Mapping[Tensor, Sequence[Holding]], configs: Mapping[Tensor, Config | None]
+) -> tuple[dict[Tensor, Decision], dict[Tensor, str]]:
+    """Decide for every parameter; a bias joins the weight whose calls alone add it.
+
+    Returns:
+        The decisions by weight, and the reasons of those that are left, biases that join included.
+    """
+    decisions: dict[Tensor, Decision] = {}
+    reasons: dict[Tensor, str] = {}
+    free = {p for p in holdings if configs[p] is not None}
+    for parameter, held in holdings.items():
+        found = _decide_weight(parameter, held, configs[parameter])
+        if isinstance(found, str):
+            reasons[parameter] = found
+            continue
+        bias = _common_bias(found[0], held)
+        if bias not in free or not _joins(bias, found[0], held, holdings):
+            bias = None
+        free.discard(bias)  # type: ignore[arg-type]
+        decisions[parameter] = _decision(parameter, bias, *found)
+    return decisions, reasons
+
+
+Candidate = tuple[Layout, str, str]
+"""Layout, kind by nature and rule of one call."""
+
+
+def _decide_weight(
+    parameter: Tensor, held: Sequence[Holding], config: Config | None
+) -> tuple[Layout, str, str, Config] | str:
+    usable = [h.found for h in held if not isinstance(h.found, str)]
+    refused = [h.found for h in held if isinstance(h.found, str)]
+    refused = [text for text in refused if text != UNUSED] or ([] if usable else refused)
+    if refused:
+        return refused[0]
+    if config is None:
+        return "left out by an override"
+    candidates = list(_candidates(usable))
+    sure = [c for c in candidates if c[2] != GUESS] or candidates
+    full = [c for c in sure if c[1] != "diagonal"]
+    layout, kind, rule = (full or sure)[0]
+    if any(c[0].swapped_width(layout) is None for c in sure):
+        kinds = sorted({c[2] for c in sure})
+        return f"its uses read it in ways that do not fit together ({', '.join(kinds)})"
+    return layout, "diagonal" if not full else config.fisher, rule, config
+
+
+def _candidates(usable: Iterable[Found]) -> Iterable[Candidate]:
+    for found in usable:
+        if isinstance(found, Planned):
+            yield found.layout, found.kind, found.rule
+        elif isinstance(found, tuple):
+            for use in found:
+                yield use.use.layout, RULES[use.rule].kind, use.rule
+
+
+def _decision(
+    weight: Tensor, bias: Tensor | None, layout: Layout, kind: str, rule: str, config: Config
+) -> Decision:
+    """Take a diagonal where the full factor is too large."""
+    dtype, note = weight.dtype, ""
+    size = layout.width + (bias is not None)
+    bytes_of_factor = (layout.groups or 1) * size**2 * max(4, dtype.itemsize)
+    if kind != "diagonal" and bytes_of_factor > config.max_factor_bytes:
+        kind = "diagonal"
+        note = (
+            f"a full factor of {bytes_of_factor:,} bytes is above max_factor_bytes = "
+            f"{config.max_factor_bytes:,}: only its diagonal is kept"
+        )
+    return Decision(bias, tuple(weight.shape), dtype, layout, rule, kind, config, note)
+
+
+def _common_bias(layout: Layout, held: Sequence[Holding]) -> Tensor | None:
+    """Return the one parameter that every call adds as its bias, if there is one."""
+    biases: list[Tensor | None] = []
+    for holding in held:
+        parameters = holding.module._parameters
+        if isinstance(holding.found, Planned):
+            biases.append(parameters.get(holding.found.bias or ""))
+        elif isinstance(holding.found, tuple):
+            biases += [_bias_of(use, layout, parameters) for use in holding.found]
+    first = biases[0]
+    return first if all(bias is first for bias in biases) else None
+
+
+def _bias_of(
+    use: GraphUse, layout: Layout, parameters: Mapping[str, nn.Parameter | None]
+) -> Tensor | None:
+    is_direct = use.use.layout.swapped_width(layout) == 0
+    return parameters.get(bias_target(use.use) or "") if is_direct else None
+
+
+def _joins(
+    bias: Tensor | None,
+    layout: Layout,
+    held: Sequence[Holding],
+    holdings: Mapping[Tensor, Sequence[Holding]],
+) -> bool:
+    """Say whether the calls of a weight, and no others, add this bias, one number per output."""
+    if bias is None or bias.numel() != prod(layout.matrix[:-1]):
+        return False
+    owners = {h.owner: h for h in held if not isinstance(h.found, str)}
+    for holding in holdings[bias]:
+        weight = owners.get(holding.owner)
+        if weight is None:
+            return False
+        if isinstance(weight.found, tuple):
+            calls = {use.node for use in weight.found}
+            graph = weight.found[0].node.graph
+            reads = [n for n in graph.nodes if n.op == "get_attr" and n.target == holding.name]
+            if not all(calls.issuperset(node.users) for node in reads):
+                return False
+    return True
+

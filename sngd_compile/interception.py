@@ -1,0 +1,228 @@
+"""A folded weight that shows its Fisher layer what it meets, wherever it is used.
+
+A module whose forward cannot be captured runs as it is, and so does foreign code that reads the
+`.weight` of a reconstructed module. Both get the folded `w = w' R` as a `FoldedWeight`. It behaves
+like the tensor that it is: every function computes what it would, on plain tensors. Beside that,
+calls that a rule understands are observed, and views are followed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from sngd_compile.layout import Layout
+from sngd_compile.rules import RULES, Use, rule_for
+from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.observe import STATISTICS, observe
+
+Composite = Callable[..., Any]
+
+_MODULE_CALL = torch.nn.Module._call_impl.__code__  # seen on torch 2.11 to 2.13
+
+COMPOSITES: dict[Any, Composite] = {}
+"""Functions that meet several weights at once, and what to call instead while observing."""
+
+
+def register_composite(*functions: Any) -> Callable[[Composite], Composite]:
+    """Register, as a decorator, an equal function whose calls meet one weight each."""
+
+    def register(composite: Composite) -> Composite:
+        COMPOSITES.update(dict.fromkeys(functions, composite))
+        return composite
+
+    return register
+
+
+class FoldedWeight(Tensor):
+    """The folded weight of a reconstructed module, followed through views and calls.
+
+    Attributes:
+        fisher: Its local Fisher layer.
+        is_transposed: Whether this is the transpose of the parameter `[rows, columns]`.
+        group: Index of the group that a stack of weights was indexed by, or None.
+    """
+
+    fisher: FisherLayer
+    is_transposed: bool
+    group: int | None
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Compute on plain tensors; observe, or follow a view."""
+        kwargs = kwargs or {}
+        # The documented way to leave the protocol; seen on torch 2.11 to 2.13.
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in COMPOSITES:
+                return COMPOSITES[func](*args, **kwargs)
+            result = func(*args, **kwargs)
+            if func in _VIEWS and isinstance(args[0], FoldedWeight):
+                return _follow(func, args, kwargs, result)
+            if rule_for(func) is not None:
+                _show_call(func, args, kwargs)
+            else:
+                _remember_unmatched(func, args, kwargs)
+            return result
+
+
+def folded_weight(
+    fisher: FisherLayer, value: Tensor, is_transposed: bool = False, group: int | None = None
+) -> Tensor:
+    """Return a folded weight, or a view of one, that will be observed."""
+    weight = value.as_subclass(FoldedWeight)
+    weight.fisher, weight.is_transposed, weight.group = fisher, is_transposed, group
+    return weight
+
+
+def is_in_forward() -> bool:
+    """Say whether this runs inside the call of a module, where a weight meets activations.
+
+    Elsewhere, as in a test or a penalty, a folded weight is an ordinary tensor.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is _MODULE_CALL:
+            return True
+    return False
+
+
+def plain(value: Any) -> Any:
+    """Return a tensor without what follows it; anything else as it is."""
+    if isinstance(value, FoldedWeight):
+        with torch._C.DisableTorchFunctionSubclass():
+            return value.as_subclass(Tensor)
+    return value
+
+
+def show(weight: Any, *rows: Tensor) -> None:
+    """Let a weight observe the inputs of a linear layer that it is part of, `[..., K]` each."""
+    if isinstance(weight, FoldedWeight):
+        for some in rows:
+            _show(weight, Use(weight, (some,), Layout.plain(weight.shape)), "linear")
+
+
+def _show_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Match an intercepted call and observe it."""
+    rule = rule_for(func)
+    assert rule is not None
+    weights = {a: a for a in tree_leaves((args, kwargs)) if isinstance(a, FoldedWeight)}
+    try:
+        use = rule.match(rule.bind(args, kwargs, weights))
+    except TypeError:
+        use = "no rule for these arguments"
+    if isinstance(use, str) or not isinstance(use.weight, FoldedWeight) or not _show(use.weight, use, rule.name):
+        _remember_unmatched(func, args, kwargs)
+
+
+def _show(weight: FoldedWeight, use: Use, rule: str) -> bool:
+    """Observe a use; return whether it fits the way in which the weight is laid out."""
+    fisher, layout = weight.fisher, use.layout
+    if weight.is_transposed:
+        layout = layout.of_transpose()
+    swapped = _swapped_width(layout, fisher.layout, weight.group)
+    if swapped is None:
+        return False
+    STATISTICS[rule] = RULES[rule]
+    observe(fisher, rule, use.inputs, use.geometry, True, swapped, weight.group)
+    return True
+
+
+def _swapped_width(layout: Layout, known: Layout, group: int | None) -> int | None:
+    """Compare a call's layout with the planned one; parts of the outputs are welcome."""
+    if group is not None:
+        known = Layout(known.view[-2:], (0, 1), known.matrix[-2:])
+    same_side = layout.is_transposed == known.is_transposed and layout.groups == known.groups
+    if same_side and layout.width == known.width:
+        return 0
+    return layout.swapped_width(known)
+
+
+def _remember_unmatched(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Note where a weight was used in a way that no rule understands, for a later warning."""
+    if torch.compiler.is_compiling():
+        return
+    for weight in tree_leaves((args, kwargs)):
+        if isinstance(weight, FoldedWeight) and not weight.fisher.unmatched:
+            weight.fisher.unmatched = f"{_name(func)} at {_caller()}"
+
+
+def _name(func: Any) -> str:
+    return str(getattr(func, "__name__", func))
+
+
+def _caller() -> str:
+    """Name file and line of the first frame outside torch and this library."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] not in ("torch", "sngd_compile"):
+            break
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Any:
+    """Give a view of a folded weight its place in the weight."""
+    weight, *rest = args
+    kind = _VIEWS[func]
+    if kind == "transpose" and weight.dim() == 2 and _turns(func, rest):
+        return folded_weight(weight.fisher, result, not weight.is_transposed, weight.group)
+    if kind == "same":
+        return folded_weight(weight.fisher, result, weight.is_transposed, weight.group)
+    if kind == "parts":
+        return _parts(weight, result, rest, kwargs)
+    if kind == "item" and weight.dim() == 3 and weight.group is None:
+        return _item(weight, result, rest[0])
+    if kind == "item" and weight.dim() == 2 and isinstance(rest[0], slice):
+        return folded_weight(weight.fisher, result, weight.is_transposed, weight.group)
+    _remember_unmatched(func, args, kwargs)
+    return result
+
+
+def _turns(func: Any, rest: Sequence[Any]) -> bool:
+    return not rest or sorted(axis % 2 for axis in rest if isinstance(axis, int)) == [0, 1]
+
+
+def _parts(
+    weight: FoldedWeight, parts: Any, rest: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Follow the parts along the first axis: groups of a stack, or outputs of a matrix."""
+    axis = kwargs.get("dim", rest[-1] if len(rest) > 1 else 0)
+    if weight.dim() == 3 and len(parts) == weight.shape[0] and parts[0].dim() == 2:
+        return tuple(folded_weight(weight.fisher, p, False, i) for i, p in enumerate(parts))
+    if weight.dim() == 2 and axis == int(weight.is_transposed):
+        return tuple(folded_weight(weight.fisher, p, weight.is_transposed) for p in parts)
+    return parts
+
+
+def _item(weight: FoldedWeight, result: Tensor, index: Any) -> Tensor:
+    """Follow one group of a stack."""
+    single = isinstance(index, int) or (isinstance(index, Tensor) and index.dim() == 0)
+    if not single or torch.compiler.is_compiling():
+        return result
+    return folded_weight(weight.fisher, result, False, int(index))
+
+
+_VIEWS: dict[Any, str] = {
+    **dict.fromkeys((Tensor.t, torch.t, Tensor.T.__get__, Tensor.mT.__get__), "transpose"),
+    **dict.fromkeys((Tensor.transpose, torch.transpose, Tensor.permute), "transpose"),
+    **dict.fromkeys((Tensor.contiguous, Tensor.to, Tensor.type_as, Tensor.float), "same"),
+    **dict.fromkeys((Tensor.half, Tensor.bfloat16, Tensor.double), "same"),
+    **dict.fromkeys((Tensor.chunk, torch.chunk, Tensor.split, torch.split), "parts"),
+    **dict.fromkeys((Tensor.unbind, torch.unbind, Tensor.__iter__), "parts"),
+    **dict.fromkeys((Tensor.__getitem__, Tensor.select), "item"),
+}

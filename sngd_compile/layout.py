@@ -1,0 +1,104 @@
+"""How a parameter of any shape is laid out as matrices whose rows are the weights of one output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Self
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """View a parameter as `[O, K]` or `[G, O, K]`: outputs O, weights of one output K, groups G.
+
+    Every group has a local Fisher of its own. The same three steps backwards give the parameter.
+
+    Args:
+        view: Sizes with which the parameter is viewed first.
+        order: Permutation of those axes.
+        matrix: Sizes in the end, `(O, K)` or `(G, O, K)`.
+    """
+
+    view: tuple[int, ...]
+    order: tuple[int, ...]
+    matrix: tuple[int, ...]
+
+    @classmethod
+    def plain(cls, shape: Sequence[int], groups: int | None = None) -> Self:
+        """Lay `[O, ...]` out by `flatten(1)`; with groups, `O / G` outputs each."""
+        outputs, width = shape[0], prod(shape[1:])
+        matrix = (outputs, width) if groups is None else (groups, outputs // groups, width)
+        return cls(tuple(shape), tuple(range(len(shape))), matrix)
+
+    @classmethod
+    def transposed(cls, shape: Sequence[int]) -> Self:
+        """Lay `[K, O]` out as its transpose."""
+        width, outputs = shape
+        return cls((width, outputs), (1, 0), (outputs, width))
+
+    @classmethod
+    def stacked(cls, shape: Sequence[int]) -> Self:
+        """Lay `[..., O, K]` out as one group for each leading index."""
+        matrix = (prod(shape[:-2]), shape[-2], shape[-1])
+        return cls(tuple(shape), tuple(range(len(shape))), matrix)
+
+    @classmethod
+    def channelwise(cls, shape: Sequence[int]) -> Self:
+        """Lay one factor per channel out as a group of one output with one weight."""
+        return cls(tuple(shape), tuple(range(len(shape))), (prod(shape), 1, 1))
+
+    @property
+    def groups(self) -> int | None:
+        """G, or None for a single matrix without that axis."""
+        return self.matrix[0] if len(self.matrix) == 3 else None
+
+    @property
+    def outputs(self) -> int:
+        """O, outputs of one group."""
+        return self.matrix[-2]
+
+    @property
+    def width(self) -> int:
+        """K, weights of one output."""
+        return self.matrix[-1]
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether a parameter `[K, O]` is laid out as its transpose."""
+        return self.order == (1, 0)
+
+    def matrices(self, parameter: Tensor) -> Tensor:
+        """Return the parameter as `[*, O, K]`, a view where that is possible."""
+        if len(parameter.shape) == 2 and self.order == (0, 1) and self.matrix == self.view:
+            return parameter
+        return parameter.reshape(self.view).permute(self.order).reshape(self.matrix)
+
+    def parameter(self, matrices: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return `[*, O, K]` in the shape of the parameter."""
+        sizes = [self.view[axis] for axis in self.order]
+        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return matrices.reshape(sizes).permute(inverse).reshape(tuple(shape))
+
+    def vectors(self, bias: Tensor) -> Tensor:
+        """Return a bias, one number per output of every group, as `[*, O]`."""
+        return bias.reshape(self.matrix[:-1])
+
+    def of_transpose(self) -> Self:
+        """Return the layout of `w` that reads it as this one reads the matrix `w^T`."""
+        order = (0, 1) if self.is_transposed else (1, 0)
+        return type(self)((self.view[1], self.view[0]), order, self.matrix)
+
+    def swapped_width(self, other: Layout) -> int | None:
+        """Compare what a call reads, `self`, with how the weight is laid out, `other`.
+
+        Returns:
+            0 where they agree; the width of the call's rows where one is the other's transpose;
+            None where they do not fit.
+        """
+        if self.matrix == other.matrix and self.is_transposed == other.is_transposed:
+            return 0
+        turned = self.matrix == other.matrix[::-1] and self.is_transposed != other.is_transposed
+        return self.width if turned and self.groups is None else None

@@ -1,0 +1,81 @@
+"""`F.embedding`: every index is one row, the indicator of the entry it looks up."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sngd_compile.layout import Layout
+from sngd_compile.rules.base import Call, Rule, Use
+from sngd_compile.rules.registry import register_rule
+
+NO_PADDING = -1
+
+
+@register_rule
+class Embedding(Rule):
+    """`y = W^T e_i` for a table W `[V, E]`: `E[e_i e_i^T]` is the diagonal of frequencies.
+
+    The entry `padding_idx` gets no gradient, so its Fisher is zero; its positions count as rows.
+
+    Source: docs/method.md, local Fishers.
+    """
+
+    name = "embedding"
+    targets = (F.embedding, torch.embedding)
+    signature = inspect.signature(
+        lambda input, weight, padding_idx=None, max_norm=None, norm_type=2.0,
+        scale_grad_by_freq=False, sparse=False: ...
+    )
+    kind = "diagonal"
+
+    def match(self, call: Call) -> Use | str:
+        """Take the table, unless its gradient or its entries are changed on the way."""
+        weight = call.parameter("weight")
+        if weight is None:
+            return "F.embedding takes it as something else than the weight"
+        for name, change in (
+            ("max_norm", "the forward renormalises entries in place"),
+            ("scale_grad_by_freq", "the gradient is divided by frequencies, which SNGD does itself"),
+            ("sparse", "its gradient is sparse, which no root can act on; set sparse=False"),
+        ):
+            if call.arguments[name] not in (None, False):
+                return f"F.embedding with {name}={call.arguments[name]}: {change}"
+        padding = call.arguments["padding_idx"]
+        if padding is not None and not isinstance(padding, int):
+            return "F.embedding with a padding_idx computed in the forward"
+        entries = weight.shape[0]
+        geometry = (entries, NO_PADDING if padding is None else padding % entries)
+        layout = Layout.transposed(weight.shape)
+        return Use(call.arguments["weight"], (call.arguments["input"],), layout, None, geometry)
+
+    @staticmethod
+    def padding(use: Use) -> int | None:
+        """Return the padding index of a use."""
+        return None if use.geometry[1] == NO_PADDING else use.geometry[1]
+
+    def samples(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> list[Tensor]:
+        """Return the indices, one row each."""
+        return [inputs[0].reshape(-1)]
+
+    def rows(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
+        """Return the indicators, `[N, V]`; those of the padding index are zero."""
+        entries, padding = geometry
+        rows = F.one_hot(inputs[0], entries).to(torch.get_default_dtype())
+        if padding != NO_PADDING:
+            rows[:, padding] = 0
+        return rows
+
+    def diagonal(
+        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
+    ) -> Tensor:
+        """Add the counts of the entries to `out`, `[V]`; the table has no bias."""
+        entries, padding = geometry
+        counts = torch.bincount(samples[0], minlength=entries)
+        if padding != NO_PADDING:
+            counts[padding] = 0
+        return out.add_(counts)
