@@ -12,7 +12,7 @@ from typing import Any
 
 import sngd_compile
 import sngd_kernels
-from sngd_compile import inspection, rules
+from sngd_compile import inspection, layout, rules
 from sngd_compile.runtime import fisher
 
 TITLE = """\
@@ -24,6 +24,7 @@ function changes its argument. Symbols: [method.md](method.md).
 RECORDS: tuple[tuple[ModuleType, str], ...] = (
     (inspection, "Explanation"),
     (fisher, "FisherLayer"),
+    (layout, "Layout"),
     (inspection, "Graphs"),
     (rules, "Call"),
     (rules, "Use"),
