@@ -1,4 +1,4 @@
-"""What a reconstructed module's attributes give: `.weight` the folded `w' R`, `.weight_prime` w'."""
+"""What the attributes of a reconstructed module give: `.weight` is `w' R`, `.weight_prime` w'."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fisher_of(module: nn.Module, weight: str) -> FisherLayer:
 
 def folded_pairs(module: nn.Module, names: Names) -> dict[str, Tensor | None]:
     """Fold every weight of a module with its bias, for its own forward."""
-    pairs = {}
+    pairs: dict[str, Tensor | None] = {}
     for weight, bias in names:
         pairs[weight], folded_bias = _fold(module, weight, bias, True)
         if bias is not None:

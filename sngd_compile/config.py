@@ -64,8 +64,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        integers = (("refresh_every", 1), ("observe_every", 1), ("seed", 0), ("max_factor_bytes", 0))
-        for name, least in integers:
+        least_of = {"refresh_every": 1, "observe_every": 1, "seed": 0, "max_factor_bytes": 0}
+        for name, least in least_of.items():
             _require(
                 self,
                 name,

@@ -76,7 +76,7 @@ def decide(
         bias = _common_bias(found[0], held)
         if bias not in free or not _joins(bias, found[0], held, holdings):
             bias = None
-        free.discard(bias)  # type: ignore[arg-type]
+        free.discard(bias)
         decisions[parameter] = _decision(parameter, bias, *found)
     return decisions, reasons
 
@@ -98,7 +98,7 @@ def _decide_weight(
     candidates = list(_candidates(usable))
     sure = [c for c in candidates if c[2] != GUESS] or candidates
     full = [c for c in sure if c[1] != "diagonal"]
-    layout, kind, rule = (full or sure)[0]
+    layout, _, rule = (full or sure)[0]
     if any(c[0].swapped_width(layout) is None for c in sure):
         kinds = sorted({c[2] for c in sure})
         return f"its uses read it in ways that do not fit together ({', '.join(kinds)})"
@@ -171,4 +171,3 @@ def _joins(
             if not all(calls.issuperset(node.users) for node in reads):
                 return False
     return True
-

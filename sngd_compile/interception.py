@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -124,7 +124,8 @@ def _show_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
         use = rule.match(rule.bind(args, kwargs, weights))
     except TypeError:
         use = "no rule for these arguments"
-    if isinstance(use, str) or not isinstance(use.weight, FoldedWeight) or not _show(use.weight, use, rule.name):
+    weight = None if isinstance(use, str) else use.weight
+    if not isinstance(weight, FoldedWeight) or not _show(weight, cast(Use, use), rule.name):
         _remember_unmatched(func, args, kwargs)
 
 
@@ -137,7 +138,8 @@ def _show(weight: FoldedWeight, use: Use, rule: str) -> bool:
     if swapped is None:
         return False
     STATISTICS[rule] = RULES[rule]
-    observe(fisher, rule, use.inputs, use.geometry, True, swapped, weight.group)
+    inputs = cast(tuple[Tensor, ...], use.inputs)
+    observe(fisher, rule, inputs, use.geometry, True, swapped, weight.group)
     return True
 
 
@@ -197,9 +199,7 @@ def _turns(func: Any, rest: Sequence[Any]) -> bool:
     return not rest or sorted(axis % 2 for axis in rest if isinstance(axis, int)) == [0, 1]
 
 
-def _parts(
-    weight: FoldedWeight, parts: Any, rest: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
+def _parts(weight: FoldedWeight, parts: Any, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Follow the parts along the first axis: groups of a stack, or outputs of a matrix."""
     axis = kwargs.get("dim", rest[-1] if len(rest) > 1 else 0)
     if weight.dim() == 3 and len(parts) == weight.shape[0] and parts[0].dim() == 2:
@@ -217,8 +217,9 @@ def _item(weight: FoldedWeight, result: Tensor, index: Any) -> Tensor:
     return folded_weight(weight.fisher, result, False, int(index))
 
 
+_PROPERTIES: list[Any] = [getattr(Tensor, name).__get__ for name in ("T", "mT")]
 _VIEWS: dict[Any, str] = {
-    **dict.fromkeys((Tensor.t, torch.t, Tensor.T.__get__, Tensor.mT.__get__), "transpose"),
+    **dict.fromkeys((Tensor.t, torch.t, *_PROPERTIES), "transpose"),
     **dict.fromkeys((Tensor.transpose, torch.transpose, Tensor.permute), "transpose"),
     **dict.fromkeys((Tensor.contiguous, Tensor.to, Tensor.type_as, Tensor.float), "same"),
     **dict.fromkeys((Tensor.half, Tensor.bfloat16, Tensor.double), "same"),

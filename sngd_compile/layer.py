@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sngd_compile.attributes import Names, attributes_of, fisher_of, folded_pairs
 from sngd_compile.errors import ModelError
@@ -16,7 +16,7 @@ from sngd_compile.matching import RESERVED_NAMES
 from sngd_compile.passes import PASSES, run_passes
 from sngd_compile.program import Program
 from sngd_compile.rematching import match_again
-from sngd_compile.rules import has_structure
+from sngd_compile.rules import runs_known_forward
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.optimizers import known_optimizers, register_owner, release_owner
 from sngd_compile.runtime.refresh import LocalSite, change_root_
@@ -47,7 +47,7 @@ class Reconstructed(nn.Module):
         """Run the reconstructed graph; without one the module's own forward, on folded weights."""
         if self.program is not None:
             return self.program.forward(self, *args, **kwargs)
-        if not has_structure(self.original_class):
+        if not runs_known_forward(self.original_class):
             return super().forward(*args, **kwargs)
         # Read once: a weight and its bias are folded together. A forward of the user's own reads
         # them each time, since checkpointing may repeat a part of it.
@@ -59,7 +59,8 @@ class Reconstructed(nn.Module):
 
     def local_sites(self) -> list[LocalSite]:
         """Return one record per reconstructed weight."""
-        return [LocalSite(self, weight, bias, fisher_of(self, weight)) for weight, bias in self.names]
+        pairs = self.names
+        return [LocalSite(self, name, bias, fisher_of(self, name)) for name, bias in pairs]
 
     def __init_subclass__(cls) -> None:
         """Keep the original class's own hook out: the class made here is no further subclass."""
@@ -71,6 +72,15 @@ class Reconstructed(nn.Module):
         super().__setattr__(name, value)
         if name not in _BOOKKEEPING and name not in self._parameters and not name.startswith("__"):
             self.__dict__["program"] = _program_of(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move or cast, and capture the forward again, which may ask for dtype or device."""
+        before = [(p.dtype, p.device) for p in self._parameters.values() if p is not None]
+        result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = [(p.dtype, p.device) for p in self._parameters.values() if p is not None]
+        if before != after:
+            self.__dict__["program"] = _program_of(self)
+        return result
 
     def __delattr__(self, name: str) -> None:
         """Refuse to lose a reconstructed weight, as parametrizations would have it."""

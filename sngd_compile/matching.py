@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from sngd_compile.bytecode import UncapturableError, changes_in_place
 from sngd_compile.capture import capture
-from sngd_compile.rules import Planned, Use, has_structure, planned_weights, rule_for
+from sngd_compile.rules import Planned, Use, planned_weights, rule_for, runs_known_forward
 from sngd_compile.site import GraphUse
 
 RESERVED_NAMES = ("names", "program", "observing", "local_sites", "original_class", "held")
@@ -59,12 +59,13 @@ def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str])
     obstacle = _obstacle(module, module_class, names)
     if not names or obstacle:
         return Findings(None, dict.fromkeys(names, obstacle or ""))
-    if has_structure(module_class):
-        return _as_it_is(module, module_class, names, "")
     try:
         graph = capture(module, module_class)
     except UncapturableError as error:
-        return _as_it_is(module, module_class, names, f"its module cannot be captured: {error}")
+        # What a layer of torch does is known: why no graph repeats it is nobody's concern.
+        reason = f"its module cannot be captured: {error}"
+        note = "" if runs_known_forward(module_class) else reason
+        return _as_it_is(module, module_class, names, note, reason)
     matcher = _Matcher(graph, {n: p for n, p in module._parameters.items() if p is not None})
     found = {name: matcher.found(name) for name in names}
     taken_apart = [name for name, uses in found.items() if isinstance(uses, Planned)]
@@ -73,14 +74,13 @@ def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str])
 
 
 def _as_it_is(
-    module: nn.Module, module_class: type[nn.Module], names: Iterable[str], note: str
+    module: nn.Module, module_class: type[nn.Module], names: Iterable[str], note: str, reason: str
 ) -> Findings:
     """Describe the weights of a module whose forward runs as it is."""
     planned: dict[str, Found] = dict(planned_weights(module, module_class))
     for name in names:
         if changes_in_place(module_class, module_class.forward, name):
-            planned[name] = f"its forward changes it in place; {note}"
-    reason = note or "it enters no call as a weight: plain descent on it"
+            planned[name] = f"its forward changes it in place; {reason}"
     return Findings(None, {name: planned.get(name, reason) for name in names}, note)
 
 
@@ -131,19 +131,22 @@ class _Matcher:
         if rule is None:
             return f"no rule for {_where(node)}"
         try:
-            call = rule.bind(node.args, node.kwargs, self.parameters)
+            use = rule.match(rule.bind(node.args, node.kwargs, self.parameters))
         except TypeError:
-            return f"no rule for these arguments of {_where(node)}"
-        use = rule.match(call)
+            use = f"no rule for these arguments of {_where(node)}"
         if isinstance(use, str):
-            return f"{use}, {_where(node)}" if node.stack_trace else use
+            return use
+        return self._checked(name, node, use, rule.name)
+
+    def _checked(self, name: str, node: fx.Node, use: Use, rule: str) -> GraphUse | str:
+        """Accept a use in which the parameter is the weight and nothing else."""
         if use.weight not in self.nodes[name]:
             return LONE_BIAS
         if not set(self.nodes[name]).isdisjoint(use.inputs):
             return f"it is also the input of {_where(node)}"
         if use.weight in self.transposed:
             use = replace(use, layout=use.layout.of_transpose())
-        return GraphUse(node, use, rule.name)
+        return GraphUse(node, use, rule)
 
 
 def planned_weights_of(name: str, parameter: nn.Parameter) -> Planned:
@@ -171,9 +174,7 @@ def _takes_apart(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and target in _PARTS
 
 
-def _obstacle(
-    module: nn.Module, module_class: type[nn.Module], names: Iterable[str]
-) -> str | None:
+def _obstacle(module: nn.Module, module_class: type[nn.Module], names: Iterable[str]) -> str | None:
     """Say why a module cannot become a reconstructed one."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted"

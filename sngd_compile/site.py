@@ -137,9 +137,7 @@ class Site:
         """Make the Fisher layer on `device`; its statistics are float32 or wider."""
         dtype = torch.promote_types(self.dtype, torch.float32)
         has_bias = self.bias_name is not None
-        return FisherLayer(
-            self.name, self.layout, has_bias, self.kind, self.config, dtype, device
-        )
+        return FisherLayer(self.name, self.layout, has_bias, self.kind, self.config, dtype, device)
 
     @property
     def state_bytes(self) -> int:

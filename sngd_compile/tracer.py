@@ -8,10 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from sngd_compile.bytecode import UncapturableError
 from sngd_compile.watch import Watch, module_of
+
+_STATIC = frozenset(
+    ("dtype", "device", "shape", "ndim", "is_cuda", "size", "dim", "numel", "is_floating_point")
+)
+"""Attributes of a parameter that its values do not change."""
 
 
 class LocalProxy(fx.Proxy):
@@ -52,6 +57,24 @@ class LocalAttribute(LocalProxy, fx.proxy.Attribute):
     """An attribute of an activation; a method call once it is called."""
 
 
+class ParameterProxy(LocalProxy):
+    """A proxy of a parameter, whose dtype, device and sizes are known while tracing.
+
+    A module that is moved or cast is captured again, so a branch on them stays right.
+    """
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, parameter: Tensor) -> None:
+        """Keep the parameter."""
+        super().__init__(node, tracer)
+        self.parameter = parameter
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer what does not depend on the values."""
+        if name in _STATIC:
+            return getattr(self.parameter, name)
+        return super().__getattr__(name)
+
+
 class LocalTracer(fx.Tracer):
     """Trace one module; its children stay calls."""
 
@@ -81,7 +104,10 @@ class LocalTracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Stand for the value of `node`."""
-        return LocalProxy(node, self)
+        parameter = self.root._parameters.get(str(node.target)) if node.op == "get_attr" else None
+        if parameter is None:
+            return LocalProxy(node, self)
+        return ParameterProxy(node, self, parameter)
 
 
 def _refuse_outside_torch(reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import fx
 
@@ -25,7 +26,7 @@ def associate_(graph: fx.Graph, places: Sequence[Place]) -> None:
         for call in place.uses or ():
             if call.swapped and call.rule != Embedding.name:
                 continue
-            source = call.use.inputs[0]
+            source = cast(fx.Node, call.use.inputs[0])
             local = _local(graph, place, call, replaced.get(source, source))
             if local is not None:
                 call.node.replace_all_uses_with(local)
@@ -41,21 +42,18 @@ def _local(graph: fx.Graph, place: Place, call: GraphUse, source: fx.Node) -> fx
     fisher, weight_prime, bias_prime = _fold_of(graph, place).args
     with graph.inserting_before(call.node):
         if call.rule == Embedding.name:
-            arguments = (fisher, source, weight_prime, Embedding.padding(call.use))
-            return graph.call_function(local_embedding, arguments)
+            padding = Embedding.padding(call.use)
+            return graph.call_function(local_embedding, (fisher, source, weight_prime, padding))
         if call.use.is_linear and (call.use.bias is None or bias_prime is not None):
-            arguments = (fisher, source, weight_prime, bias_prime)
-            return graph.call_function(local_linear, arguments)
+            return graph.call_function(local_linear, (fisher, source, weight_prime, bias_prime))
     return None
 
 
 def _fold_of(graph: fx.Graph, place: Place) -> fx.Node:
     """Find the node that folds the weight of a place."""
-    return next(
-        node
-        for node in graph.nodes
-        if node.target is fold and node.args[1].target == f"{place.weight_name}_prime"
-    )
+    prime = f"{place.weight_name}_prime"
+    folds: list[fx.Node] = [node for node in graph.nodes if node.target is fold]
+    return next(node for node in folds if cast(fx.Node, node.args[1]).target == prime)
 
 
 def _reads_fold(node: fx.Node) -> bool:

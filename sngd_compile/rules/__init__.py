@@ -5,9 +5,9 @@ from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import RULES, register_rule, rule_for
 from sngd_compile.rules.structure import (
     Planned,
-    has_structure,
     planned_weights,
     register_structure,
+    runs_known_forward,
 )
 
 __all__ = [
@@ -18,10 +18,10 @@ __all__ = [
     "Use",
     "convolution",
     "embedding",
-    "has_structure",
     "linear",
     "planned_weights",
     "register_rule",
     "register_structure",
     "rule_for",
+    "runs_known_forward",
 ]

@@ -7,13 +7,21 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sngd_compile.layout import Layout
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import register_rule
+from sngd_compile.rules.structure import Planned, register_structure
 
 NO_PADDING = -1
+
+REFUSED = {
+    "max_norm": "the forward renormalises entries in place",
+    "scale_grad_by_freq": "the gradient is divided by frequencies, which SNGD does itself",
+    "sparse": "its gradient is sparse, which no root can act on; set sparse=False",
+}
+"""Options under which a table is left, and why."""
 
 
 @register_rule
@@ -27,10 +35,7 @@ class Embedding(Rule):
 
     name = "embedding"
     targets = (F.embedding, torch.embedding)
-    signature = inspect.signature(
-        lambda input, weight, padding_idx=None, max_norm=None, norm_type=2.0,
-        scale_grad_by_freq=False, sparse=False: ...
-    )
+    signature = inspect.signature(F.embedding)
     kind = "diagonal"
 
     def match(self, call: Call) -> Use | str:
@@ -38,11 +43,7 @@ class Embedding(Rule):
         weight = call.parameter("weight")
         if weight is None:
             return "F.embedding takes it as something else than the weight"
-        for name, change in (
-            ("max_norm", "the forward renormalises entries in place"),
-            ("scale_grad_by_freq", "the gradient is divided by frequencies, which SNGD does itself"),
-            ("sparse", "its gradient is sparse, which no root can act on; set sparse=False"),
-        ):
+        for name, change in REFUSED.items():
             if call.arguments[name] not in (None, False):
                 return f"F.embedding with {name}={call.arguments[name]}: {change}"
         padding = call.arguments["padding_idx"]
@@ -79,3 +80,11 @@ class Embedding(Rule):
         if padding != NO_PADDING:
             counts[padding] = 0
         return out.add_(counts)
+
+
+@register_structure(nn.Embedding)
+def embedding_structure(module: nn.Module) -> dict[str, Planned]:
+    """Describe a table whose class looks it up in a way of its own."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    return {"weight": Planned(Embedding.name, Layout.transposed(weight.shape), None, "diagonal")}

@@ -46,22 +46,28 @@ def register_structure(*classes: type[nn.Module]) -> Callable[[Structure], Struc
     return register
 
 
-def has_structure(module_class: type[nn.Module]) -> bool:
-    """Say whether a class, or one that it derives from, is registered."""
-    return any(base in _structures for base in module_class.__mro__)
+def runs_known_forward(module_class: type[nn.Module]) -> bool:
+    """Say whether a class is registered, or derived from one, and runs a forward of torch's own."""
+    registered = any(base in _structures for base in module_class.__mro__)
+    return registered and str(module_class.forward.__module__).startswith("torch.nn.")
 
 
 def planned_weights(module: nn.Module, module_class: type[nn.Module]) -> dict[str, Planned]:
     """Describe the weights of a module, by attribute name.
 
     Of a class that nobody registered, a parameter `[..., O, K]` is taken for linear layers side by
-    side. Parameters with fewer axes are not described.
+    side. One with fewer axes, or one that is broadcast along its first, is no matrix.
     """
     for base in module_class.__mro__:
         if base in _structures:
             return _structures[base](module)
     owned = {name: p for name, p in module._parameters.items() if p is not None}
-    return {name: _guess(p.shape) for name, p in owned.items() if p.dim() >= 2}
+    return {name: _guess(p.shape) for name, p in owned.items() if _is_matrix(p)}
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    shape = parameter.shape
+    return len(shape) == 2 or (len(shape) > 2 and shape[0] > 1)
 
 
 def _guess(shape: Sequence[int]) -> Planned:

@@ -82,7 +82,7 @@ def observe(
 
 
 @torch.library.custom_op("sngd::observe_", mutates_args=("sum", "tally"))
-def observe_(
+def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     sum: Tensor,
     tally: Tensor,
     gate: Tensor,
@@ -160,7 +160,7 @@ def _square_sum(samples: Sequence[Tensor]) -> Tensor:
 
 
 @observe_.register_fake
-def _(
+def _(  # noqa: PLR0913, PLR0917 - as the op
     sum: Tensor,
     tally: Tensor,
     gate: Tensor,

@@ -94,8 +94,8 @@ def local_embedding(
     looked_up = F.embedding(indices, weight_prime, padding_idx)
     wide = torch.promote_types(weight_prime.dtype, fisher.factor.dtype)
     if fisher.kind == "diagonal" and fisher.layout.is_transposed:
-        folded = looked_up.to(wide) * fisher.root_buffers.gain[indices][..., None]
-        return folded.to(weight_prime.dtype)
+        gain = fisher.root_buffers.get_buffer("gain")[indices]
+        return (looked_up.to(wide) * gain[..., None]).to(weight_prime.dtype)
     if indices.numel() >= weight_prime.shape[0]:
         return F.embedding(indices, fold(fisher, weight_prime, None)[0], padding_idx)
     rows, _ = fisher.root_buffers.fold(looked_up.flatten(0, -2).to(wide), None)

@@ -10,6 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def by_output(weight: Tensor) -> Tensor:
+    """Lay `[O, ...]` out as `[O, K]`."""
+    return weight.flatten(1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One layer on one shape of input.
@@ -23,6 +28,9 @@ class Case:
         channel_axis: Axis of the output along which its channels lie.
         weight: Name of the parameter under test.
         bias: Name of the bias that joins its local Fisher, or None.
+        arrange: The weight -> `[O, K]`, one output a row, groups one after the other.
+        diagonal: Whether the factor keeps the diagonal alone.
+        draw: Makes an input from a seeded generator; None for normal numbers off centre.
     """
 
     name: str
@@ -32,6 +40,9 @@ class Case:
     channel_axis: int = -1
     weight: str = "weight"
     bias: str | None = "bias"
+    arrange: Callable[[Tensor], Tensor] = by_output
+    diagonal: bool = False
+    draw: Callable[[torch.Generator], Tensor] | None = None
 
     def build(self) -> nn.Module:
         """Make the layer."""
@@ -41,6 +52,8 @@ class Case:
     def input(self, seed: int = 0) -> Tensor:
         """Draw an input, off centre so that the bias matters."""
         generator = torch.Generator().manual_seed(seed)
+        if self.draw is not None:
+            return self.draw(generator)
         return torch.randn(self.shape, generator=generator, dtype=torch.float64) + 0.3
 
     def moments(self, model: nn.Module, x: Tensor) -> tuple[Tensor, int]:
@@ -49,12 +62,22 @@ class Case:
         rows = rows[None] if rows.dim() == 2 else rows
         if self.bias is not None:
             rows = F.pad(rows, (0, 1), value=1.0)
-        return rows.mT @ rows / rows.shape[1], rows.shape[1]
+        moment = rows.mT @ rows / rows.shape[1]
+        if self.diagonal:
+            moment = moment.diagonal(dim1=-2, dim2=-1).diag_embed()
+        return moment, rows.shape[1]
 
     def matrix(self, values: dict[str, Tensor]) -> Tensor:
         """Lay what belongs to the weight and its bias out as `[O, D]`."""
-        weight = values[self.weight].flatten(1)
-        return weight if self.bias is None else torch.cat([weight, values[self.bias][:, None]], 1)
+        weight = self.arrange(values[self.weight])
+        bias = None if self.bias is None else values[self.bias].reshape(-1, 1)
+        return weight if bias is None else torch.cat([weight, bias], 1)
+
+    def full(self, matrices: Tensor) -> Tensor:
+        """Return a factor or a root as `[groups, D, D]`, written out if it is a diagonal."""
+        if self.diagonal:
+            return matrices.diag_embed().reshape(-1, *2 * matrices.shape[-1:])
+        return matrices.reshape(-1, *matrices.shape[-2:])
 
     def called(self, name: str) -> Self:
         """Return the case under another name."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import product
+from operator import attrgetter
 
 import pytest
 import torch
@@ -64,12 +65,13 @@ def rewriting_keeps_the_function(case: Case, root: str) -> None:
     model = case.build()
     net = sngd.reconstruct(model, configuration(root))
     for training in (True, False):
-        given = [case.input().requires_grad_() for _ in range(2)]
+        given = [differentiable(case.input()) for _ in range(2)]
         outputs = [net.train(training)(given[0]), model.train(training)(given[1])]
         close(*outputs)
         for output in outputs:
             loss(output).backward()
-        close(given[0].grad, given[1].grad)
+        if given[0].requires_grad:
+            close(given[0].grad, given[1].grad)
     pairs = zip(net.named_parameters(), model.named_parameters(), strict=True)
     for (name, rewritten), (original_name, original) in pairs:
         assert name == original_name
@@ -94,15 +96,22 @@ def refreshing_keeps_the_function(case: Case, root: str) -> None:
 
 def probe(net: nn.Module, case: Case) -> tuple[Tensor, Tensor]:
     """Return the outputs for an input never trained on, and its gradient."""
-    x = case.input(17).requires_grad_()
+    x = differentiable(case.input(17))
     outputs = net(x)
+    if not x.requires_grad:
+        return outputs, x
     return outputs, torch.autograd.grad(loss(outputs), x)[0]
+
+
+def differentiable(x: Tensor) -> Tensor:
+    """Ask for the gradient of an input, unless it is an index."""
+    return x.requires_grad_() if x.is_floating_point() else x
 
 
 def on_the_weight(net: nn.Module, optimizer: torch.optim.SGD, case: Case) -> tuple[Tensor, Tensor]:
     """Return the momentum `V' R` and the accumulated gradient `g' R^-T`."""
     root = sngd.fisher_layers(net)[case.weight].root
-    root = root.reshape(-1, *root.shape[-2:])
+    root = case.full(root)
     named = dict(net.named_parameters())
     momentum = {name: optimizer.state[p].get("momentum_buffer") for name, p in named.items()}
     gradient = {name: p.grad for name, p in named.items()}
@@ -118,7 +127,7 @@ def folding_gives_the_plain_layer(case: Case, root: str) -> None:
     assert list(plain.state_dict()) == list(model.state_dict())
     assert [*dict(plain.named_modules())] == [*dict(model.named_modules())]
     close(plain(case.input(17)), net(case.input(17)))
-    close(plain.get_parameter(case.weight), getattr(net, case.weight))
+    close(plain.get_parameter(case.weight), attrgetter(case.weight)(net))
     model.load_state_dict(plain.state_dict())
     close(model(case.input(17)), net(case.input(17)))
 
@@ -154,7 +163,7 @@ def factor_is_the_mean_of_the_rows(case: Case, root: str) -> None:
         net(case.input(3))
     net.eval()(case.input(4))
     sngd.refresh_(net)
-    close(fisher.factor.reshape(expected.shape), expected)
+    close(case.full(fisher.factor), expected)
     assert fisher.rows_seen == count
     rows = torch.cat([use.rows for use in recorded_uses(case)], -2)
     assert rows.shape[-2] == count
@@ -165,10 +174,10 @@ def factor_is_the_jacobians_moment(case: Case, root: str) -> None:
     """Law 6: `J^T J / N` with J the Jacobian of one output channel of the layer as it was."""
     model, x = case.build(), case.input()
     factor = sngd.fisher_layers(observed(case, root))[case.weight].factor
-    blocks = factor.reshape(-1, *factor.shape[-2:])
+    blocks = case.full(factor)
     names = [case.weight] if case.bias is None else [case.weight, case.bias]
     parameters = {name: model.get_parameter(name).detach() for name in names}
-    outputs = len(parameters[case.weight])
+    outputs = len(case.matrix(parameters))
     for group, block in enumerate(blocks):
         channel = group * (outputs // len(blocks))
 
@@ -176,31 +185,33 @@ def factor_is_the_jacobians_moment(case: Case, root: str) -> None:
             return functional_call(model, values, (x,)).select(case.channel_axis, channel).flatten()
 
         jacobians = jacrev(of_channel)(parameters)
-        columns = [j[:, channel].reshape(len(j), -1) for j in jacobians.values()]
-        jacobian = torch.cat(columns, 1)
-        close(block, jacobian.T @ jacobian / len(jacobian))
+        jacobian = torch.vmap(case.matrix)(jacobians)[:, channel]
+        moment = jacobian.T @ jacobian / len(jacobian)
+        close(block, moment.diagonal().diag() if case.diagonal else moment)
 
 
 def root_whitens_the_factor(case: Case, root: str) -> None:
     """Law 7: `R (scale G + damping) R^T = I` and `R^T R` is the inverse, after training too."""
     for net in (observed(case, root), trained(case, root, steps=5)[0]):
         fisher = sngd.fisher_layers(net)[case.weight]
-        eye = torch.eye(fisher.factor.shape[-1]).expand_as(fisher.factor)
-        factor = fisher.scale * fisher.factor + fisher.damping * eye
-        close(fisher.root @ factor @ fisher.root.mT, eye)
-        close(fisher.root.mT @ fisher.root @ factor, eye)
-        undamped = damped(fisher.factor.reshape(-1, *eye.shape[-2:])).reshape(eye.shape)
-        close(factor, undamped)
+        eye = torch.eye(fisher.factor.shape[-1])
+        found, root_matrix = case.full(fisher.factor), case.full(fisher.root)
+        factor = fisher.scale * found + fisher.damping * eye
+        close(root_matrix @ factor @ root_matrix.mT, eye.expand_as(factor))
+        close(root_matrix.mT @ root_matrix @ factor, eye.expand_as(factor))
+        close(factor, damped(found))
 
 
 def second_moment_is_that_of_the_rows(case: Case, root: str) -> None:
     """Law 8: a rule that sums outer products its own way adds those of its rows."""
     for use in recorded_uses(case):
-        for bias in (False, True):
+        for bias in (False, True) if use.rule.kind == "shared" else (False,):
             ones = use.rows.new_ones(*use.rows.shape[:-1], int(bias))
             rows = torch.cat([use.rows, ones], -1)
             moment = rows.mT @ rows
             close(use.add_second_moment(bias, torch.ones_like(moment)), 1 + moment)
+            squares = rows.square().sum(-2)
+            close(use.add_diagonal(bias, torch.ones_like(squares)), 1 + squares)
 
 
 OF_THE_ROOT: tuple[Law, ...] = (

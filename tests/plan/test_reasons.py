@@ -47,7 +47,7 @@ CALLS = {
     ),
     "vector": (lambda m, x: F.linear(x[:, :3], m.bias), {"bias": "1 dimensions"}),
     "unused": (lambda m, x: F.linear(x, m.weight), {"other": "does not use it"}),
-    "separate bias": (lambda m, x: F.linear(x, m.weight) + m.bias, {"bias": "added to activations"}),
+    "separate bias": (lambda m, x: F.linear(x, m.weight) + m.bias, {"bias": "added to"}),
     "bias of two": (
         lambda m, x: F.linear(x, m.weight, m.bias) + F.linear(x, m.other, m.bias),
         {"bias": LONE_BIAS},
@@ -59,10 +59,6 @@ CALLS = {
     "with and without bias": (
         lambda m, x: F.linear(x, m.weight, m.bias) + F.linear(x, m.weight),
         {"bias": LONE_BIAS},
-    ),
-    "table and layer": (
-        lambda m, x: F.linear(x, m.weight) + F.conv1d(x[:, :, None], m.weight[:, :, None])[..., 0],
-        {},
     ),
 }
 
