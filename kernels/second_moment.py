@@ -26,7 +26,7 @@ def second_moment(x: Tensor, *, bias: bool = False, out: Tensor | None = None) -
         KernelTypeError: `x` is not floating, or `out` has another dtype than the result.
         KernelValueError: `x` is not a matrix, or `out` has another shape or device.
 
-    Source: method.md section 2, metric `shared`. Checked by tests/ops/test_second_moment.py.
+    Source: docs/method.md, local Fishers. Checked by tests/ops/test_second_moment.py.
     """
     dtype = accumulation_dtype(x)
     if x.dim() != 2:

@@ -19,8 +19,8 @@ _LARGEST = 2**62  # steps and seeds travel in int64 tensors
 class Config:
     """Configure the local Fisher layers of one network or of some of its layers.
 
-    The defaults are one setting for all the tasks of `docs/numerics.md`, with
-    `torch.optim.SGD(lr=0.03, momentum=0.9)` and `clip_grad_norm_(1.0)`.
+    The defaults go with `torch.optim.SGD(lr=0.03, momentum=0.9)` and `clip_grad_norm_(1.0)`;
+    `docs/numerics.md` measures what each of them changes.
 
     Args:
         refresh_every: Optimizer steps between two refreshes of the roots; integer >= 1.
@@ -46,8 +46,7 @@ class Config:
     Raises:
         ConfigError: A value is outside its range; the text says which, and the range.
 
-    Source: arXiv 2412.07441; defaults measured, see `docs/numerics.md`. Tested by
-    `tests/test_config.py`.
+    Source: arXiv 2412.07441. Tested by `tests/test_config.py`.
     """
 
     refresh_every: int = 100
