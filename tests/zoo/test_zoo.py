@@ -106,5 +106,3 @@ def test_a_folded_model_is_saved_and_loaded(case: ZooCase, tmp_path):
     plain.save_pretrained(tmp_path)
     loaded = type(plain).from_pretrained(tmp_path, dtype=case.dtype)
     assert_same_loss(case, loaded, plain)
-
-
