@@ -71,7 +71,7 @@ class FoldedWeight(Tensor):
                 return _follow(func, args, kwargs, result)
             if rule_for(func) is not None:
                 _show_call(func, args, kwargs)
-            else:
+            elif any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
                 _remember_unmatched(func, args, kwargs)
             return result
 
@@ -146,7 +146,8 @@ def _show(weight: FoldedWeight, use: Use, rule: str) -> bool:
 def _swapped_width(layout: Layout, known: Layout, group: int | None) -> int | None:
     """Compare a call's layout with the planned one; parts of the outputs are welcome."""
     if group is not None:
-        known = Layout(known.view[-2:], (0, 1), known.matrix[-2:])
+        order = (1, 0) if known.is_transposed else (0, 1)
+        known = Layout(known.view[-2:], order, known.matrix[-2:])
     same_side = layout.is_transposed == known.is_transposed and layout.groups == known.groups
     if same_side and layout.width == known.width:
         return 0
@@ -181,12 +182,13 @@ def _follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: A
     """Give a view of a folded weight its place in the weight."""
     weight, *rest = args
     kind = _VIEWS[func]
-    if kind == "transpose" and weight.dim() == 2 and _turns(func, rest):
+    if kind == "transpose" and weight.dim() >= 2 and _turns(func, rest, weight.dim()):
         return folded_weight(weight.fisher, result, not weight.is_transposed, weight.group)
     if kind == "same":
         return folded_weight(weight.fisher, result, weight.is_transposed, weight.group)
-    if kind == "parts":
-        return _parts(weight, result, rest, kwargs)
+    if kind == "parts" and weight.dim() >= 2:
+        axis = kwargs.get("dim", rest[-1] if len(rest) == _AXIS_FIRST.get(func, 2) else 0)
+        return _parts(weight, result, axis % weight.dim())
     if kind == "item" and weight.dim() == 3 and weight.group is None:
         return _item(weight, result, rest[0])
     if kind == "item" and weight.dim() == 2 and isinstance(rest[0], slice):
@@ -195,17 +197,27 @@ def _follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: A
     return result
 
 
-def _turns(func: Any, rest: Sequence[Any]) -> bool:
-    return not rest or sorted(axis % 2 for axis in rest if isinstance(axis, int)) == [0, 1]
+def _turns(func: Any, rest: Sequence[Any], dims: int) -> bool:
+    """Say whether the last two axes, and no others, change places."""
+    if not rest:
+        return True
+    axes = [axis % dims for axis in tree_leaves(rest)]
+    if func in (Tensor.permute, torch.permute):
+        return axes == [*range(dims - 2), dims - 1, dims - 2]
+    return sorted(axes) == [dims - 2, dims - 1]
 
 
-def _parts(weight: FoldedWeight, parts: Any, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Follow the parts along the first axis: groups of a stack, or outputs of a matrix."""
-    axis = kwargs.get("dim", rest[-1] if len(rest) > 1 else 0)
-    if weight.dim() == 3 and len(parts) == weight.shape[0] and parts[0].dim() == 2:
-        return tuple(folded_weight(weight.fisher, p, False, i) for i, p in enumerate(parts))
-    if weight.dim() == 2 and axis == int(weight.is_transposed):
-        return tuple(folded_weight(weight.fisher, p, weight.is_transposed) for p in parts)
+def _parts(weight: FoldedWeight, parts: Any, axis: int) -> Any:
+    """Follow the groups of a stack, or parts of the outputs."""
+    of_outputs = weight.dim() - (1 if weight.is_transposed else 2)
+    same_axes = len(parts) > 0 and parts[0].dim() == weight.dim()
+    if weight.dim() == 3 and axis == 0 and weight.group is None and not same_axes:
+        turned = weight.is_transposed
+        return tuple(folded_weight(weight.fisher, p, turned, i) for i, p in enumerate(parts))
+    if axis == of_outputs:
+        turned, group = weight.is_transposed, weight.group
+        return tuple(folded_weight(weight.fisher, part, turned, group) for part in parts)
+    _remember_unmatched(Tensor.chunk, (weight,), {})
     return parts
 
 
@@ -214,16 +226,21 @@ def _item(weight: FoldedWeight, result: Tensor, index: Any) -> Tensor:
     single = isinstance(index, int) or (isinstance(index, Tensor) and index.dim() == 0)
     if not single or torch.compiler.is_compiling():
         return result
-    return folded_weight(weight.fisher, result, False, int(index))
+    group = int(index) % weight.shape[0]
+    return folded_weight(weight.fisher, result, weight.is_transposed, group)
 
 
 _PROPERTIES: list[Any] = [getattr(Tensor, name).__get__ for name in ("T", "mT")]
 _VIEWS: dict[Any, str] = {
     **dict.fromkeys((Tensor.t, torch.t, *_PROPERTIES), "transpose"),
-    **dict.fromkeys((Tensor.transpose, torch.transpose, Tensor.permute), "transpose"),
+    **dict.fromkeys((Tensor.transpose, torch.transpose, Tensor.swapaxes), "transpose"),
+    **dict.fromkeys((Tensor.permute, torch.permute), "transpose"),
     **dict.fromkeys((Tensor.contiguous, Tensor.to, Tensor.type_as, Tensor.float), "same"),
     **dict.fromkeys((Tensor.half, Tensor.bfloat16, Tensor.double), "same"),
     **dict.fromkeys((Tensor.chunk, torch.chunk, Tensor.split, torch.split), "parts"),
     **dict.fromkeys((Tensor.unbind, torch.unbind, Tensor.__iter__), "parts"),
     **dict.fromkeys((Tensor.__getitem__, Tensor.select), "item"),
 }
+
+_AXIS_FIRST: dict[Any, int] = {Tensor.unbind: 1, torch.unbind: 1}
+"""How many arguments after the weight name the axis last, where it is not two."""

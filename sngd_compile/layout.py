@@ -43,7 +43,13 @@ class Layout:
     def stacked(cls, shape: Sequence[int]) -> Self:
         """Lay `[..., O, K]` out as one group for each leading index."""
         matrix = (prod(shape[:-2]), shape[-2], shape[-1])
-        return cls(tuple(shape), tuple(range(len(shape))), matrix)
+        return cls(matrix, (0, 1, 2), matrix)
+
+    @classmethod
+    def stacked_transposed(cls, shape: Sequence[int]) -> Self:
+        """Lay `[..., K, O]` out as one transposed group for each leading index."""
+        groups, (width, outputs) = prod(shape[:-2]), shape[-2:]
+        return cls((groups, width, outputs), (0, 2, 1), (groups, outputs, width))
 
     @classmethod
     def channelwise(cls, shape: Sequence[int]) -> Self:
@@ -67,8 +73,8 @@ class Layout:
 
     @property
     def is_transposed(self) -> bool:
-        """Whether a parameter `[K, O]` is laid out as its transpose."""
-        return self.order == (1, 0)
+        """Whether a parameter `[..., K, O]` is laid out as its transpose."""
+        return self.order in ((1, 0), (0, 2, 1))
 
     def matrices(self, parameter: Tensor) -> Tensor:
         """Return the parameter as `[*, O, K]`, a view where that is possible."""
@@ -87,9 +93,12 @@ class Layout:
         return bias.reshape(self.matrix[:-1])
 
     def of_transpose(self) -> Self:
-        """Return the layout of `w` that reads it as this one reads the matrix `w^T`."""
-        order = (0, 1) if self.is_transposed else (1, 0)
-        return type(self)((self.view[1], self.view[0]), order, self.matrix)
+        """Return the layout of `w` that reads it as this one reads `w^T`, its last axes swapped."""
+        *lead, rows, columns = self.view
+        last = len(self.view) - 1
+        other = {last: last - 1, last - 1: last}
+        order = tuple(other.get(axis, axis) for axis in self.order)
+        return type(self)((*lead, columns, rows), order, self.matrix)
 
     def swapped_width(self, other: Layout) -> int | None:
         """Compare what a call reads, `self`, with how the weight is laid out, `other`.

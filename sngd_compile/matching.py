@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from sngd_compile.bytecode import UncapturableError, changes_in_place
 from sngd_compile.capture import capture
@@ -101,7 +102,7 @@ class _Matcher:
         self.nodes[name].append(node)
         self.parameters[node] = view
         for user in list(node.users):
-            if view.dim() == 2 and user not in self.parameters and _is_transpose(user):
+            if user not in self.parameters and _is_transpose(user, view.dim()):
                 if node not in self.transposed:
                     self.transposed.add(user)
                 self._add(name, user, view.detach().mT)
@@ -161,12 +162,19 @@ def bias_target(use: Use) -> str | None:
     return str(use.bias.target) if isinstance(use.bias, fx.Node) else None
 
 
-def _is_transpose(node: fx.Node) -> bool:
-    if node.op == "call_method" and node.target in ("transpose", "swapaxes", "permute"):
-        return node.args[1:] in ((0, 1), (1, 0), (-1, -2), (-2, -1))
+def _is_transpose(node: fx.Node, dims: int) -> bool:
+    """Say whether a node swaps the last two axes of a view of a parameter, and no others."""
+    if dims < 2:
+        return False
     if node.op == "call_function" and node.target is getattr:
-        return node.args[1] in _TRANSPOSES
-    return node.target in ("t", "T") or node.target is torch.t
+        return node.args[1] == "mT" or (dims == 2 and node.args[1] in _TRANSPOSES)
+    if node.target in ("t", "T") or node.target is torch.t:
+        return dims == 2
+    axes = [axis % dims for axis in tree_leaves(node.args[1:]) if isinstance(axis, int)]
+    if node.target in ("permute", torch.permute):
+        return axes == [*range(dims - 2), dims - 1, dims - 2]
+    swaps = node.target in ("transpose", "swapaxes", torch.transpose)
+    return swaps and sorted(axes) == [dims - 2, dims - 1]
 
 
 def _takes_apart(node: fx.Node) -> bool:

@@ -1,6 +1,6 @@
 """One layer family a file; importing this package registers them all."""
 
-from sngd_compile.rules import convolution, embedding, linear
+from sngd_compile.rules import convolution, einsum, embedding, linear, product
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import RULES, register_rule, rule_for
 from sngd_compile.rules.structure import (
@@ -17,9 +17,11 @@ __all__ = [
     "Rule",
     "Use",
     "convolution",
+    "einsum",
     "embedding",
     "linear",
     "planned_weights",
+    "product",
     "register_rule",
     "register_structure",
     "rule_for",
