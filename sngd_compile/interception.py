@@ -145,7 +145,7 @@ def _swapped_width(layout: Layout, known: Layout, group: int | None) -> int | No
     """Compare a call's layout with the planned one; parts of the outputs are welcome."""
     if group is not None:
         known = Layout(known.view[-2:], (0, 1), known.matrix[-2:])
-    same_side = layout.is_transposed == known.is_transposed and layout.groups == known.groups
+    same_side = layout.order == known.order and layout.groups == known.groups
     if same_side and layout.width == known.width:
         return 0
     return layout.swapped_width(known)
