@@ -1,6 +1,11 @@
 """One layer family a file; importing this package registers them all."""
 
-from sngd_compile.rules import convolution, embedding, linear
+from sngd_compile.rules import (
+    convolution,
+    embedding,
+    linear,
+    transposed_convolution,
+)
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import RULES, register_rule, rule_for
 from sngd_compile.rules.structure import (
@@ -24,4 +29,5 @@ __all__ = [
     "register_rule",
     "register_structure",
     "rule_for",
+    "transposed_convolution",
 ]
