@@ -4,6 +4,7 @@ from sngd_compile.rules import (
     convolution,
     embedding,
     linear,
+    normalisation,
     transposed_convolution,
 )
 from sngd_compile.rules.base import Call, Rule, Use
@@ -25,6 +26,7 @@ __all__ = [
     "embedding",
     "has_structure",
     "linear",
+    "normalisation",
     "planned_weights",
     "register_rule",
     "register_structure",

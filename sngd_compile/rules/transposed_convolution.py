@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from math import prod
+from types import EllipsisType
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,10 +32,9 @@ class TransposedConvolution(Rule):
     name = "transposed_convolution"
     targets = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
     signature = inspect.signature(
-        lambda input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1: (
-            ...
-        )
-    )
+        lambda input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1,
+        dilation=1: ...
+    )  # fmt: skip
     least_samples = Convolution.least_samples
 
     def match(self, call: Call) -> Use | str:
@@ -78,8 +78,8 @@ class TransposedConvolution(Rule):
         layer = Geometry.decode(geometry)
         numbers = _as_convolution(layer).encode()
         patches: Tensor = _CONVOLUTION.rows([_spaced(inputs[0], layer)], numbers)
-        taps = patches.unflatten(-1, (-1, *layer.kernel))
-        return taps.flip(_spatial(layer)).flatten(-1 - len(layer.kernel))
+        taps: Tensor = patches.unflatten(-1, (-1, *layer.kernel)).flip(_spatial(layer))
+        return taps.flatten(-1 - len(layer.kernel))
 
     def second_moment(
         self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
@@ -105,9 +105,10 @@ def transposed_layout(shape: Sequence[int], groups: int) -> Layout:
 @register_structure(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def transposed_convolution_weights(module: nn.Module) -> dict[str, Planned]:
     """Describe the weight of a layer whose forward branches on `output_size`."""
-    groups = module.groups
-    assert isinstance(groups, int) and isinstance(module.weight, Tensor)
-    layout = transposed_layout(module.weight.shape, groups)
+    weight, groups = module._parameters["weight"], module.groups
+    assert weight is not None
+    assert isinstance(groups, int)
+    layout = transposed_layout(weight.shape, groups)
     return {"weight": Planned(TransposedConvolution.name, layout, "bias")}
 
 
@@ -126,7 +127,8 @@ def _spaced(images: Tensor, layer: Geometry) -> Tensor:
     """Insert `stride - 1` zeros between positions, then pad or crop both ends of every axis."""
     sizes = [(n - 1) * s + 1 for n, s in zip(images.shape[2:], layer.stride, strict=True)]
     spaced = images.new_zeros((*images.shape[:2], *sizes))
-    spaced[(..., *(slice(None, None, s) for s in layer.stride))] = images
+    every: list[EllipsisType | slice] = [..., *(slice(None, None, s) for s in layer.stride)]
+    spaced[tuple(every)] = images
     pairs = list(zip(reversed(layer.before), reversed(layer.after), strict=True))
     sides = [side for pair in pairs for side in pair]
     padded = F.pad(spaced, [max(side, 0) for side in sides])
