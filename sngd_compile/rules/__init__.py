@@ -5,6 +5,7 @@ from sngd_compile.rules import (
     embedding,
     linear,
     normalisation,
+    scale,
     transposed_convolution,
 )
 from sngd_compile.rules.base import Call, Rule, Use
@@ -31,5 +32,6 @@ __all__ = [
     "register_rule",
     "register_structure",
     "rule_for",
+    "scale",
     "transposed_convolution",
 ]
