@@ -50,8 +50,8 @@ def dump_difference(before: str, after: str) -> str:
 
     How far right a comment stands is no difference.
     """
-    texts = [re.sub(r" +  # ", "  # ", text).splitlines() for text in (before, after)]
-    return "\n".join(line for line in difflib.ndiff(*texts) if not line.startswith("? "))
+    old, new = (re.sub(r" +  # ", "  # ", text).splitlines() for text in (before, after))
+    return "\n".join(line for line in difflib.ndiff(old, new) if not line.startswith("? "))
 
 
 def _site_row(site: Site) -> tuple[str, ...]:

@@ -107,7 +107,7 @@ class Layout:
             0 where they agree; the width of the call's rows where one is the other's transpose;
             None where they do not fit.
         """
-        if self.matrix == other.matrix and self.is_transposed == other.is_transposed:
+        if self.matrix == other.matrix and self.order == other.order:
             return 0
         turned = self.matrix == other.matrix[::-1] and self.is_transposed != other.is_transposed
         return self.width if turned and self.groups is None else None

@@ -126,6 +126,7 @@ class _Matcher:
 
     def _match(self, name: str, node: fx.Node) -> GraphUse | str:
         target = node.target if node.op in ("call_function", "call_method") else None
+        target = getattr(target, "operation", target)  # of an augmented assignment
         if target in _ADDITIONS or target in ("add", "add_"):
             return ADDED
         rule = rule_for(target) if target is not None else None

@@ -1,6 +1,15 @@
 """One layer family a file; importing this package registers them all."""
 
-from sngd_compile.rules import convolution, einsum, embedding, linear, product
+from sngd_compile.rules import (
+    convolution,
+    einsum,
+    embedding,
+    linear,
+    normalisation,
+    product,
+    scale,
+    transposed_convolution,
+)
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import RULES, register_rule, rule_for
 from sngd_compile.rules.structure import (
@@ -20,10 +29,13 @@ __all__ = [
     "einsum",
     "embedding",
     "linear",
+    "normalisation",
     "planned_weights",
     "product",
     "register_rule",
     "register_structure",
     "rule_for",
     "runs_known_forward",
+    "scale",
+    "transposed_convolution",
 ]
