@@ -147,7 +147,7 @@ class _Matcher:
         return GraphUse(node, use, rule.name)
 
 
-def planned_weights_of(name: str, parameter: nn.Parameter) -> Planned:
+def planned_weights_of(name: str, parameter: nn.Parameter) -> Planned | str:
     """Describe one parameter of which nothing is known but its shape."""
     holder = nn.Module()
     holder.register_parameter(name, parameter)

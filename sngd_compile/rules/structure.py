@@ -31,7 +31,8 @@ class Planned:
     kind: str = "shared"
 
 
-Structure = Callable[[nn.Module], dict[str, Planned]]
+Structure = Callable[[nn.Module], dict[str, Planned | str]]
+"""From a module to its weights, by attribute name, and reasons for parameters that stay."""
 
 _structures: dict[type[nn.Module], Structure] = {}
 
@@ -51,7 +52,7 @@ def has_structure(module_class: type[nn.Module]) -> bool:
     return any(base in _structures for base in module_class.__mro__)
 
 
-def planned_weights(module: nn.Module, module_class: type[nn.Module]) -> dict[str, Planned]:
+def planned_weights(module: nn.Module, module_class: type[nn.Module]) -> dict[str, Planned | str]:
     """Describe the weights of a module, by attribute name.
 
     Of a class that nobody registered, a parameter `[..., O, K]` is taken for linear layers side by
