@@ -20,6 +20,7 @@ from sngd_compile.layout import Layout
 from sngd_compile.rules import RULES, Use, rule_for
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.observe import STATISTICS, observe
+from sngd_compile.views import VIEWS, follow
 
 Composite = Callable[..., Any]
 
@@ -67,8 +68,10 @@ class FoldedWeight(Tensor):
             if func in COMPOSITES:
                 return COMPOSITES[func](*args, **kwargs)
             result = func(*args, **kwargs)
-            if func in _VIEWS and isinstance(args[0], FoldedWeight):
-                return _follow(func, args, kwargs, result)
+            if func in VIEWS and isinstance(args[0], FoldedWeight):
+                view = follow(args[0], folded_weight, func, args[1:], kwargs, result)
+                if view is not None:
+                    return view
             if rule_for(func) is not None:
                 _show_call(func, args, kwargs)
             elif any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
@@ -110,9 +113,14 @@ def plain(value: Any) -> Any:
 
 def show(weight: Any, *rows: Tensor) -> None:
     """Let a weight observe the inputs of a linear layer that it is part of, `[..., K]` each."""
+    for some in rows:
+        show_use(weight, (some,), Layout.plain(weight.shape), "linear")
+
+
+def show_use(weight: Any, inputs: tuple[Tensor, ...], layout: Layout, rule: str) -> None:
+    """Let a weight observe what it meets, by the rows of a rule."""
     if isinstance(weight, FoldedWeight):
-        for some in rows:
-            _show(weight, Use(weight, (some,), Layout.plain(weight.shape)), "linear")
+        _show(weight, Use(weight, inputs, layout), rule)
 
 
 def _show_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -176,71 +184,3 @@ def _caller() -> str:
             break
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-def _follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Any:
-    """Give a view of a folded weight its place in the weight."""
-    weight, *rest = args
-    kind = _VIEWS[func]
-    if kind == "transpose" and weight.dim() >= 2 and _turns(func, rest, weight.dim()):
-        return folded_weight(weight.fisher, result, not weight.is_transposed, weight.group)
-    if kind == "same":
-        return folded_weight(weight.fisher, result, weight.is_transposed, weight.group)
-    if kind == "parts" and weight.dim() >= 2:
-        axis = kwargs.get("dim", rest[-1] if len(rest) == _AXIS_FIRST.get(func, 2) else 0)
-        return _parts(weight, result, axis % weight.dim())
-    if kind == "item" and weight.dim() == 3 and weight.group is None:
-        return _item(weight, result, rest[0])
-    if kind == "item" and weight.dim() == 2 and isinstance(rest[0], slice):
-        return folded_weight(weight.fisher, result, weight.is_transposed, weight.group)
-    _remember_unmatched(func, args, kwargs)
-    return result
-
-
-def _turns(func: Any, rest: Sequence[Any], dims: int) -> bool:
-    """Say whether the last two axes, and no others, change places."""
-    if not rest:
-        return True
-    axes = [axis % dims for axis in tree_leaves(rest)]
-    if func in (Tensor.permute, torch.permute):
-        return axes == [*range(dims - 2), dims - 1, dims - 2]
-    return sorted(axes) == [dims - 2, dims - 1]
-
-
-def _parts(weight: FoldedWeight, parts: Any, axis: int) -> Any:
-    """Follow the groups of a stack, or parts of the outputs."""
-    of_outputs = weight.dim() - (1 if weight.is_transposed else 2)
-    same_axes = len(parts) > 0 and parts[0].dim() == weight.dim()
-    if weight.dim() == 3 and axis == 0 and weight.group is None and not same_axes:
-        turned = weight.is_transposed
-        return tuple(folded_weight(weight.fisher, p, turned, i) for i, p in enumerate(parts))
-    if axis == of_outputs:
-        turned, group = weight.is_transposed, weight.group
-        return tuple(folded_weight(weight.fisher, part, turned, group) for part in parts)
-    _remember_unmatched(Tensor.chunk, (weight,), {})
-    return parts
-
-
-def _item(weight: FoldedWeight, result: Tensor, index: Any) -> Tensor:
-    """Follow one group of a stack."""
-    single = isinstance(index, int) or (isinstance(index, Tensor) and index.dim() == 0)
-    if not single or torch.compiler.is_compiling():
-        return result
-    group = int(index) % weight.shape[0]
-    return folded_weight(weight.fisher, result, weight.is_transposed, group)
-
-
-_PROPERTIES: list[Any] = [getattr(Tensor, name).__get__ for name in ("T", "mT")]
-_VIEWS: dict[Any, str] = {
-    **dict.fromkeys((Tensor.t, torch.t, *_PROPERTIES), "transpose"),
-    **dict.fromkeys((Tensor.transpose, torch.transpose, Tensor.swapaxes), "transpose"),
-    **dict.fromkeys((Tensor.permute, torch.permute), "transpose"),
-    **dict.fromkeys((Tensor.contiguous, Tensor.to, Tensor.type_as, Tensor.float), "same"),
-    **dict.fromkeys((Tensor.half, Tensor.bfloat16, Tensor.double), "same"),
-    **dict.fromkeys((Tensor.chunk, torch.chunk, Tensor.split, torch.split), "parts"),
-    **dict.fromkeys((Tensor.unbind, torch.unbind, Tensor.__iter__), "parts"),
-    **dict.fromkeys((Tensor.__getitem__, Tensor.select), "item"),
-}
-
-_AXIS_FIRST: dict[Any, int] = {Tensor.unbind: 1, torch.unbind: 1}
-"""How many arguments after the weight name the axis last, where it is not two."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sngd_compile.attributes import Names, attributes_of, fisher_of, folded_pairs
+from sngd_compile.composites import members_of
 from sngd_compile.errors import ModelError
 from sngd_compile.matching import RESERVED_NAMES
 from sngd_compile.passes import PASSES, run_passes
@@ -156,6 +157,8 @@ def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) ->
         module.add_module(place.fisher_name, fisher)
     names = tuple((place.weight_name, place.bias_name) for place in places)
     module.__dict__["program"] = program
+    for members in members_of(type(module)):
+        members.prepare(module)
     module.__class__ = reconstructed_class(type(module), names)  # type: ignore[arg-type]
     register_owner(module)
 
@@ -167,7 +170,9 @@ def fold_module_(module: Reconstructed) -> None:
         del module._modules[f"{site.weight_name}_fisher"]
     del module.__dict__["program"]
     release_owner(module)
-    module.__class__ = module.original_class  # type: ignore[assignment]
+    module.__class__ = original = module.original_class  # type: ignore[assignment]
+    for members in members_of(original):
+        members.restore(module)
 
 
 def reset_(site: LocalSite) -> None:
@@ -181,6 +186,8 @@ def reconstructed_class(original: type[Any], names: Names) -> type[Reconstructed
     """Make (once) the class of reconstructed modules of class `original`."""
     namespace: dict[str, Any] = {"original_class": original, "names": names}
     namespace |= attributes_of(names)
+    for members in members_of(original):
+        namespace |= members.attributes
     if hasattr(original, "reset_parameters"):
         namespace["reset_parameters"] = _reset_parameters
     for copied in ("__module__", "__qualname__", "__doc__"):

@@ -151,7 +151,7 @@ class _Matcher:
         return GraphUse(node, use, rule)
 
 
-def planned_weights_of(name: str, parameter: nn.Parameter) -> Planned:
+def planned_weights_of(name: str, parameter: nn.Parameter) -> Planned | str:
     """Describe one parameter of which nothing is known but its shape."""
     holder = nn.Module()
     holder.register_parameter(name, parameter)

@@ -6,7 +6,7 @@ call that a weight enters is met as it happens. How the weight is laid out must 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -31,7 +31,8 @@ class Planned:
     kind: str = "shared"
 
 
-Structure = Callable[[nn.Module], dict[str, Planned]]
+Structure = Callable[[nn.Module], Mapping[str, Planned | str]]
+"""From a module to its weights, by attribute name, and reasons for parameters that stay."""
 
 _structures: dict[type[nn.Module], Structure] = {}
 
@@ -52,7 +53,9 @@ def runs_known_forward(module_class: type[nn.Module]) -> bool:
     return registered and str(module_class.forward.__module__).startswith("torch.nn.")
 
 
-def planned_weights(module: nn.Module, module_class: type[nn.Module]) -> dict[str, Planned]:
+def planned_weights(
+    module: nn.Module, module_class: type[nn.Module]
+) -> Mapping[str, Planned | str]:
     """Describe the weights of a module, by attribute name.
 
     Of a class that nobody registered, a parameter `[..., O, K]` is taken for linear layers side by

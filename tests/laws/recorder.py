@@ -59,14 +59,14 @@ class Spy:
 
 @contextmanager
 def spies(seen: list[RecordedUse]) -> Iterator[None]:
-    """Spy on every rule for a while, those that an intercepted call looks up included."""
-    rules = dict(RULES)
-    for table in (STATISTICS, RULES):
+    """Spy on every rule for a while."""
+    tables = [(table, dict(table)) for table in (STATISTICS, RULES)]
+    for table, rules in tables:
         table.update({name: Spy(rule, seen) for name, rule in rules.items()})
     try:
         yield
     finally:
-        for table in (STATISTICS, RULES):
+        for table, rules in tables:
             table.update(rules)
 
 

@@ -106,4 +106,4 @@ def test_every_layer_between_two_linear_ones(name):
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(networks)
 def test_random_networks(network):
-    check(network)
+    check(chained([LAYERS["linear"], network]))
