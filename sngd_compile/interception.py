@@ -156,7 +156,7 @@ def _swapped_width(layout: Layout, known: Layout, group: int | None) -> int | No
     if group is not None:
         order = (1, 0) if known.is_transposed else (0, 1)
         known = Layout(known.view[-2:], order, known.matrix[-2:])
-    same_side = layout.order == known.order and layout.groups == known.groups
+    same_side = layout.orders_like(known) and layout.groups == known.groups
     if same_side and layout.width == known.width:
         return 0
     return layout.swapped_width(known)

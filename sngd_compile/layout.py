@@ -92,6 +92,11 @@ class Layout:
         """Return a bias, one number per output of every group, as `[*, O]`."""
         return bias.reshape(self.matrix[:-1])
 
+    def orders_like(self, other: Layout) -> bool:
+        """Say whether two layouts take the elements in the same order, if their sizes agree."""
+        in_order = [list(layout.order) == sorted(layout.order) for layout in (self, other)]
+        return self.order == other.order or all(in_order)
+
     def of_transpose(self) -> Self:
         """Return the layout of `w` that reads it as this one reads `w^T`, its last axes swapped."""
         *lead, rows, columns = self.view
@@ -107,7 +112,7 @@ class Layout:
             0 where they agree; the width of the call's rows where one is the other's transpose;
             None where they do not fit.
         """
-        if self.matrix == other.matrix and self.order == other.order:
+        if self.matrix == other.matrix and self.orders_like(other):
             return 0
         turned = self.matrix == other.matrix[::-1] and self.is_transposed != other.is_transposed
         return self.width if turned and self.groups is None else None

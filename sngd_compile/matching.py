@@ -67,7 +67,8 @@ def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str])
         reason = f"its module cannot be captured: {error}"
         note = "" if runs_known_forward(module_class) else reason
         return _as_it_is(module, module_class, names, note, reason)
-    matcher = _Matcher(graph, {n: p for n, p in module._parameters.items() if p is not None})
+    owned = {name: p for name, p in module._parameters.items() if p is not None}
+    matcher = _Matcher(graph, owned, planned_weights(module, module_class))
     found = {name: matcher.found(name) for name in names}
     taken_apart = [name for name, uses in found.items() if isinstance(uses, Planned)]
     note = f"its forward takes {taken_apart[0]} apart" if taken_apart else ""
@@ -88,8 +89,13 @@ def _as_it_is(
 class _Matcher:
     """Match the parameters of one captured module with the rules."""
 
-    def __init__(self, graph: fx.Graph, owned: Mapping[str, nn.Parameter]) -> None:
-        self.owned = owned
+    def __init__(
+        self,
+        graph: fx.Graph,
+        owned: Mapping[str, nn.Parameter],
+        planned: Mapping[str, Planned | str],
+    ) -> None:
+        self.owned, self.planned = owned, planned
         self.nodes: dict[str, list[fx.Node]] = defaultdict(list)
         self.parameters: dict[fx.Node, Tensor] = {}
         self.transposed: set[fx.Node] = set()
@@ -119,7 +125,7 @@ class _Matcher:
             use = self._match(name, node)
             if isinstance(use, str):
                 if _takes_apart(node) and self.owned[name].dim() >= 2:
-                    return planned_weights_of(name, self.owned[name])
+                    return self.planned.get(name, use)
                 return use
             uses.append(use)
         return tuple(uses)
@@ -149,13 +155,6 @@ class _Matcher:
         if use.weight in self.transposed:
             use = replace(use, layout=use.layout.of_transpose())
         return GraphUse(node, use, rule)
-
-
-def planned_weights_of(name: str, parameter: nn.Parameter) -> Planned | str:
-    """Describe one parameter of which nothing is known but its shape."""
-    holder = nn.Module()
-    holder.register_parameter(name, parameter)
-    return planned_weights(holder, nn.Module)[name]
 
 
 def bias_target(use: Use) -> str | None:

@@ -17,6 +17,8 @@ VIEWS: dict[Any, str] = {
     **dict.fromkeys((Tensor.permute, torch.permute), "transpose"),
     **dict.fromkeys((Tensor.contiguous, Tensor.to, Tensor.type_as, Tensor.float), "same"),
     **dict.fromkeys((Tensor.half, Tensor.bfloat16, Tensor.double), "same"),
+    **dict.fromkeys((Tensor.view, Tensor.reshape, Tensor.flatten, Tensor.unflatten), "reshape"),
+    **dict.fromkeys((Tensor.squeeze, Tensor.unsqueeze, torch.squeeze, torch.unsqueeze), "reshape"),
     **dict.fromkeys((Tensor.chunk, torch.chunk, Tensor.split, torch.split), "parts"),
     **dict.fromkeys((Tensor.unbind, torch.unbind, Tensor.__iter__), "parts"),
     **dict.fromkeys((Tensor.__getitem__, Tensor.select), "item"),
@@ -50,6 +52,8 @@ def follow(
         return make(weight.fisher, result, not turned, weight.group)
     if kind == "same":
         return make(weight.fisher, result, turned, weight.group)
+    if kind == "reshape" and not turned and weight.group is None:
+        return make(weight.fisher, result)
     if kind == "parts" and weight.dim() >= 2:
         axis_last = 1 if func in (Tensor.unbind, torch.unbind) else 2
         axis = kwargs.get("dim", rest[-1] if len(rest) == axis_last else 0)
@@ -75,7 +79,9 @@ def _parts(weight: Any, make: Callable[..., Tensor], parts: Any, axis: int) -> A
     of_outputs = weight.dim() - (1 if turned else 2)
     taken_out = len(parts) > 0 and parts[0].dim() < weight.dim()
     if weight.dim() == 3 and axis == 0 and group is None and taken_out:
-        return tuple(make(weight.fisher, part, turned, i) for i, part in enumerate(parts))
+        numbers = range(len(parts)) if weight.fisher.groups else [None] * len(parts)
+        pairs = zip(parts, numbers, strict=True)
+        return tuple(make(weight.fisher, part, turned, number) for part, number in pairs)
     if axis == of_outputs and not taken_out:
         return tuple(make(weight.fisher, part, turned, group) for part in parts)
     return None
@@ -91,8 +97,10 @@ def _item(
     whole = isinstance(index, int) or (isinstance(index, Tensor) and index.dim() == 0)
     single = whole and not isinstance(index, bool) and not torch.compiler.is_compiling()
     if weight.dim() == 3 and weight.group is None and single:
-        group = int(index) % weight.shape[0]  # type: ignore[arg-type]
+        stacked = weight.fisher.groups is not None
+        group = int(index) % weight.shape[0] if stacked else None  # type: ignore[arg-type]
         return make(weight.fisher, result, weight.is_transposed, group)
-    if weight.dim() == 2 and isinstance(index, slice) and not weight.is_transposed:
+    is_table = weight.fisher.layout.is_transposed
+    if weight.dim() == 2 and isinstance(index, slice) and not (weight.is_transposed or is_table):
         return make(weight.fisher, result, False, weight.group)
     return None

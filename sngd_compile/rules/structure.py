@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from sngd_compile.layout import Layout
+from sngd_compile.rules.source import is_used_elementwise
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Planned:
 
 Structure = Callable[[nn.Module], Mapping[str, Planned | str]]
 """From a module to its weights, by attribute name, and reasons for parameters that stay."""
+
+ELEMENTWISE = (
+    "used elementwise by a forward that cannot be captured: its local Fisher is taken for the "
+    "identity, so its steps are plain descent"
+)
 
 _structures: dict[type[nn.Module], Structure] = {}
 
@@ -64,8 +70,9 @@ def planned_weights(
     for base in module_class.__mro__:
         if base in _structures:
             return _structures[base](module)
-    owned = {name: p for name, p in module._parameters.items() if p is not None}
-    return {name: _guess(p.shape) for name, p in owned.items() if _is_matrix(p)}
+    owned = {name: p for name, p in module._parameters.items() if p is not None and _is_matrix(p)}
+    elementwise = {name for name in owned if is_used_elementwise(module_class, name)}
+    return {n: ELEMENTWISE if n in elementwise else _guess(p.shape) for n, p in owned.items()}
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
