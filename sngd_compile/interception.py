@@ -50,6 +50,13 @@ class GuardedWeight(Tensor):
 
     fisher: FisherLayer
 
+    def _refuse_operator(self, other: Any) -> Any:
+        # The operators of torch take a TypeError, as ModelError is one, for a try that failed.
+        _refuse_change(Tensor.copy_, (self, other), {})
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ifloordiv__ = _refuse_operator
+    __imod__ = __ipow__ = _refuse_operator  # type: ignore[assignment]
+
     @classmethod
     def __torch_function__(
         cls,
@@ -149,7 +156,7 @@ def _refuse_change(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     """
     name, first = _name(func), args[0] if args else next(iter(kwargs.values()), None)
     in_place = name.endswith("_") and not name.endswith("__") and name not in _HARMLESS
-    in_place = in_place or name in _ASSIGNMENTS or func == _SET_DATA
+    in_place = in_place or name == "__setitem__" or func == _SET_DATA
     changed = first if in_place else kwargs.get("out")
     if isinstance(changed, GuardedWeight):
         raise ModelError(
@@ -160,8 +167,6 @@ def _refuse_change(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 
 _HARMLESS = ("requires_grad_", "share_memory_")
-_OPERATORS = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "setitem")
-_ASSIGNMENTS = frozenset(f"__{name}__" for name in _OPERATORS)
 _SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
