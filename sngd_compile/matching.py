@@ -66,7 +66,7 @@ def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str])
         graph = capture(module, module_class)
     except UncapturableError as error:
         return _as_it_is(module, module_class, names, f"its module cannot be captured: {error}")
-    matcher = _Matcher(graph, {n: p for n, p in module._parameters.items() if p is not None})
+    matcher = _Matcher(graph, module, module_class)
     found = {name: matcher.found(name) for name in names}
     taken_apart = [name for name, uses in found.items() if isinstance(uses, Planned)]
     note = f"its forward takes {taken_apart[0]} apart" if taken_apart else ""
@@ -88,8 +88,9 @@ def _as_it_is(
 class _Matcher:
     """Match the parameters of one captured module with the rules."""
 
-    def __init__(self, graph: fx.Graph, owned: Mapping[str, nn.Parameter]) -> None:
-        self.owned = owned
+    def __init__(self, graph: fx.Graph, module: nn.Module, module_class: type[nn.Module]) -> None:
+        self.owned = owned = {n: p for n, p in module._parameters.items() if p is not None}
+        self.guesses = planned_weights(module, module_class)
         self.nodes: dict[str, list[fx.Node]] = defaultdict(list)
         self.parameters: dict[fx.Node, Tensor] = {}
         self.transposed: set[fx.Node] = set()
@@ -119,7 +120,7 @@ class _Matcher:
             use = self._match(name, node)
             if isinstance(use, str):
                 if _takes_apart(node) and self.owned[name].dim() >= 2:
-                    return planned_weights_of(name, self.owned[name])
+                    return self.guesses[name]
                 return use
             uses.append(use)
         return tuple(uses)
@@ -145,13 +146,6 @@ class _Matcher:
         if use.weight in self.transposed:
             use = replace(use, layout=use.layout.of_transpose())
         return GraphUse(node, use, rule.name)
-
-
-def planned_weights_of(name: str, parameter: nn.Parameter) -> Planned | str:
-    """Describe one parameter of which nothing is known but its shape."""
-    holder = nn.Module()
-    holder.register_parameter(name, parameter)
-    return planned_weights(holder, nn.Module)[name]
 
 
 def bias_target(use: Use) -> str | None:

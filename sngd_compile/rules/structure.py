@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from sngd_compile.bytecode import is_right_factor
 from sngd_compile.layout import Layout
 
 
@@ -56,16 +57,21 @@ def planned_weights(module: nn.Module, module_class: type[nn.Module]) -> dict[st
     """Describe the weights of a module, by attribute name.
 
     Of a class that nobody registered, a parameter `[..., O, K]` is taken for linear layers side by
-    side. Parameters with fewer axes are not described.
+    side; for `[..., K, O]` where the forward multiplies by it from the right. Parameters with fewer
+    axes are not described.
     """
     for base in module_class.__mro__:
         if base in _structures:
             return _structures[base](module)
-    owned = {name: p for name, p in module._parameters.items() if p is not None}
-    return {name: _guess(p.shape) for name, p in owned.items() if p.dim() >= 2}
+    described: dict[str, Planned | str] = {}
+    for name, parameter in module._parameters.items():
+        if parameter is not None and parameter.dim() >= 2:
+            is_turned = is_right_factor(module_class, module_class.forward, name)
+            described[name] = Planned("as called", _guess(parameter.shape, is_turned))
+    return described
 
 
-def _guess(shape: Sequence[int]) -> Planned:
+def _guess(shape: Sequence[int], is_turned: bool) -> Layout:
     if len(shape) == 2:
-        return Planned("as called", Layout.plain(shape))
-    return Planned("as called", Layout.stacked(shape))
+        return Layout.transposed(shape) if is_turned else Layout.plain(shape)
+    return Layout.stacked_transposed(shape) if is_turned else Layout.stacked(shape)

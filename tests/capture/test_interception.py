@@ -119,6 +119,39 @@ def test_stacked_experts(use):
     torch.testing.assert_close(counted, torch.stack([moment(x[0]), moment(x[1])]))
 
 
+def inner(self, x):
+    return torch.mm(x, self.a)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda self, x: x @ self.a,
+        lambda self, x: torch.matmul(x, self.a),
+        lambda self, x: x.mm(self.a),
+        lambda self, x: torch.addmm(x[:, :1], x, self.a),
+        lambda self, x: sum(x @ self.a for _ in range(1)),
+        inner,
+    ],
+)
+def test_a_weight_whose_inputs_come_first(use):
+    torch.testing.assert_close(observed(free(use, (3, 5)), X)["a"], moment(X))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda self, x: torch.stack([x[i] @ self.a[i] for i in range(2)]),
+        lambda self, x: torch.bmm(x, self.a),
+    ],
+)
+def test_experts_whose_inputs_come_first(use):
+    x = torch.stack([X, 2 * X - 1])
+    factor = observed(free(use, (2, 3, 5)), x)["a"]
+    assert factor.shape == (2, 3, 3)
+    torch.testing.assert_close(factor[1] / factor[1].trace(), moment(x[1]) / moment(x[1]).trace())
+
+
 class Container(nn.Module):
     """Parameters in lists and dictionaries, which a parent reads."""
 
