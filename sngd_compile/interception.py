@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from sngd_compile.errors import ModelError
 from sngd_compile.layout import Layout
 from sngd_compile.rules import RULES, Use, rule_for
 from sngd_compile.runtime.fisher import FisherLayer
@@ -40,16 +41,44 @@ def register_composite(*functions: Any) -> Callable[[Composite], Composite]:
     return register
 
 
-class FoldedWeight(Tensor):
-    """The folded weight of a reconstructed module, followed through views and calls.
+class GuardedWeight(Tensor):
+    """A folded weight that a forward reads and nobody observes: it refuses to be changed.
 
     Attributes:
         fisher: Its local Fisher layer.
-        is_transposed: Whether this is the transpose of the parameter `[rows, columns]`.
-        group: Index of the group that a stack of weights was indexed by, or None.
     """
 
     fisher: FisherLayer
+
+    def _refuse_operator(self, other: Any) -> Any:
+        # The operators of torch take a TypeError, as ModelError is one, for a try that failed.
+        _refuse_change(Tensor.copy_, (self, other), {})
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ifloordiv__ = _refuse_operator
+    __imod__ = __ipow__ = _refuse_operator  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Compute on plain tensors."""
+        _refuse_change(func, args, kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs or {})
+
+
+class FoldedWeight(GuardedWeight):
+    """The folded weight of a reconstructed module, followed through views and calls.
+
+    Attributes:
+        is_transposed: Whether this is the transpose of the parameter `[..., rows, columns]`.
+        group: Index of the group that a stack of weights was indexed by, or None.
+    """
+
     is_transposed: bool
     group: int | None
 
@@ -63,6 +92,7 @@ class FoldedWeight(Tensor):
     ) -> Any:
         """Compute on plain tensors; observe, or follow a view."""
         kwargs = kwargs or {}
+        _refuse_change(func, args, kwargs)
         # The documented way to leave the protocol; seen on torch 2.11 to 2.13.
         with torch._C.DisableTorchFunctionSubclass():
             if func in COMPOSITES:
@@ -88,6 +118,13 @@ def folded_weight(
     return weight
 
 
+def guarded_weight(fisher: FisherLayer, value: Tensor) -> Tensor:
+    """Return a folded weight that is not observed but refuses to be changed in place."""
+    weight = value.as_subclass(GuardedWeight)
+    weight.fisher = fisher
+    return weight
+
+
 def is_in_forward() -> bool:
     """Say whether this runs inside the call of a module, where a weight meets activations.
 
@@ -109,6 +146,28 @@ def plain(value: Any) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             return value.as_subclass(Tensor)
     return value
+
+
+def _refuse_change(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise where a call would change a folded weight in place: the change would be lost.
+
+    Raises:
+        ModelError: With the name of the weight and the line.
+    """
+    name, first = _name(func), args[0] if args else next(iter(kwargs.values()), None)
+    in_place = name.endswith("_") and not name.endswith("__") and name not in _HARMLESS
+    in_place = in_place or name == "__setitem__" or func == _SET_DATA
+    changed = first if in_place else kwargs.get("out")
+    if isinstance(changed, GuardedWeight):
+        raise ModelError(
+            f"{changed.fisher.name}: {name} at {_caller()} changes it in place during a forward "
+            "pass. It is made anew from w' each time, so the change would be lost; leave it as it "
+            f"is with overrides={{{changed.fisher.name!r}: None}}"
+        )
+
+
+_HARMLESS = ("requires_grad_", "share_memory_")
+_SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def show(weight: Any, *rows: Tensor) -> None:

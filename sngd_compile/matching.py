@@ -67,8 +67,7 @@ def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str])
         reason = f"its module cannot be captured: {error}"
         note = "" if runs_known_forward(module_class) else reason
         return _as_it_is(module, module_class, names, note, reason)
-    owned = {name: p for name, p in module._parameters.items() if p is not None}
-    matcher = _Matcher(graph, owned, planned_weights(module, module_class))
+    matcher = _Matcher(graph, module, module_class)
     found = {name: matcher.found(name) for name in names}
     taken_apart = [name for name, uses in found.items() if isinstance(uses, Planned)]
     note = f"its forward takes {taken_apart[0]} apart" if taken_apart else ""
@@ -89,13 +88,9 @@ def _as_it_is(
 class _Matcher:
     """Match the parameters of one captured module with the rules."""
 
-    def __init__(
-        self,
-        graph: fx.Graph,
-        owned: Mapping[str, nn.Parameter],
-        planned: Mapping[str, Planned | str],
-    ) -> None:
-        self.owned, self.planned = owned, planned
+    def __init__(self, graph: fx.Graph, module: nn.Module, module_class: type[nn.Module]) -> None:
+        self.owned = owned = {n: p for n, p in module._parameters.items() if p is not None}
+        self.guesses = planned_weights(module, module_class)
         self.nodes: dict[str, list[fx.Node]] = defaultdict(list)
         self.parameters: dict[fx.Node, Tensor] = {}
         self.transposed: set[fx.Node] = set()
@@ -125,7 +120,7 @@ class _Matcher:
             use = self._match(name, node)
             if isinstance(use, str):
                 if _takes_apart(node) and self.owned[name].dim() >= 2:
-                    return self.planned.get(name, use)
+                    return self.guesses.get(name, use)
                 return use
             uses.append(use)
         return tuple(uses)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from sngd_compile.bytecode import is_right_factor
 from sngd_compile.layout import Layout
 from sngd_compile.rules.source import is_used_elementwise
 
@@ -65,14 +66,22 @@ def planned_weights(
     """Describe the weights of a module, by attribute name.
 
     Of a class that nobody registered, a parameter `[..., O, K]` is taken for linear layers side by
-    side. One with fewer axes, or one that is broadcast along its first, is no matrix.
+    side; for `[..., K, O]` where the forward multiplies by it from the right. One with fewer axes,
+    or one that is broadcast along its first, is no matrix.
     """
     for base in module_class.__mro__:
         if base in _structures:
             return _structures[base](module)
-    owned = {name: p for name, p in module._parameters.items() if p is not None and _is_matrix(p)}
-    elementwise = {name for name in owned if is_used_elementwise(module_class, name)}
-    return {n: ELEMENTWISE if n in elementwise else _guess(p.shape) for n, p in owned.items()}
+    described: dict[str, Planned | str] = {}
+    for name, parameter in module._parameters.items():
+        if parameter is None or not _is_matrix(parameter):
+            continue
+        if is_used_elementwise(module_class, name):
+            described[name] = ELEMENTWISE
+            continue
+        is_turned = is_right_factor(module_class, module_class.forward, name)
+        described[name] = Planned("as called", _guess(parameter.shape, is_turned))
+    return described
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
@@ -80,7 +89,7 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
     return len(shape) == 2 or (len(shape) > 2 and shape[0] > 1)
 
 
-def _guess(shape: Sequence[int]) -> Planned:
+def _guess(shape: Sequence[int], is_turned: bool) -> Layout:
     if len(shape) == 2:
-        return Planned("as called", Layout.plain(shape))
-    return Planned("as called", Layout.stacked(shape))
+        return Layout.transposed(shape) if is_turned else Layout.plain(shape)
+    return Layout.stacked_transposed(shape) if is_turned else Layout.stacked(shape)

@@ -42,7 +42,7 @@ def test_only_what_is_elementwise_everywhere_is():
 
 def test_a_class_without_source_is_taken_at_its_shapes():
     namespace: dict = {"nn": nn}
-    exec("class Hidden(nn.Module):\n    def forward(self, x):\n        return x + self.a", namespace)
+    exec("class Hidden(nn.Module):\n    def forward(self, x): return x + self.a", namespace)
     assert not is_used_elementwise(namespace["Hidden"], "a")
 
 

@@ -1,4 +1,4 @@
-"""A table of a module's own, indexed by integers: the diagonal of frequencies, once it is called."""
+"""A table of a module's own, indexed by integers: the diagonal of frequencies once it is called."""
 
 import pytest
 import torch
