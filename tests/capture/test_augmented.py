@@ -1,4 +1,4 @@
-"""An augmented assignment changes the tensor, for whoever holds it, and a number's variable alone."""
+"""An augmented assignment changes the tensor for all who hold it, and a number for one variable."""
 
 import pytest
 import torch
