@@ -1,10 +1,12 @@
 """One layer family a file; importing this package registers them all."""
 
 from sngd_compile.rules import (
+    bilinear,
     convolution,
     embedding,
     linear,
     normalisation,
+    prelu,
     scale,
     transposed_convolution,
 )
@@ -23,12 +25,14 @@ __all__ = [
     "Planned",
     "Rule",
     "Use",
+    "bilinear",
     "convolution",
     "embedding",
     "has_structure",
     "linear",
     "normalisation",
     "planned_weights",
+    "prelu",
     "register_rule",
     "register_structure",
     "rule_for",
