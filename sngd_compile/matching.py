@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from sngd_compile.bytecode import UncapturableError, changes_in_place
 from sngd_compile.capture import capture
-from sngd_compile.rules import Planned, Use, has_structure, planned_weights, rule_for
+from sngd_compile.rules import Planned, Use, guess, has_structure, planned_weights, rule_for
 from sngd_compile.site import GraphUse
 
 RESERVED_NAMES = ("names", "program", "observing", "local_sites", "original_class", "held")
@@ -118,7 +118,7 @@ class _Matcher:
             use = self._match(name, node)
             if isinstance(use, str):
                 if _takes_apart(node) and self.owned[name].dim() >= 2:
-                    return planned_weights_of(name, self.owned[name])
+                    return guess(self.owned[name].shape)
                 return use
             uses.append(use)
         return tuple(uses)
@@ -145,13 +145,6 @@ class _Matcher:
         if use.weight in self.transposed:
             use = replace(use, layout=use.layout.of_transpose())
         return GraphUse(node, use, rule.name)
-
-
-def planned_weights_of(name: str, parameter: nn.Parameter) -> Planned:
-    """Describe one parameter of which nothing is known but its shape."""
-    holder = nn.Module()
-    holder.register_parameter(name, parameter)
-    return planned_weights(holder, nn.Module)[name]
 
 
 def bias_target(use: Use) -> str | None:

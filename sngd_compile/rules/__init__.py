@@ -4,6 +4,7 @@ from sngd_compile.rules import (
     bilinear,
     convolution,
     embedding,
+    embedding_bag,
     linear,
     normalisation,
     prelu,
@@ -14,6 +15,7 @@ from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import RULES, register_rule, rule_for
 from sngd_compile.rules.structure import (
     Planned,
+    guess,
     has_structure,
     planned_weights,
     register_structure,
@@ -28,6 +30,8 @@ __all__ = [
     "bilinear",
     "convolution",
     "embedding",
+    "embedding_bag",
+    "guess",
     "has_structure",
     "linear",
     "normalisation",

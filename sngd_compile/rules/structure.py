@@ -6,7 +6,7 @@ call that a weight enters is met as it happens. How the weight is laid out must 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -31,7 +31,8 @@ class Planned:
     kind: str = "shared"
 
 
-Structure = Callable[[nn.Module], dict[str, Planned]]
+Structure = Callable[[nn.Module], Mapping[str, Planned | str]]
+"""From a module to its weights by name, or the reason for which one is left."""
 
 _structures: dict[type[nn.Module], Structure] = {}
 
@@ -51,8 +52,10 @@ def has_structure(module_class: type[nn.Module]) -> bool:
     return any(base in _structures for base in module_class.__mro__)
 
 
-def planned_weights(module: nn.Module, module_class: type[nn.Module]) -> dict[str, Planned]:
-    """Describe the weights of a module, by attribute name.
+def planned_weights(
+    module: nn.Module, module_class: type[nn.Module]
+) -> Mapping[str, Planned | str]:
+    """Describe the weights of a module, by attribute name, or say why one is left.
 
     Of a class that nobody registered, a parameter `[..., O, K]` is taken for linear layers side by
     side. Parameters with fewer axes are not described.
@@ -61,10 +64,11 @@ def planned_weights(module: nn.Module, module_class: type[nn.Module]) -> dict[st
         if base in _structures:
             return _structures[base](module)
     owned = {name: p for name, p in module._parameters.items() if p is not None}
-    return {name: _guess(p.shape) for name, p in owned.items() if p.dim() >= 2}
+    return {name: guess(p.shape) for name, p in owned.items() if p.dim() >= 2}
 
 
-def _guess(shape: Sequence[int]) -> Planned:
+def guess(shape: Sequence[int]) -> Planned:
+    """Describe a parameter `[..., O, K]` of which nothing is known but its shape."""
     if len(shape) == 2:
         return Planned("as called", Layout.plain(shape))
     return Planned("as called", Layout.stacked(shape))
