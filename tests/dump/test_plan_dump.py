@@ -41,7 +41,7 @@ left as they are: 1 parameters, 10 elements
 
 parameter   shape   reason
 ------------------------------------------------
-out.weight  [2, 5]  frozen (requires_grad=False)""",  # noqa: E501
+out.weight  [2, 5]  frozen (requires_grad=False)""",
         )
 
     def test_overrides_and_roots(self):
