@@ -35,7 +35,8 @@ class Config:
         damping_abs: Damping added to that, in the units of the factor; finite, >= 0.
         max_rows: Most rows taken from one forward pass, a seeded random subset without
             replacement; integer >= 1, None for all rows, or "auto" for 4 D rows. A convolution
-            draws whole images, at least 16.
+            draws whole images, at least 16; a normalisation, a scale or slopes at least 256
+            samples, an embedding bag all of them.
         seed: Seed of that subset; integer >= 0. The global generator is never touched.
         fisher: Local Fisher. "shared": `E[x~ x~^T]`, one for all outputs of a layer.
         max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the

@@ -71,6 +71,12 @@ class Rule(ABC):
     least_samples: ClassVar[int] = 1
     kind: ClassVar[str] = "shared"
 
+    def __init__(self) -> None:
+        """Read the signature once: Dynamo, which traces `bind`, cannot follow `inspect`."""
+        parameters = self.signature.parameters.values()
+        self._names = tuple(p.name for p in parameters)
+        self._defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+
     @abstractmethod
     def match(self, call: Call) -> Use | str:
         """Describe the use of a weight, or say why it cannot be reconstructed.
@@ -128,6 +134,16 @@ class Rule(ABC):
         Raises:
             TypeError: The call does not fit `signature`.
         """
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return Call(dict(bound.arguments), parameters)
+        if len(args) > len(self._names):
+            raise TypeError("too many arguments")
+        given = dict(zip(self._names, args, strict=False))
+        for name, value in kwargs.items():
+            if name in given or name not in self._names:
+                raise TypeError(f"no place for {name}")
+            given[name] = value
+        arguments = {}
+        for name in self._names:
+            if name not in given and name not in self._defaults:
+                raise TypeError(f"{name} is missing")
+            arguments[name] = given[name] if name in given else self._defaults[name]
+        return Call(arguments, parameters)
