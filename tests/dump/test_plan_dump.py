@@ -37,7 +37,7 @@ conv.weight + bias  [8, 3, 3]  convolution  shared 2 x 10  2.4 KiB  648        3
 norm.weight + bias  [8]        batch_norm   shared 8 x 2   0.4 KiB  8          38
 head.weight + bias  [5, 8]     linear       shared 9       1.0 KiB  320        1.6 k
 
-left as they are: 1 parameters, 10 elements
+left as they are: 1 parameter, 10 elements
 
 parameter   shape   reason
 ------------------------------------------------
