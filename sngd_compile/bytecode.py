@@ -100,7 +100,7 @@ def is_right_factor(owner: type, function: object, name: str, depth: int = 5) ->
 
 
 _NO_STEPS = words("CACHE PRECALL EXTENDED_ARG NOP PUSH_NULL")
-_PRODUCTS = words("matmul mm bmm addmm baddbmm")
+_PRODUCTS = words("matmul mm bmm addmm baddbmm grouped_mm")
 _SUBSCRIPT = "BINARY_SUBSCR"
 
 

@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from sngd_compile.errors import ModelError
 from sngd_compile.layout import Layout
-from sngd_compile.rules import RULES, Use, rule_for
+from sngd_compile.rules import Use, rule_for
 from sngd_compile.runtime.fisher import FisherLayer
-from sngd_compile.runtime.observe import STATISTICS, observe
+from sngd_compile.runtime.observe import observe
 from sngd_compile.views import VIEWS, follow
 
 Composite = Callable[..., Any]
@@ -204,7 +204,6 @@ def _show(weight: FoldedWeight, use: Use, rule: str) -> bool:
     swapped = _swapped_width(layout, fisher.layout, weight.group)
     if swapped is None:
         return False
-    STATISTICS[rule] = RULES[rule]
     inputs = cast(tuple[Tensor, ...], use.inputs)
     observe(fisher, rule, inputs, use.geometry, True, swapped, weight.group)
     return True

@@ -17,8 +17,9 @@ from sngd_compile.matching import RESERVED_NAMES
 from sngd_compile.passes import PASSES, run_passes
 from sngd_compile.program import Program
 from sngd_compile.rematching import match_again
-from sngd_compile.rules import runs_known_forward
+from sngd_compile.rules import RULES, runs_known_forward
 from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.observe import STATISTICS
 from sngd_compile.runtime.optimizers import known_optimizers, register_owner, release_owner
 from sngd_compile.runtime.refresh import LocalSite, change_root_
 from sngd_compile.site import ModulePlan, Plan
@@ -48,7 +49,8 @@ class Reconstructed(nn.Module):
         """Run the reconstructed graph; without one the module's own forward, on folded weights."""
         if self.program is not None:
             return self.program.forward(self, *args, **kwargs)
-        if not runs_known_forward(self.original_class):
+        # A compiler finds common subexpressions itself, and takes no attribute that comes and goes.
+        if torch.compiler.is_compiling() or not runs_known_forward(self.original_class):
             return super().forward(*args, **kwargs)
         # Read once: a weight and its bias are folded together. A forward of the user's own reads
         # them each time, since checkpointing may repeat a part of it.
@@ -112,6 +114,7 @@ class Reconstructed(nn.Module):
     def __setstate__(self, state: Any) -> None:
         """Make a copy or a loaded module known to the hooks; capture what a file left out."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        STATISTICS.update(RULES)
         if self.program is None:
             self.__dict__["program"] = _program_of(self)
         register_owner(self)
@@ -133,6 +136,7 @@ class Reconstructed(nn.Module):
 
 def reconstruct_(plan: Plan) -> None:
     """Rewrite the planned modules in place; modules that share a weight share its Fisher layer."""
+    STATISTICS.update(RULES)  # before any forward: a compiled one cannot add to a table
     layers: dict[int, FisherLayer] = {}
     for module_plan in plan.modules:
         for site, place in module_plan.sites:

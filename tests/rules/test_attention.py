@@ -206,3 +206,12 @@ def test_the_fast_path_with_padding():
     with torch.no_grad():
         found, expected = (m(x, src_key_padding_mask=padding) for m in (net, plain))
     close(found[~padding], expected[~padding])
+
+
+def test_it_compiles_to_one_graph():
+    torch.compiler.reset()
+    model, x = Attention(), torch.randn(3, 2, 4)
+    net = sngd.reconstruct(model, configuration("cholesky"))
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    close(compiled(x), model(x))
+    assert {fisher.rows_seen for fisher in sngd.fisher_layers(net).values()} == {6}
