@@ -94,7 +94,7 @@ def is_right_factor(owner: type, function: object, name: str, depth: int = 5) ->
     steps = [s for s in dis.get_instructions(code) if s.opname not in _NO_STEPS]
     for index, step in enumerate(steps):
         is_read = step.opname == "LOAD_ATTR" and step.argval == name
-        if is_read and _ends_a_product(steps[:index], steps[index + 1 : index + 4]):
+        if is_read and _ends_a_product(steps[:index], steps[index + 1 : index + 8]):
             return True
     return any(is_right_factor(owner, f, name, depth - 1) for f in _called(owner, function, steps))
 
@@ -108,9 +108,9 @@ def _ends_a_product(before: list[dis.Instruction], after: list[dis.Instruction])
     """Say whether what was read last, or one part of it, is the last factor of a product."""
     if len(after) > 1 and after[0].opname.startswith("LOAD_") and after[1].opname == _SUBSCRIPT:
         after = after[2:]
-    if not after or after[0].opname == "BINARY_OP":
-        return bool(after) and after[0].argrepr == "@"
-    if not after[0].opname.startswith("CALL"):
+    if after and after[0].opname == "BINARY_OP":
+        return after[0].argrepr == "@"
+    if not _is_called(after):
         return False
     for step in reversed(before):
         if step.opname.startswith("CALL"):
@@ -118,6 +118,15 @@ def _ends_a_product(before: list[dis.Instruction], after: list[dis.Instruction])
         if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL") and step.argval in _PRODUCTS:
             return True
     return False
+
+
+def _is_called(after: list[dis.Instruction]) -> bool:
+    """Say whether a call comes next, arguments by name apart."""
+    names = [step.opname for step in after]
+    call = next((i for i, name in enumerate(names) if name.startswith("CALL")), None)
+    if call is None or not all(n.startswith("LOAD_") or n == "KW_NAMES" for n in names[:call]):
+        return False
+    return call == 0 or "KW_NAMES" in names[:call] or names[call] == "CALL_KW"
 
 
 def _is_change(step: dis.Instruction) -> bool:
