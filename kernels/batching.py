@@ -16,7 +16,7 @@ def one_by_one(operation: Callable[..., Any]) -> Rule:
         entries = [
             operation(
                 *(
-                    argument if dim is None else argument.select(dim, entry)
+                    argument.select(dim, entry) if isinstance(dim, int) else argument
                     for argument, dim in zip(args, in_dims, strict=True)
                 )
             )

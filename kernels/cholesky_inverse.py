@@ -1,4 +1,4 @@
-"""Inverse Cholesky factors of damped matrices: the cheapest root of the inverse of a local Fisher."""
+"""Inverse Cholesky factors of damped matrices: the cheapest roots of their inverses."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,6 @@ from torch import Tensor
 from . import ops
 from .errors import KernelTypeError, KernelValueError, NotPositiveDefiniteError
 from .factors import NOT_FINITE, NOT_SYMMETRIC
-
 
 # Half precision is no basis for a root.
 ROOT_DTYPES = (torch.float32, torch.float64)

@@ -52,4 +52,6 @@ def finish_conv_moment(moment: Tensor, x: Tensor, geometry: ConvGeometry, bias: 
 
 def _image_reach(x: Tensor) -> int:
     """Count the entries between the first and the last of one image in memory."""
-    return sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    return sum(
+        (size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)
+    )

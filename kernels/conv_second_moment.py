@@ -46,8 +46,8 @@ def conv_second_moment(  # noqa: PLR0913 - what conv2d takes, and bias and out
         KernelTypeError: a size is not an int, or `x` or `out` has a dtype that does not fit.
         KernelValueError: a rank, shape, size or device is impossible, or there is no output.
 
-    Stride 1 takes one product of the channels for each offset between two taps (`prod(2 k - 1)`, half
-    of them by symmetry) where the patches have `prod(k)^2`, and no memory for patches; other
+    Stride 1 takes one product of the channels for each offset between two taps, `prod(2 k - 1)`,
+    half of them by symmetry, where the patches have `prod(k)^2`, and no memory for patches; other
     strides write the patches out, some images at a time. `explain` names the path.
 
     Source: Grosse and Martens 2016, arXiv 1602.01407. Test: tests/ops/test_conv_second_moment.py.

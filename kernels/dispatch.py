@@ -1,4 +1,4 @@
-"""Which path a call takes, a Triton kernel or PyTorch's own operations: the one place that decides."""
+"""Which path a call takes, Triton or PyTorch's own operations: the one place that decides."""
 
 import importlib
 import importlib.util
@@ -75,7 +75,8 @@ def choose(op: str, x: Tensor, obstacle: str | None = None) -> Choice:
     setting = os.environ.get(VARIABLE, "")
     if setting not in ("", "reference", "triton"):
         raise KernelValueError(
-            f"{VARIABLE} is {setting!r}; expected reference or triton: unset it to let shapes decide"
+            f"{VARIABLE} is {setting!r}; expected reference or triton: unset it to let "
+            "device, dtype and size decide"
         )
     if setting == "reference":
         return Choice(op, "reference", f"{VARIABLE}=reference")

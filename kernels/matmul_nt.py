@@ -67,11 +67,10 @@ def product_and_norm(
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (a, *others))
         square = ", M = N" if symmetric else ""
         raise KernelValueError(
-            f"the shapes are {shapes}; expected [*, M, K], [*, N, K] and an addend [*, M, N]{square}"
+            f"the shapes are {shapes}; expected [*, M, K], [*, N, K] and an addend "
+            f"[*, M, N]{square}"
         )
-    flat = [
-        tensor.detach().reshape(lead.numel(), *tensor.shape[-2:]) for tensor in (a, *others)
-    ]
+    flat = [tensor.detach().reshape(lead.numel(), *tensor.shape[-2:]) for tensor in (a, *others)]
     product, norm = ops.matmul_nt(
         flat[0], flat[1], flat[2] if len(flat) > 2 else None, alpha, beta, gamma, symmetric
     )

@@ -78,7 +78,7 @@ def denman_beavers(matrices: Tensor, *, iterations: int = 12, tolerance: float =
         inverse = inverse / scale.square()
         root = matmul_nt(root, inverse, alpha=0.5, beta=0.5, addend=root) * scale
         if converged:
-            return (root + root.mT) / 2
+            return _symmetric(root)
         step = (step * scale.square() + inverse) / 4 + identity / 2
         residual = torch.linalg.matrix_norm(step - identity)
     raise _not_converged("denman_beavers", residual, iterations, tolerance)
@@ -119,9 +119,13 @@ def newton_schulz(matrices: Tensor, *, iterations: int = 30, tolerance: float = 
         error, residual = product_and_norm(root, y.mT, alpha=-1.0, gamma=1.0)
         root = matmul_nt(error, root.mT, alpha=0.5, addend=root)
         if _within(residual, tolerance):
-            return (root + root.mT) / 2 / norm.sqrt()
+            return _symmetric(root / norm.sqrt())
         y = matmul_nt(y, error.mT, alpha=0.5, addend=y)
     raise _not_converged("newton_schulz", residual, iterations, tolerance)
+
+
+def _symmetric(root: Tensor) -> Tensor:
+    return (root + root.mT) / 2
 
 
 def _within(residual: Tensor, tolerance: float) -> bool:

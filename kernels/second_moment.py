@@ -27,8 +27,8 @@ def second_moment(x: Tensor, *, bias: bool = False, out: Tensor | None = None) -
         KernelTypeError: `x` is not floating, or `out` has another dtype than the result.
         KernelValueError: `x` is not a matrix, or `out` has another shape or device.
 
-    Reads `N D` entries and writes `D^2` at least; `N D^2` multiply-adds, of which the kernel and the
-    CPU path take the half on and above the diagonal. Bitwise the same from run to run.
+    Reads `N D` entries and writes `D^2` at least; `N D^2` multiply-adds, of which the kernel and
+    the CPU path take the half on and above the diagonal. Bitwise the same from run to run.
 
     Source: method.md section 2, metric `shared`. Checked by tests/ops/test_second_moment.py.
     """
@@ -41,6 +41,7 @@ def second_moment(x: Tensor, *, bias: bool = False, out: Tensor | None = None) -
     size = x.shape[1] + bias
     check_out(out, (size, size), dtype, x)
     if out is None:
-        return ops.second_moment(x.detach(), bias)
+        moment: Tensor = ops.second_moment(x.detach(), bias)
+        return moment
     ops.add_second_moment_(out, x.detach(), bias)
     return out

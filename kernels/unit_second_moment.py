@@ -42,8 +42,8 @@ def unit_second_moment(
         )
     if x.dim() != 2 or weights.dim() != 2 or len(x) != len(weights):
         raise KernelValueError(
-            f"x has shape {tuple(x.shape)} and weights {tuple(weights.shape)}; expected rows [N, D] "
-            "and [N, O]: flatten the leading axes of both, for example with x.flatten(0, -2)"
+            f"x has shape {tuple(x.shape)} and weights {tuple(weights.shape)}; expected rows "
+            "[N, D] and [N, O]: flatten the leading axes of both, for example with x.flatten(0, -2)"
         )
     if x.device != weights.device:
         raise KernelValueError(
@@ -52,6 +52,7 @@ def unit_second_moment(
     size = x.shape[1] + bias
     check_out(out, (weights.shape[1], size, size), dtype, x)
     if out is None:
-        return ops.unit_second_moment(x.detach(), weights.detach(), bias)
+        moments: Tensor = ops.unit_second_moment(x.detach(), weights.detach(), bias)
+        return moments
     ops.add_unit_second_moment_(out, x.detach(), weights.detach(), bias)
     return out

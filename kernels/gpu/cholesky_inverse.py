@@ -18,33 +18,36 @@ WARPS = {16: 1, 32: 1, 64: 4, 128: 16}
 
 
 @triton.jit
+def damped_tile(matrix, shift, is_read, width, BIAS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Load `G + damping I` in the order of elimination, with the identity beyond its edge."""
+    row = tl.arange(0, BLOCK)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    row_at, column_at = row, column
+    if BIAS:  # the last one comes first
+        row_at = tl.where(row == 0, width - 1, row - 1)
+        column_at = tl.where(column == 0, width - 1, column - 1)
+    inside = (row < width) & (column < width) & is_read
+    tile = tl.load(matrix + (row_at * width + column_at), mask=inside, other=0.0)
+    return tile + tl.where(row == column, tl.where(row < width, shift, 1.0), 0.0)
+
+
+@triton.jit
 def cholesky_inverse_tiles(  # type: ignore[no-untyped-def]
     matrices,  # [B, D, D], contiguous
     damping,  # [B]
     inverses,  # [B, D, D], contiguous
     info,  # [B], int32: 0, or what is wrong with the matrix already
-    width,
-    BIAS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    width, BIAS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Factorise one matrix, the bias first if there is one, and invert the factor."""
     batch = tl.program_id(0).to(tl.int64)
+    start = batch * width * width
+    failed = tl.load(info + batch)
+    shift = tl.load(damping + batch)
+    tile = damped_tile(matrices + start, shift, failed == 0, width, BIAS, BLOCK)
+    inverses += start
     row = tl.arange(0, BLOCK)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
-    inside = (row < width) & (column < width)
-    # Where the k-th row to be eliminated lies: the last one, the bias, comes first.
-    if BIAS:
-        row_at = tl.where(row == 0, width - 1, row - 1)
-        column_at = tl.where(column == 0, width - 1, column - 1)
-    else:
-        row_at = row
-        column_at = column
-    start = batch * width * width
-    tile = tl.load(matrices + start + (row_at * width + column_at), mask=inside, other=0.0)
-    failed = tl.load(info + batch)
-    shift = tl.where(row < width, tl.load(damping + batch), 1.0)
-    tile += tl.where(row == column, shift, 0.0)
-
     order = tl.arange(0, BLOCK)
     # Where entry k of a row of L^-1 belongs.
     place = order
@@ -59,15 +62,14 @@ def cholesky_inverse_tiles(  # type: ignore[no-untyped-def]
         scale = tl.div_rn(1.0, tl.sqrt_rn(tl.where(good, pivot, 1.0)))
         top = tl.where(order == k, 1.0, top) * scale
         # Row k of L^-1 is finished: it leaves the registers, and what happens to it is all one.
-        row_start = inverses + start + ((k + width - 1) % width if BIAS else k) * width
-        tl.store(row_start + place, tl.where(order <= k, top, 0.0), mask=order < width)
+        finished = inverses + ((k + width - 1) % width if BIAS else k) * width
+        tl.store(finished + place, tl.where(order <= k, top, 0.0), mask=order < width)
         below = tl.where(order > k, left * scale, 0.0)
         tile = tl.where(column == k, 0.0, tile) - below[:, None] * top[None, :]
-
     if failed != 0:
         for k in range(width):
             poison = tl.full((BLOCK,), float("nan"), tl.float32)
-            tl.store(inverses + start + k * width + place, poison, mask=order < width)
+            tl.store(inverses + k * width + place, poison, mask=order < width)
     tl.store(info + batch, failed)
 
 

@@ -35,7 +35,7 @@ class Config(NamedTuple):
 
 # By bytes of an entry. A gather through registers: small tiles, so that addresses and masks fit
 # beside the accumulator.
-GATHER = {2: Config(32, 64, 64, 4, 2), 4: Config(16, 64, 64, 4, 2)}
+GATHER = {2: Config(32, 64, 64, 4, 2), 4: Config(16, 64, 64, 8, 2)}
 INTERPRETED = {2: Config(64, 16, 64, 4, 1), 4: Config(64, 16, 64, 4, 1)}
 CONFIGS: dict[Family, dict[int, Config]] = {
     "sm_80": GATHER,
@@ -48,103 +48,98 @@ CONFIGS: dict[Family, dict[int, Config]] = {
 
 
 @triton.jit
-def window_start(u, leaving, dilation, outputs, reach):  # type: ignore[no-untyped-def]
-    """Locate position u of the planes that leave (the first `reach`) or enter a window."""
-    return tl.where(leaving, u - dilation, u + outputs - 2 * reach)
+def window_start(u, slides, dilation, outputs):  # type: ignore[no-untyped-def]
+    """Locate position u: in a window at the origin, or in the planes that leave, then enter it.
+
+    A window one tap before counts `dilation` less. Returns the position and whether it leaves.
+    """
+    reach = tl.minimum(dilation, outputs)
+    leaving = slides & (u < reach)
+    moved = tl.where(leaving, u - dilation, u + outputs - 2 * reach)
+    return tl.where(slides, moved, u), leaving
+
+
+@triton.jit
+def is_inside(y1, y2, i1, i2):  # type: ignore[no-untyped-def]
+    """Whether positions along the first two axes lie in the image, not in its padding."""
+    return (y1 >= 0) & (y1 < i1) & (y2 >= 0) & (y2 < i2)
+
+
+@triton.jit
+def task_of(task, k1, k2, k3):  # type: ignore[no-untyped-def]
+    """Return p1, q1, p2, q2, p3 of a task, and which axis slides: 1 to 3, or 0 for none."""
+    p3 = task % k3
+    q2 = task // k3 % k2
+    p2 = task // (k3 * k2) % k2
+    q1 = task // (k3 * k2 * k2) % k1
+    p1 = task // (k3 * k2 * k2 * k1)
+    axis = tl.where(tl.minimum(p1, q1) > 0, 1, 0)
+    axis = tl.where(tl.minimum(p2, q2) > 0, 2, axis)
+    return p1, q1, p2, q2, p3, tl.where(p3 > 0, 3, axis)
+
+
+@triton.jit
+def extent(slides, dilation, outputs):  # type: ignore[no-untyped-def]
+    """Count the positions to visit along one axis: all, or the planes that change."""
+    return tl.where(slides, 2 * tl.minimum(dilation, outputs), outputs)
 
 
 @triton.jit
 def tap_products(  # type: ignore[no-untyped-def]
     x,  # [N, groups * C, I1, I2, I3], any strides
     partials,  # [S, groups, tasks, C, k3 * C]
-    images,
-    channels,
-    i1, i2, i3,
-    k1, k2, k3,
-    l1, l2, l3,
-    d1, d2, d3,
+    images, channels,
+    i1, i2, i3, k1, k2, k3, l1, l2, l3, d1, d2, d3,
     m1, m2, m3,  # padding
-    stride_image, stride_channel, s1, s2, s3,
-    tasks,
-    partials_stride,
-    WIDEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_POSITIONS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
+    stride_image, stride_channel, s1, s2, s3, tasks, partials_stride,
+    WIDEN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_POSITIONS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Multiply what tap p sees by what taps (q1, q2, any q3) see, over one part of the positions."""
+    """Multiply what tap p sees by what taps (q1, q2, any q3) see, in one part of the positions."""
     column_tiles = tl.cdiv(k3 * channels, BLOCK_COLUMNS)
-    row_tiles = tl.cdiv(channels, BLOCK_ROWS)
-    program = tl.program_id(0)
-    column_tile = program % column_tiles
-    row_tile = program // column_tiles % row_tiles
-    batch_task = program // (column_tiles * row_tiles)
-    task = batch_task % tasks
-    group = (batch_task // tasks).to(tl.int64)
-    p3 = task % k3
-    q2 = task // k3 % k2
-    p2 = task // (k3 * k2) % k2
-    q1 = task // (k3 * k2 * k2) % k1
-    p1 = task // (k3 * k2 * k2 * k1)
-    # At most one axis slides; along it only the planes that change are visited.
-    slides3 = p3 > 0
-    slides2 = (p3 == 0) & (tl.minimum(p2, q2) > 0)
-    slides1 = (p3 == 0) & (tl.minimum(p2, q2) == 0) & (tl.minimum(p1, q1) > 0)
-    e1, e2, e3 = tl.minimum(d1, l1), tl.minimum(d2, l2), tl.minimum(d3, l3)
-    n1 = tl.where(slides1, 2 * e1, l1)
-    n2 = tl.where(slides2, 2 * e2, l2)
-    n3 = tl.where(slides3, 2 * e3, l3)
+    tiles = column_tiles * tl.cdiv(channels, BLOCK_ROWS)
+    tile = tl.program_id(0) % tiles
+    task = tl.program_id(0) // tiles % tasks
+    group = (tl.program_id(0) // (tiles * tasks)).to(tl.int64)
+    p1, q1, p2, q2, p3, axis = task_of(task, k1, k2, k3)
+    n1, n2, n3 = extent(axis == 1, d1, l1), extent(axis == 2, d2, l2), extent(axis == 3, d3, l3)
     positions = images * n1 * n2 * n3
     per_split = tl.cdiv(tl.cdiv(positions, BLOCK_POSITIONS), tl.num_programs(1)) * BLOCK_POSITIONS
     first = tl.program_id(1) * per_split
     end = tl.minimum(first + per_split, positions)
-
-    row = row_tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[None, :]
-    column = column_tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row = tile // column_tiles * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tile % column_tiles * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
     q3 = column // channels
-    in_column = q3 < k3
     column_offset = column % channels * stride_channel + q3 * d3 * s3
     x += group * channels * stride_channel
     product = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     for start in range(first, end, BLOCK_POSITIONS):
         position = start + tl.arange(0, BLOCK_POSITIONS)[:, None]
-        inside = position < end
-        u3 = position % n3
-        u2 = position // n3 % n2
-        u1 = position // (n3 * n2) % n1
         image = x + (position // (n3 * n2 * n1)).to(tl.int64) * stride_image
-        leaving = slides1 & (u1 < e1) | slides2 & (u2 < e2) | slides3 & (u3 < e3)
-        t1 = tl.where(slides1, window_start(u1, leaving, d1, l1, e1), u1) - m1
-        t2 = tl.where(slides2, window_start(u2, leaving, d2, l2, e2), u2) - m2
-        t3 = tl.where(slides3, window_start(u3, leaving, d3, l3, e3), u3) - m3
+        t1, leaving1 = window_start(position // (n3 * n2) % n1, axis == 1, d1, l1)
+        t2, leaving2 = window_start(position // n3 % n2, axis == 2, d2, l2)
+        t3, leaving3 = window_start(position % n3, axis == 3, d3, l3)
+        t1, t2, t3 = t1 - m1, t2 - m2, t3 - m3
         a1, a2, a3 = t1 + p1 * d1, t2 + p2 * d2, t3 + p3 * d3
-        seen = inside & (a1 >= 0) & (a1 < i1) & (a2 >= 0) & (a2 < i2) & (a3 >= 0) & (a3 < i3)
-        a = tl.load(
-            image + (a1 * s1 + a2 * s2 + a3 * s3) + row * stride_channel,
-            mask=seen & (row < channels),
-            other=0.0,
-        )
         b1, b2, b3 = t1 + q1 * d1, t2 + q2 * d2, t3 + q3 * d3
-        seen = inside & (b1 >= 0) & (b1 < i1) & (b2 >= 0) & (b2 < i2)
-        b = tl.load(
-            image + (b1 * s1 + b2 * s2 + t3 * s3) + column_offset,
-            mask=seen & in_column & (b3 >= 0) & (b3 < i3),
-            other=0.0,
-        )
+        seen = (position < end) & is_inside(a1, a2, i1, i2) & (a3 >= 0) & (a3 < i3)
+        a = image + (a1 * s1 + a2 * s2 + a3 * s3) + row[None, :] * stride_channel
+        a = tl.load(a, mask=seen & (row < channels)[None, :], other=0.0)
+        seen = (position < end) & is_inside(b1, b2, i1, i2) & (q3 < k3) & (b3 >= 0) & (b3 < i3)
+        b = image + (b1 * s1 + b2 * s2 + t3 * s3) + column_offset
+        b = tl.load(b, mask=seen, other=0.0)
         if WIDEN:
             a, b = a.to(tl.float32), b.to(tl.float32)
-        a = tl.where(leaving, -a, a)
+        a = tl.where(leaving1 | leaving2 | leaving3, -a, a)
         product = tl.dot(tl.trans(a), b, product, input_precision=PRECISION)
-
-    row = row_tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     block = partials + tl.program_id(1).to(tl.int64) * partials_stride
     block += (group * tasks + task) * channels * (channels * k3)
-    tl.store(block + row * (channels * k3) + column, product, mask=(row < channels) & in_column)
+    entry = block + row[:, None] * (channels * k3) + column
+    tl.store(entry, product, mask=(row < channels)[:, None] & (q3 < k3))
 
 
 def launch_conv_second_moment(out: Tensor, x: Tensor, geometry: ConvGeometry) -> Tensor:
-    """Overwrite `out` float32 `[groups, D, D]` with the moment of `x` `[N, C, *spatial]`, stride 1."""
+    """Overwrite float32 `out` `[groups, D, D]` by the moment of `x` `[N, C, *spatial]`."""
     blocks = launch_tap_products(x, geometry)
     slide_(blocks)
     return assemble_(out, blocks)
@@ -167,18 +162,10 @@ def launch_tap_products(x: Tensor, geometry: ConvGeometry) -> Tensor:
     splits = splits_of_rows(position_blocks, heavy, target.processors, blocks_per_split=16)
     partials = x.new_empty((splits, groups, tasks, channels, columns), dtype=torch.float32)
     tap_products[(programs * tasks * groups, splits)](
-        x,
-        partials,
-        geometry.images,
-        channels,
-        *ones, *geometry.spatial,
-        *kernel,
-        *ones, *geometry.outputs,
-        *ones, *geometry.dilation,
-        *zeros, *geometry.padding,
-        *x.stride()[:2], *zeros, *x.stride()[2:],
-        tasks,
-        partials.stride(0),
+        x, partials, geometry.images, channels,
+        *ones, *geometry.spatial, *kernel, *ones, *geometry.outputs, *ones, *geometry.dilation,
+        *zeros, *geometry.padding, *x.stride()[:2], *zeros, *x.stride()[2:],
+        tasks, partials.stride(0),
         WIDEN=target.widen,
         PRECISION=target.product(x.dtype),
         BLOCK_POSITIONS=config.block_positions,

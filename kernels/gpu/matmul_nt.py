@@ -37,76 +37,72 @@ CONFIGS: dict[Family, Config] = {
 
 
 @triton.jit
+def product_tile(  # type: ignore[no-untyped-def]
+    left, right, rows, columns, depth, a_row, a_depth, b_row, b_depth,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Multiply `rows` rows from `left` on by `columns` rows from `right` on: `[BLOCK, BLOCK]`."""
+    local = tl.arange(0, BLOCK)[:, None]
+    inner = tl.arange(0, BLOCK_DEPTH)[None, :]
+    left_offsets = local * a_row + inner * a_depth
+    right_offsets = local * b_row + inner * b_depth
+    left_step = tl.full((), BLOCK_DEPTH, tl.int64) * a_depth
+    right_step = tl.full((), BLOCK_DEPTH, tl.int64) * b_depth
+    product = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for first in range(0, depth, BLOCK_DEPTH):
+        inside = first + inner < depth
+        a_tile = tl.load(left + left_offsets, mask=inside & (local < rows), other=0.0)
+        b_tile = tl.load(right + right_offsets, mask=inside & (local < columns), other=0.0)
+        product = tl.dot(a_tile, tl.trans(b_tile), product, input_precision=PRECISION)
+        left += left_step
+        right += right_step
+    return product
+
+
+@triton.jit
 def matmul_nt_tiles(  # type: ignore[no-untyped-def]
     a,  # [B, M, K], any strides
     b,  # [B, N, K], any strides
     addend,  # [B, M, N], any strides
     out,  # [B, M, N], contiguous
     squares,  # [B, programs]: sums of squares
-    programs,
-    rows,
-    columns,
-    depth,
-    a_batch, a_row, a_depth,
-    b_batch, b_row, b_depth,
-    d_batch, d_row, d_column,
-    alpha,
-    beta,
-    gamma,
-    ADDEND: tl.constexpr,
-    SYMMETRIC: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
+    programs, rows, columns, depth,
+    a_batch, a_row, a_depth, b_batch, b_row, b_depth, d_batch, d_row, d_column,
+    alpha, beta, gamma,
+    ADDEND: tl.constexpr, SYMMETRIC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Compute one tile of one result, its mirror image if it is symmetric, and its squares."""
-    batch = (tl.program_id(0) // programs).to(tl.int64)
-    tile = tl.program_id(0) % programs
+    batch, tile = (tl.program_id(0) // programs).to(tl.int64), tl.program_id(0) % programs
     column_tiles = tl.cdiv(columns, BLOCK)
+    row_tile, column_tile = tile // column_tiles, tile % column_tiles
     if SYMMETRIC:
         row_tile, column_tile = tile_of_pair(tile, column_tiles)
-    else:
-        row_tile, column_tile = tile // column_tiles, tile % column_tiles
+    row_start, column_start = row_tile.to(tl.int64) * BLOCK, column_tile.to(tl.int64) * BLOCK
+    result = alpha * product_tile(
+        a + batch * a_batch + row_start * a_row, b + batch * b_batch + column_start * b_row,
+        rows - row_start, columns - column_start, depth, a_row, a_depth, b_row, b_depth,
+        PRECISION, BLOCK, BLOCK_DEPTH,
+    )  # fmt: skip
     local = tl.arange(0, BLOCK)
-    inner = tl.arange(0, BLOCK_DEPTH)
-    row = row_tile * BLOCK + local
-    column = column_tile * BLOCK + local
-    left = a + batch * a_batch + row_tile.to(tl.int64) * BLOCK * a_row
-    right = b + batch * b_batch + column_tile.to(tl.int64) * BLOCK * b_row
-    left_offsets = local[:, None] * a_row + inner[None, :] * a_depth
-    right_offsets = local[:, None] * b_row + inner[None, :] * b_depth
-    left_step = tl.full((), BLOCK_DEPTH, tl.int64) * a_depth
-    right_step = tl.full((), BLOCK_DEPTH, tl.int64) * b_depth
-    product = tl.zeros((BLOCK, BLOCK), tl.float32)
-    for first in range(0, depth, BLOCK_DEPTH):
-        inside = (first + inner < depth)[None, :]
-        a_tile = tl.load(left + left_offsets, mask=inside & (row < rows)[:, None], other=0.0)
-        b_tile = tl.load(right + right_offsets, mask=inside & (column < columns)[:, None], other=0.0)
-        product = tl.dot(a_tile, tl.trans(b_tile), product, input_precision=PRECISION)
-        left += left_step
-        right += right_step
-
+    row, column = row_start + local, column_start + local
     inside = (row < rows)[:, None] & (column < columns)[None, :]
-    result = alpha * product  # [BLOCK, BLOCK]
     if ADDEND:
-        start = addend + batch * d_batch
-        start += row_tile.to(tl.int64) * BLOCK * d_row + column_tile.to(tl.int64) * BLOCK * d_column
+        start = addend + batch * d_batch + row_start * d_row + column_start * d_column
         offsets = local[:, None] * d_row + local[None, :] * d_column
         result += beta * tl.load(start + offsets, mask=inside, other=0.0)
     result += tl.where(row[:, None] == column[None, :], gamma, 0.0)
     out += batch * rows * columns
+    square = tl.sum(tl.sum(tl.where(inside, result * result, 0.0), axis=1), axis=0)
     if SYMMETRIC:
         mirrored = tl.trans(result)
         if row_tile == column_tile:
             result = tl.where(local[:, None] <= local[None, :], result, mirrored)
         else:
-            lower = out + column[:, None].to(tl.int64) * columns + row[None, :]
+            square *= 2.0
             in_lower = (column < rows)[:, None] & (row < columns)[None, :]
-            tl.store(lower, mirrored, mask=in_lower)
-    tl.store(out + row[:, None].to(tl.int64) * columns + column[None, :], result, mask=inside)
-    square = tl.sum(tl.sum(tl.where(inside, result * result, 0.0), axis=1), axis=0)
-    if SYMMETRIC:
-        square *= tl.where(row_tile == column_tile, 1.0, 2.0)
+            tl.store(out + column[:, None] * columns + row[None, :], mirrored, mask=in_lower)
+    tl.store(out + row[:, None] * columns + column[None, :], result, mask=inside)
     tl.store(squares + batch * programs + tile, square)
 
 
@@ -146,21 +142,10 @@ def launch_matmul_nt(
     out = a.new_empty(batches, rows, columns)
     squares = a.new_empty(batches, programs)
     matmul_nt_tiles[(batches * programs,)](
-        a,
-        b,
-        addend,
-        out,
-        squares,
-        programs,
-        rows,
-        columns,
-        depth,
-        *a.stride(),
-        *b.stride(),
-        *(addend.stride() if addend is not None else (0, 0, 0)),
-        alpha,
-        beta,
-        gamma,
+        a, b, addend, out, squares,
+        programs, rows, columns, depth,
+        *a.stride(), *b.stride(), *((0, 0, 0) if addend is None else addend.stride()),
+        alpha, beta, gamma,
         ADDEND=addend is not None,
         SYMMETRIC=symmetric,
         PRECISION=target.product(torch.float32),
@@ -169,5 +154,5 @@ def launch_matmul_nt(
         num_warps=config.warps,
         num_stages=config.stages,
         enable_fp_fusion=True,
-    )
+    )  # fmt: skip
     return out, squares.sum(-1).sqrt()

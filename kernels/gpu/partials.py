@@ -28,85 +28,91 @@ def tile_of_pair(pair, tiles):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def block_column(x, first_row, tile, width, stride_row, stride_column, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Point to the first entry of a block column, and mark its columns that exist, `[1, BLOCK]`."""
+    start = x + first_row * stride_row + tile.to(tl.int64) * BLOCK * stride_column
+    return start, (tile * BLOCK + tl.arange(0, BLOCK) < width)[None, :]
+
+
+@triton.jit
+def deposit(target, value, mask, ADD: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write `value`, or add it to what is there."""
+    if ADD:
+        value += tl.load(target, mask=mask, other=0.0)
+    tl.store(target, value, mask=mask)
+
+
+@triton.jit
+def deposit_bias(  # type: ignore[no-untyped-def]
+    out, sums, count_at, splits, sums_stride, start, width, stride_row, stride_column,
+    ADD: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """Fill PART entries of the last row and column, and the corner, in the order of the splits."""
+    local = tl.arange(0, PART)
+    column_sum = tl.zeros((PART,), tl.float32)
+    count = tl.zeros((), tl.float32)
+    for _ in range(splits):
+        column_sum += tl.load(sums + start + local)
+        count += tl.load(sums + count_at)
+        sums += sums_stride
+    rows = (start + local).to(tl.int64)
+    last = tl.zeros((), tl.int64) + width
+    deposit(out + rows * stride_row + last * stride_column, column_sum, rows < width, ADD)
+    deposit(out + last * stride_row + rows * stride_column, column_sum, rows < width, ADD)
+    if start == 0:
+        corner = out + last * (stride_row + stride_column)
+        if ADD:
+            count += tl.load(corner)
+        tl.store(corner, count)
+
+
+@triton.jit
 def add_partials(  # type: ignore[no-untyped-def]
     out,  # [B, D + BIAS, D + BIAS], any strides
     partials,  # [S, B, P, BLOCK_WIDTH, BLOCK_WIDTH]
     sums,  # [S, B, T * BLOCK_WIDTH + COUNT_ROOM]
-    pairs,
-    tiles,
-    width,
-    splits,
-    partials_stride,  # from one split to the next
-    sums_stride,
-    stride_batch,
-    stride_row,
-    stride_column,
-    BIAS: tl.constexpr,
-    ADD: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-    PART: tl.constexpr,
-    COUNT_ROOM: tl.constexpr,
-):
+    pairs, tiles, width, splits, partials_stride, sums_stride,
+    stride_batch, stride_row, stride_column,
+    BIAS: tl.constexpr, ADD: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr, PART: tl.constexpr, COUNT_ROOM: tl.constexpr,
+):  # fmt: skip
     """Add the splits' tiles in their order, then write each entry and its mirror image."""
     PARTS: tl.constexpr = BLOCK_WIDTH // PART
     program = tl.program_id(0)
-    part_column = program % PARTS
-    part_row = program // PARTS % PARTS
     pair = program // (PARTS * PARTS) % pairs
     batch = (program // (PARTS * PARTS * pairs)).to(tl.int64)
     row_tile, column_tile = tile_of_pair(pair, tiles)
-    row_start = row_tile * BLOCK_WIDTH + part_row * PART
-    column_start = column_tile * BLOCK_WIDTH + part_column * PART
+    local = tl.arange(0, PART)
+    in_rows = program // PARTS % PARTS * PART
+    in_columns = program % PARTS * PART
+    row_start = row_tile * BLOCK_WIDTH + in_rows
+    column_start = column_tile * BLOCK_WIDTH + in_columns
+    out += batch * stride_batch
     if row_start <= column_start:
-        local = tl.arange(0, PART)
-        inside = (part_row * PART + local)[:, None] * BLOCK_WIDTH
-        inside += (part_column * PART + local)[None, :]
-        tile = partials + (batch * pairs + pair) * (BLOCK_WIDTH * BLOCK_WIDTH) + inside
+        part = (in_rows + local)[:, None] * BLOCK_WIDTH + (in_columns + local)[None, :]
+        part = partials + (batch * pairs + pair) * (BLOCK_WIDTH * BLOCK_WIDTH) + part
         total = tl.zeros((PART, PART), tl.float32)  # [PART, PART]
         for _ in range(splits):
-            total += tl.load(tile)
-            tile += partials_stride
+            total += tl.load(part)
+            part += partials_stride
         mirrored = tl.trans(total)
         if row_start == column_start:
             total = tl.where(local[:, None] <= local[None, :], total, mirrored)
         rows = (row_start + local).to(tl.int64)
         columns = (column_start + local).to(tl.int64)
-        here = out + batch * stride_batch
-        upper = here + rows[:, None] * stride_row + columns[None, :] * stride_column
-        in_upper = (rows[:, None] < width) & (columns[None, :] < width)
-        if ADD:
-            tl.store(upper, tl.load(upper, mask=in_upper, other=0.0) + total, mask=in_upper)
-        else:
-            tl.store(upper, total, mask=in_upper)
+        inside = (rows[:, None] < width) & (columns[None, :] < width)
+        upper = out + rows[:, None] * stride_row + columns[None, :] * stride_column
+        deposit(upper, total, inside, ADD)
         if row_start != column_start:
-            lower = here + columns[:, None] * stride_row + rows[None, :] * stride_column
-            in_lower = (columns[:, None] < width) & (rows[None, :] < width)
-            if ADD:
-                mirrored += tl.load(lower, mask=in_lower, other=0.0)
-            tl.store(lower, mirrored, mask=in_lower)
+            inside = (columns[:, None] < width) & (rows[None, :] < width)
+            lower = out + columns[:, None] * stride_row + rows[None, :] * stride_column
+            deposit(lower, mirrored, inside, ADD)
         elif BIAS:
             sums += batch * (tiles * BLOCK_WIDTH + COUNT_ROOM)
-            column_sum = tl.zeros((PART,), tl.float32)
-            count = tl.zeros((), tl.float32)
-            for _ in range(splits):
-                column_sum += tl.load(sums + row_start + local)
-                count += tl.load(sums + tiles * BLOCK_WIDTH)
-                sums += sums_stride
-            in_width = rows < width
-            last = tl.zeros((), tl.int64) + width
-            beside = here + rows * stride_row + last * stride_column
-            below = here + last * stride_row + rows * stride_column
-            corner = here + last * stride_row + last * stride_column
-            if ADD:
-                tl.store(beside, tl.load(beside, mask=in_width) + column_sum, mask=in_width)
-                tl.store(below, tl.load(below, mask=in_width) + column_sum, mask=in_width)
-            else:
-                tl.store(beside, column_sum, mask=in_width)
-                tl.store(below, column_sum, mask=in_width)
-            if row_start == 0:
-                if ADD:
-                    count += tl.load(corner)
-                tl.store(corner, count)
+            deposit_bias(
+                out, sums, tiles * BLOCK_WIDTH, splits, sums_stride, row_start, width,
+                stride_row, stride_column, ADD, PART,
+            )  # fmt: skip
 
 
 def join_partials_(
@@ -159,4 +165,4 @@ def splits_of_rows(
     time on writing the partial result. It depends on shapes alone, so results are reproducible.
     """
     wanted = triton.cdiv(2 * processors, programs)
-    return max(1, min(wanted, row_blocks // blocks_per_split))
+    return max(1, min(int(wanted), row_blocks // blocks_per_split))

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .partials import allocate_partials, join_partials_, splits_of_rows, tile_of_pair
+from .partials import allocate_partials, block_column, join_partials_, splits_of_rows, tile_of_pair
 from .target import Family, copies_are_wide, current_target
 
 
@@ -57,19 +57,10 @@ def second_moment_partials(  # type: ignore[no-untyped-def]
     x,  # [N, D], any strides
     partials,  # [S, 1, P, BLOCK_WIDTH, BLOCK_WIDTH]
     sums,  # [S, 1, sums_width]
-    row_count,
-    width,
-    stride_row,
-    stride_column,
-    rows_per_split,
-    tiles,
-    sums_width,
-    BIAS: tl.constexpr,
-    WIDEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-):
+    row_count, width, stride_row, stride_column, rows_per_split, tiles, sums_width,
+    BIAS: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+):  # fmt: skip
     """Multiply two block columns of one part of the rows; add up the columns on the diagonal."""
     pair = tl.program_id(0)
     split = tl.program_id(1).to(tl.int64)
@@ -79,13 +70,14 @@ def second_moment_partials(  # type: ignore[no-untyped-def]
     # Bases are 64-bit scalars, offsets inside a tile 32-bit: fewer registers, no overflow.
     offsets = rows * stride_row + local[None, :] * stride_column  # [BLOCK_ROWS, BLOCK_WIDTH]
     first_row = split * rows_per_split
-    left = x + first_row * stride_row + row_tile.to(tl.int64) * BLOCK_WIDTH * stride_column
-    right = x + first_row * stride_row + column_tile.to(tl.int64) * BLOCK_WIDTH * stride_column
-    in_left = (row_tile * BLOCK_WIDTH + local < width)[None, :]
-    in_right = (column_tile * BLOCK_WIDTH + local < width)[None, :]
+    left, in_left = block_column(
+        x, first_row, row_tile, width, stride_row, stride_column, BLOCK_WIDTH
+    )
+    right, in_right = block_column(
+        x, first_row, column_tile, width, stride_row, stride_column, BLOCK_WIDTH
+    )
     step = tl.full((), BLOCK_ROWS, tl.int64) * stride_row
     rows_left = tl.minimum(rows_per_split, row_count - first_row).to(tl.int32)
-
     product = tl.zeros((BLOCK_WIDTH, BLOCK_WIDTH), tl.float32)
     for first in range(0, rows_left, BLOCK_ROWS):
         inside = first + rows < rows_left
@@ -96,20 +88,31 @@ def second_moment_partials(  # type: ignore[no-untyped-def]
         product = tl.dot(tl.trans(a), b, product, input_precision=PRECISION)
         left += step
         right += step
-
     tile = partials + (split * tl.num_programs(0) + pair) * (BLOCK_WIDTH * BLOCK_WIDTH)
     tl.store(tile + local[:, None] * BLOCK_WIDTH + local[None, :], product)
     if BIAS and row_tile == column_tile:
-        column_sums = tl.zeros((BLOCK_WIDTH,), tl.float32)
-        right = x + first_row * stride_row + column_tile.to(tl.int64) * BLOCK_WIDTH * stride_column
-        for first in range(0, rows_left, BLOCK_ROWS):
-            b = tl.load(right + offsets, mask=(first + rows < rows_left) & in_right, other=0.0)
-            column_sums += tl.sum(b.to(tl.float32), axis=0)
-            right += step
+        column, inside = block_column(
+            x, first_row, column_tile, width, stride_row, stride_column, BLOCK_WIDTH
+        )
+        total = column_sums(column, offsets, inside, rows_left, step, BLOCK_ROWS, BLOCK_WIDTH)
         sums += split * sums_width
-        tl.store(sums + column_tile * BLOCK_WIDTH + local, column_sums)
+        tl.store(sums + column_tile * BLOCK_WIDTH + local, total)
         if column_tile == 0:
             tl.store(sums + tiles * BLOCK_WIDTH, tl.maximum(rows_left, 0).to(tl.float32))
+
+
+@triton.jit
+def column_sums(  # type: ignore[no-untyped-def]
+    column, offsets, inside, rows_left, step, BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr
+):
+    """Add up the rows of a block column: they were read a moment ago, and lie in the cache."""
+    rows = tl.arange(0, BLOCK_ROWS)[:, None]
+    total = tl.zeros((BLOCK_WIDTH,), tl.float32)
+    for first in range(0, rows_left, BLOCK_ROWS):
+        a = tl.load(column + offsets, mask=(first + rows < rows_left) & inside, other=0.0)
+        total += tl.sum(a.to(tl.float32), axis=0)
+        column += step
+    return total
 
 
 def launch_second_moment(x: Tensor, *, bias: bool, out: Tensor | None = None) -> Tensor:
@@ -133,15 +136,9 @@ def launch_second_moment(x: Tensor, *, bias: bool, out: Tensor | None = None) ->
     splits = splits_of_rows(row_blocks, pairs, target.processors)
     partials, sums = allocate_partials(x, splits, 1, width, config.block_width)
     second_moment_partials[(pairs, splits)](
-        x,
-        partials,
-        sums,
-        count,
-        width,
-        *x.stride(),
-        triton.cdiv(row_blocks, splits) * block_rows,
-        tiles,
-        sums.shape[-1],
+        x, partials, sums,
+        count, width, *x.stride(),
+        triton.cdiv(row_blocks, splits) * block_rows, tiles, sums.shape[-1],
         BIAS=bias,
         WIDEN=target.widen,
         PRECISION=target.product(x.dtype),
@@ -150,11 +147,9 @@ def launch_second_moment(x: Tensor, *, bias: bool, out: Tensor | None = None) ->
         num_warps=config.warps,
         num_stages=config.stages,
         enable_fp_fusion=True,
-    )
+    )  # fmt: skip
     moment = out
     if moment is None:
         moment = x.new_empty((width + bias, width + bias), dtype=torch.float32)
-    join_partials_(
-        moment.unsqueeze(0), partials, sums, width=width, bias=bias, add=out is not None
-    )
+    join_partials_(moment.unsqueeze(0), partials, sums, width=width, bias=bias, add=out is not None)
     return moment
