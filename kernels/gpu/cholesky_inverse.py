@@ -18,7 +18,7 @@ WARPS = {16: 1, 32: 1, 64: 4, 128: 16}
 
 
 @triton.jit
-def damped_tile(matrix, shift, is_read, width, BIAS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def damped_tile(matrix, shift, readable, width, BIAS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Load `G + damping I` in the order of elimination, with the identity beyond its edge."""
     row = tl.arange(0, BLOCK)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
@@ -26,7 +26,7 @@ def damped_tile(matrix, shift, is_read, width, BIAS: tl.constexpr, BLOCK: tl.con
     if BIAS:  # the last one comes first
         row_at = tl.where(row == 0, width - 1, row - 1)
         column_at = tl.where(column == 0, width - 1, column - 1)
-    inside = (row < width) & (column < width) & is_read
+    inside = (row < readable) & (column < readable)
     tile = tl.load(matrix + (row_at * width + column_at), mask=inside, other=0.0)
     return tile + tl.where(row == column, tl.where(row < width, shift, 1.0), 0.0)
 
@@ -44,7 +44,8 @@ def cholesky_inverse_tiles(  # type: ignore[no-untyped-def]
     start = batch * width * width
     failed = tl.load(info + batch)
     shift = tl.load(damping + batch)
-    tile = damped_tile(matrices + start, shift, failed == 0, width, BIAS, BLOCK)
+    readable = tl.where(failed == 0, width, 0)  # what is wrong already must not raise a trap
+    tile = damped_tile(matrices + start, shift, readable, width, BIAS, BLOCK)
     inverses += start
     row = tl.arange(0, BLOCK)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
