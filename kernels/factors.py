@@ -3,8 +3,13 @@
 import torch
 from torch import Tensor
 
+from .rows import autocast_off
+
 # Largest |a_ij - a_ji| over the largest diagonal entry that counts as rounding.
 ASYMMETRY = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+# Columns of a triangle that are inverted by one solve.
+SOLVED_AT_ONCE = 128
 
 # What `info` counts beside the pivots, which are counted from 1.
 NOT_FINITE = -1
@@ -42,10 +47,27 @@ def invert_factor(matrices: Tensor, damping: Tensor, bias: bool) -> tuple[Tensor
     infinite = ~lower.diagonal(dim1=-2, dim2=-1).isfinite()
     pivots = torch.where(pivots == 0, _first(infinite), pivots)
     info = torch.where(info == 0, pivots, info)
-    identity = torch.eye(damped.shape[-1], dtype=damped.dtype, device=damped.device)
-    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+    with autocast_off(damped.device):
+        inverse = invert_lower_(torch.zeros_like(damped), lower)
     inverse = inverse.roll((-1, -1), (-2, -1)) if bias else inverse
     return inverse.masked_fill_((info != 0)[:, None, None], torch.nan), info
+
+
+def invert_lower_(out: Tensor, lower: Tensor) -> Tensor:
+    """Fill `out` `[B, D, D]`, zeros, with the inverses of lower triangular matrices.
+
+    By halves, `[[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]]`: `D^3 / 3` multiply-adds
+    where a solve for the identity, which does not know its zeros, takes `D^3`.
+    """
+    size = lower.shape[-1]
+    if size <= SOLVED_AT_ONCE:
+        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        return out.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+    half = (size // 2 + 63) // 64 * 64
+    first = invert_lower_(out[..., :half, :half], lower[..., :half, :half])
+    second = invert_lower_(out[..., half:, half:], lower[..., half:, half:])
+    out[..., half:, :half].baddbmm_(second, lower[..., half:, :half] @ first, beta=0, alpha=-1)
+    return out
 
 
 def flaws_of_nothing(matrices: Tensor) -> Tensor:
