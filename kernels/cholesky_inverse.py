@@ -36,7 +36,7 @@ def cholesky_inverse(
         NotPositiveDefiniteError: a pivot is not positive; names the matrix and the pivot.
 
     It waits for the device to look at the pivots; `cholesky_inverse_ex` does not. Reads and writes
-    `D^2` entries a matrix; `D^3 / 3` multiply-adds, `D^3` where each step updates the whole tile.
+    `D^2` entries a matrix; `D^3 / 2` multiply-adds, `D^3` in the kernel, which updates whole tiles.
 
     Source: method.md sections 1 and 4. Checked by tests/ops/test_cholesky_inverse.py.
     """

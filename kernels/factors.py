@@ -57,7 +57,7 @@ def invert_lower_(out: Tensor, lower: Tensor) -> Tensor:
     """Fill `out` `[B, D, D]`, zeros, with the inverses of lower triangular matrices.
 
     By halves, `[[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]]`: `D^3 / 3` multiply-adds
-    where a solve for the identity, which does not know its zeros, takes `D^3`.
+    in products, where a solve for the identity, which does not know its zeros, takes `D^3 / 2`.
     """
     size = lower.shape[-1]
     if size <= SOLVED_AT_ONCE:
