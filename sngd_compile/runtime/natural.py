@@ -159,4 +159,14 @@ def observe_frame(
         swapped: As in `observe`.
     """
     *_, has_bias, kind, _ = form
-    add_to_sum(statistics, inputs, rule, geometry, has_bias, kind == "diagonal", swapped)
+    alias = [_unversioned(tensor) for tensor in statistics]
+    add_to_sum(alias, inputs, rule, geometry, has_bias, kind == "diagonal", swapped)
+
+
+def _unversioned(statistic: Tensor) -> Tensor:
+    """Return an alias whose changes go unnoticed by autograd, where nothing is traced.
+
+    Run in eager, a checkpoint keeps its operands and refuses those that were changed since; the
+    repeated forward adds nothing, so it does not matter to it.
+    """
+    return statistic.data if type(statistic) is Tensor else statistic
