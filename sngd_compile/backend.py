@@ -19,7 +19,7 @@ from sngd_compile.compiled import COMPILED, note_left
 from sngd_compile.config import Config
 from sngd_compile.dump import dump_difference, dump_graph
 from sngd_compile.errors import ConfigError
-from sngd_compile.frame import Frame, Reference, Slot, analyse
+from sngd_compile.frame import Frame, Reference, Slot, analyse, describe
 from sngd_compile.passes.natural import FrameRewriter
 from sngd_compile.runtime.natural import Form, inputs_of
 from sngd_compile.runtime.parameters import ParameterState, find_modules, meet, state_of
@@ -61,6 +61,7 @@ def sngd(module: fx.GraphModule, examples: Sequence[Any], **options: Any) -> Run
     if not torch.is_grad_enabled():
         return inner(module, examples)
     frame = analyse(module, examples, config)
+    logger.debug("plan of a frame\n%s", describe(frame))
     note_left((_example(where, examples), reason) for _, where, reason in frame.left)
     if not frame.slots:
         return inner(module, examples)

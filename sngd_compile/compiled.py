@@ -18,8 +18,9 @@ from sngd_compile.runtime.parameters import REASONS, ParameterState, modules_ali
 from sngd_compile.site import ModulePlan, Place, Plan, Site, Skip
 
 UNSEEN = (
-    "no compiled frame that trains has used it: it has not run yet, or Dynamo skipped the code, "
-    "as it does with a wrapper such as DistributedDataParallel around the model; compile inside it"
+    "no compiled frame that trains has used it: it has not run yet, or Dynamo skipped the code "
+    "(as it does with DistributedDataParallel around a model, and with a module of torch.nn that "
+    "is compiled in place)"
 )
 
 HARMLESS = (ADDED, LONE_BIAS)

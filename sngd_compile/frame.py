@@ -116,6 +116,16 @@ def analyse(module: fx.GraphModule, examples: Sequence[Any], config: Config) -> 
     return Frame(module, tuple(slots), tuple(left), tuple(reader.regions), silent)
 
 
+def describe(frame: Frame) -> str:
+    """Return a line for every parameter of a frame: its rule and factor, or why it is left."""
+    lines = [
+        f"{slot.name}: {slot.rule}, {slot.form.kind} {list(slot.form.layout.matrix)}, "
+        f"{'with' if slot.form.has_bias else 'no'} bias, {len(slot.uses)} uses"
+        for slot in frame.slots
+    ]
+    return "\n".join([*lines, *(f"{name}: left, {reason}" for name, _, reason in frame.left)])
+
+
 class _Reader:
     """Find the nodes that hold parameters, in a graph and in those inside it."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from sngd_compile.compiled import COMPILED, plan_of_compiled, states_of
+from sngd_compile.compiled import COMPILED, parameters_of, plan_of_compiled
 from sngd_compile.config import Config
 from sngd_compile.dump import dump_graph, dump_plan
 from sngd_compile.layer import Reconstructed, reconstructed_modules
 from sngd_compile.plan import Overrides, make_plan, plan_of
 from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.parameters import state_of
 from sngd_compile.site import Plan, qualified
 
 
@@ -74,7 +75,8 @@ def fisher_layers(net: nn.Module) -> dict[str, FisherLayer]:
 
     Of a model compiled with `backend="sngd"`: of each weight that a frame has met.
     """
-    compiled = {name: state.fisher for name, state in states_of(net).items()}
+    states = [(names, state_of(parameter)) for parameter, names in parameters_of(net).items()]
+    compiled = {name: state.fisher for names, state in states if state for name in names}
     return compiled | {
         qualified(name, site.weight_name): site.fisher
         for name, module in reconstructed_modules(net).items()

@@ -169,9 +169,40 @@ def meet(
     kept_bias = bias if form.has_bias else None
     fisher = form.layer(name, config, weight.device)
     state = ParameterState(weight, kept_bias, form, fisher, rule, config, note)
-    state.modules = [] if known is None else known.modules
+    if known is not None:
+        state.modules, fisher.name = known.modules, known.fisher.name
+        _carry_over_(known.fisher, fisher)
     adopt(state)
     return state
+
+
+@torch.no_grad()
+def _carry_over_(old: FisherLayer, new: FisherLayer) -> None:
+    """Fill a layer of a wider form with what the present one has seen.
+
+    Rows lose the bias's 1; those of a transposed use are averaged over the outputs, as the
+    observing op does with them.
+    """
+
+    def carried(moment: Tensor) -> Tensor:
+        if new.layout.is_transposed == old.layout.is_transposed:
+            size = new.size
+            return moment[..., :size] if old.kind == "diagonal" else moment[..., :size, :size]
+        trace = moment.sum() if old.kind == "diagonal" else moment.diagonal().sum()
+        ones = (
+            torch.ones_like(new.sum) if new.kind == "diagonal" else torch.eye(new.size).to(new.sum)
+        )
+        return ones * (trace / old.layout.width)
+
+    new.sum.copy_(carried(old.sum))
+    new.factor.copy_(carried(old.factor))
+    for name in ("tally", "average_weight", "absorbed_rows"):
+        new.get_buffer(name).copy_(old.get_buffer(name))
+    new.schedule.restore(old.schedule.steps, old.schedule.observed_steps)
+    found = new.next_root() if int(new.absorbed_rows) else None
+    if found is not None:
+        copy_root_(new.root_buffers, found[0])
+        new.absolute_damping.fill_(found[1])
 
 
 def _configure_(state: ParameterState, config: Config) -> None:
