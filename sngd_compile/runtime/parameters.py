@@ -189,10 +189,8 @@ def _carry_over_(old: FisherLayer, new: FisherLayer) -> None:
             size = new.size
             return moment[..., :size] if old.kind == "diagonal" else moment[..., :size, :size]
         trace = moment.sum() if old.kind == "diagonal" else moment.diagonal().sum()
-        ones = (
-            torch.ones_like(new.sum) if new.kind == "diagonal" else torch.eye(new.size).to(new.sum)
-        )
-        return ones * (trace / old.layout.width)
+        identity = torch.ones(new.size) if new.kind == "diagonal" else torch.eye(new.size)
+        return identity.to(moment) * (trace / old.layout.width)
 
     new.sum.copy_(carried(old.sum))
     new.factor.copy_(carried(old.factor))

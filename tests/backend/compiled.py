@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def compiled(model: nn.Module, inner: Any = "eager", config: Config = SETTING, *
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers with tanh between them, for inputs `[N, widths[0]]`."""
     widths = widths or (5, 6, 3)
-    layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
     return nn.Sequential(*[part for layer in layers for part in (layer, nn.Tanh())][:-1])
 
 

@@ -106,7 +106,7 @@ def test_a_state_of_another_model_is_refused():
     model = mlp()
     train(compiled(model), lambda step: [sample((5,), step)], steps=1)
     state = sngd.state_dict(model)
-    with pytest.raises(ModelError, match="no parameter '2.weight'"):
+    with pytest.raises(ModelError, match=r"no parameter '2.weight'"):
         sngd.load_state_dict(nn.Sequential(nn.Linear(5, 6)), state)
     with pytest.raises(ModelError, match="shape"):
         sngd.load_state_dict(mlp(5, 7, 3), state)
