@@ -38,7 +38,7 @@ def cholesky_inverse(
     It waits for the device to look at the pivots; `cholesky_inverse_ex` does not. Reads and writes
     `D^2` entries a matrix; `D^3 / 2` multiply-adds, `D^3` in the kernel, which updates whole tiles.
 
-    Source: method.md sections 1 and 4. Checked by tests/ops/test_cholesky_inverse.py.
+    Source: docs/method.md, roots. Checked by tests/ops/test_cholesky_inverse.py.
     """
     inverse, info = cholesky_inverse_ex(matrices, damping, bias=bias)
     if bool((info != 0).any()):
@@ -65,7 +65,7 @@ def cholesky_inverse_ex(
         KernelTypeError: as `cholesky_inverse`.
         KernelValueError: the matrices are not square, or `damping` does not fit.
 
-    Source: method.md section 4. Checked by tests/ops/test_cholesky_inverse.py.
+    Source: docs/method.md, roots. Checked by tests/ops/test_cholesky_inverse.py.
     """
     check_square(matrices)
     lead = matrices.shape[:-2]

@@ -38,7 +38,7 @@ def matmul_nt(
 
     Reads `K (M + N) + M N` entries once for each tile, writes `M N`; `K M N` multiply-adds or half.
 
-    Source: method.md section 4. Checked by tests/ops/test_matmul_nt.py.
+    Source: docs/method.md, roots. Checked by tests/ops/test_matmul_nt.py.
     """
     return product_and_norm(
         a, b, alpha=alpha, beta=beta, addend=addend, gamma=gamma, symmetric=symmetric

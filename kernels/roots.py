@@ -32,7 +32,7 @@ def warm_root(root: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
 
     `3 D^3` multiply-adds a matrix, of which the residual takes half of one.
 
-    Source: method.md section 4. Checked by tests/ops/test_roots.py.
+    Source: docs/method.md, roots. Checked by tests/ops/test_roots.py.
     """
     check_square(matrices)
     applied = matmul_nt(root, matrices)

@@ -17,6 +17,7 @@ from sngd_compile.fold import fold, fold_, refresh_
 from sngd_compile.inspection import explain, fisher_layers, graph
 from sngd_compile.reconstruct import reconstruct
 from sngd_compile.rules import Rule, register_rule
+from sngd_compile.saving import load_state_dict, state_dict
 
 __all__ = [
     "AlreadyReconstructedError",
@@ -33,7 +34,9 @@ __all__ = [
     "fold",
     "fold_",
     "graph",
+    "load_state_dict",
     "reconstruct",
     "refresh_",
     "register_rule",
+    "state_dict",
 ]

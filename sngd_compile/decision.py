@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx
 
 from sngd_compile.config import Config
 from sngd_compile.layout import Layout
-from sngd_compile.matching import UNUSED, Found, bias_target
+from sngd_compile.matching import UNUSED, Findings, Found
 from sngd_compile.rules import RULES, Planned
 from sngd_compile.site import GraphUse, Place, Site
 
@@ -21,12 +21,24 @@ GUESS = "as called"
 
 @dataclass(frozen=True)
 class Holding:
-    """One module and name that hold a parameter, and what the module does with it."""
+    """One module and name that hold a parameter, and what the module does with it.
+
+    Args:
+        owner: Number of the module.
+        parameters: All parameters of the module.
+        name: Of this one.
+        findings: What the module does with its parameters.
+    """
 
     owner: int
-    module: nn.Module
+    parameters: Mapping[str, Tensor | None]
     name: str
-    found: Found
+    findings: Findings
+
+    @property
+    def found(self) -> Found:
+        """What the module does with the parameter."""
+        return self.findings.found[self.name]
 
 
 @dataclass(frozen=True)
@@ -134,20 +146,19 @@ def _common_bias(layout: Layout, held: Sequence[Holding]) -> Tensor | None:
     """Return the one parameter that every call adds as its bias, if there is one."""
     biases: list[Tensor | None] = []
     for holding in held:
-        parameters = holding.module._parameters
         if isinstance(holding.found, Planned):
-            biases.append(parameters.get(holding.found.bias or ""))
+            biases.append(holding.parameters.get(holding.found.bias or ""))
         elif isinstance(holding.found, tuple):
-            biases += [_bias_of(use, layout, parameters) for use in holding.found]
+            tensors = holding.findings.tensors
+            biases += [_bias_of(use, layout, tensors) for use in holding.found]
     first = biases[0]
     return first if all(bias is first for bias in biases) else None
 
 
-def _bias_of(
-    use: GraphUse, layout: Layout, parameters: Mapping[str, nn.Parameter | None]
-) -> Tensor | None:
+def _bias_of(use: GraphUse, layout: Layout, tensors: Mapping[fx.Node, Tensor]) -> Tensor | None:
     is_direct = use.use.layout.swapped_width(layout) == 0
-    return parameters.get(bias_target(use.use) or "") if is_direct else None
+    bias = use.use.bias
+    return tensors.get(bias) if is_direct and isinstance(bias, fx.Node) else None
 
 
 def _joins(
@@ -166,8 +177,6 @@ def _joins(
             return False
         if isinstance(weight.found, tuple):
             calls = {use.node for use in weight.found}
-            graph = weight.found[0].node.graph
-            reads = [n for n in graph.nodes if n.op == "get_attr" and n.target == holding.name]
-            if not all(calls.issuperset(node.users) for node in reads):
+            if not calls.issuperset(holding.findings.calls[holding.name]):
                 return False
     return True

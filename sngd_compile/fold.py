@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from sngd_compile.compiled import states_of
 from sngd_compile.errors import ModelError
 from sngd_compile.layer import fold_module_, reconstructed_modules
 from sngd_compile.runtime.optimizers import known_optimizers, sites_of
@@ -65,7 +66,7 @@ def refresh_(net: Model) -> Model:
     Source: docs/method.md, refresh. Law 2 tests it.
     """
     _require_module(net)
-    for site in sites_of(net.modules()):
+    for site in sites_of([*net.modules(), *states_of(net).values()]):
         refresh_site(site, known_optimizers())
     return net
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from sngd_compile.compiled import COMPILED, parameters_of, plan_of_compiled
 from sngd_compile.config import Config
 from sngd_compile.dump import dump_graph, dump_plan
 from sngd_compile.layer import Reconstructed, reconstructed_modules
 from sngd_compile.plan import Overrides, make_plan, plan_of
 from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.parameters import state_of
 from sngd_compile.site import Plan, qualified
 
 
@@ -39,7 +41,8 @@ def explain(
 
     Args:
         model: A plain model (meta device included: nothing is computed), of which the plan is
-            made; or a reconstructed network, whose present state is read.
+            made; or a reconstructed network, whose present state is read; or a model compiled with
+            `backend="sngd"`, of which the frames that have run are reported.
         config: As for `reconstruct`; a reconstructed network brings its own.
         overrides: As for `reconstruct`.
 
@@ -51,6 +54,8 @@ def explain(
         ModelError: `model` is no module.
         ConfigError: `config` is none, or an override matches no parameter.
     """
+    if isinstance(model, nn.Module) and COMPILED.includes(model):
+        return Explanation(plan_of_compiled(model))
     if reconstructed_modules(model):
         return Explanation(_plan_of_network(model))
     return Explanation(make_plan(model, Config() if config is None else config, overrides or {}))
@@ -66,8 +71,13 @@ def graph(net: nn.Module) -> Graphs:
 
 
 def fisher_layers(net: nn.Module) -> dict[str, FisherLayer]:
-    """Map the qualified name of each reconstructed weight to its Fisher layer."""
-    return {
+    """Map the qualified name of each reconstructed weight to its Fisher layer.
+
+    Of a model compiled with `backend="sngd"`: of each weight that a frame has met.
+    """
+    states = [(names, state_of(parameter)) for parameter, names in parameters_of(net).items()]
+    compiled = {name: state.fisher for names, state in states if state for name in names}
+    return compiled | {
         qualified(name, site.weight_name): site.fisher
         for name, module in reconstructed_modules(net).items()
         for site in module.local_sites()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import logging
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, cast
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from sngd_compile.attributes import Names, attributes_of, fisher_of, folded_pairs
 from sngd_compile.composites import members_of
+from sngd_compile.dump import dump_plan
 from sngd_compile.errors import ModelError
 from sngd_compile.matching import RESERVED_NAMES
 from sngd_compile.passes import PASSES, run_passes
+from sngd_compile.passes.runner import logger
 from sngd_compile.program import Program
 from sngd_compile.rematching import match_again
 from sngd_compile.rules import RULES, runs_known_forward
@@ -137,6 +140,8 @@ class Reconstructed(nn.Module):
 def reconstruct_(plan: Plan) -> None:
     """Rewrite the planned modules in place; modules that share a weight share its Fisher layer."""
     STATISTICS.update(RULES)  # before any forward: a compiled one cannot add to a table
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("plan\n%s", dump_plan(plan))
     layers: dict[int, FisherLayer] = {}
     for module_plan in plan.modules:
         for site, place in module_plan.sites:

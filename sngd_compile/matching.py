@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -41,11 +42,15 @@ class Findings:
         graph: The captured forward; None where the module's own forward runs as it is.
         found: By attribute name.
         note: Why there is no graph, or "".
+        tensors: The nodes that hold a parameter, or a view of one.
+        calls: By attribute name, every node that reads the parameter.
     """
 
     graph: fx.Graph | None
     found: Mapping[str, Found]
     note: str = ""
+    tensors: Mapping[fx.Node, Tensor] = field(default_factory=dict)
+    calls: Mapping[str, frozenset[fx.Node]] = field(default_factory=dict)
 
 
 def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str]) -> Findings:
@@ -67,11 +72,15 @@ def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str])
         reason = f"its module cannot be captured: {error}"
         note = "" if runs_known_forward(module_class) else reason
         return _as_it_is(module, module_class, names, note, reason)
-    matcher = _Matcher(graph, module, module_class)
+    owned = {n: p for n, p in module._parameters.items() if p is not None}
+    reads = {node: node.target for node in graph.nodes if node.op == "get_attr"}
+    own_reads = {node: name for node, name in reads.items() if name in owned}
+    matcher = Matcher(own_reads, owned, guesses=planned_weights(module, module_class))
     found = {name: matcher.found(name) for name in names}
     taken_apart = [name for name, uses in found.items() if isinstance(uses, Planned)]
     note = f"its forward takes {taken_apart[0]} apart" if taken_apart else ""
-    return Findings(None if taken_apart else graph, found, note)
+    calls = {name: matcher.calls(name) for name in names}
+    return Findings(None if taken_apart else graph, found, note, matcher.parameters, calls)
 
 
 def _as_it_is(
@@ -85,18 +94,29 @@ def _as_it_is(
     return Findings(None, {name: planned.get(name, reason) for name in names}, note)
 
 
-class _Matcher:
-    """Match the parameters of one captured module with the rules."""
+class Matcher:
+    """Match parameters with the rules, in the graph of one module or of many.
 
-    def __init__(self, graph: fx.Graph, module: nn.Module, module_class: type[nn.Module]) -> None:
-        self.owned = owned = {n: p for n, p in module._parameters.items() if p is not None}
-        self.guesses = planned_weights(module, module_class)
+    Args:
+        reads: The nodes that hold a parameter, with its name.
+        owned: The parameters by that name.
+        passed: Calls that hand parameters on to a graph of their own, whose nodes are in `reads`.
+        guesses: What is known of parameters that a forward takes apart.
+    """
+
+    def __init__(
+        self,
+        reads: Mapping[fx.Node, str],
+        owned: Mapping[str, Tensor],
+        passed: Collection[fx.Node] = (),
+        guesses: Mapping[str, Planned | str] | None = None,
+    ) -> None:
+        self.owned, self.passed, self.guesses = owned, passed, guesses or {}
         self.nodes: dict[str, list[fx.Node]] = defaultdict(list)
         self.parameters: dict[fx.Node, Tensor] = {}
         self.transposed: set[fx.Node] = set()
-        for node in graph.nodes:
-            if node.op == "get_attr" and node.target in owned:
-                self._add(node.target, node, owned[node.target])
+        for node, name in reads.items():
+            self._add(name, node, owned[name])
 
     def _add(self, name: str, node: fx.Node, view: Tensor) -> None:
         """Remember a node that holds a parameter, and those that hold its transpose."""
@@ -108,11 +128,17 @@ class _Matcher:
                     self.transposed.add(user)
                 self._add(name, user, view.detach().mT)
 
+    def calls(self, name: str) -> frozenset[fx.Node]:
+        """List the nodes that read a parameter."""
+        return frozenset(self._calls(name))
+
+    def _calls(self, name: str) -> dict[fx.Node, None]:
+        users = (user for node in self.nodes[name] for user in node.users)
+        return {u: None for u in users if u not in self.parameters and u not in self.passed}
+
     def found(self, name: str) -> Found:
         """Match every call that a parameter enters, or say which one no rule takes."""
-        calls = dict.fromkeys(
-            user for node in self.nodes[name] for user in node.users if user not in self.parameters
-        )
+        calls = self._calls(name)
         if not calls:
             return UNUSED
         uses = []
@@ -200,7 +226,7 @@ def _obstacle(module: nn.Module, module_class: type[nn.Module], names: Iterable[
 
 def _where(node: fx.Node) -> str:
     target = node.target if isinstance(node.target, str) else node.target.__name__
-    lines = (node.stack_trace or "").strip().splitlines()
-    place = lines[-2].strip() if len(lines) > 1 else ""
-    source = f", {place.split(', in ')[0].removeprefix('File ')}" if place else ""
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines()]
+    files = [line.removeprefix("File ") for line in lines if line.startswith("File ")]
+    source = f", {files[-1].split(', in ')[0]}" if files else ""
     return f"{target} (node {node.name}{source})"

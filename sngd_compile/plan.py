@@ -94,13 +94,13 @@ class _Planner:
     def add(self, name: str, module: nn.Module, module_class: type[nn.Module]) -> None:
         """Look at one module."""
         owned = {n: p for n, p in module._parameters.items() if p is not None}
-        wanted = [n for n, p in owned.items() if _reason_to_leave(p) is None]
+        wanted = [n for n, p in owned.items() if reason_to_leave(p) is None]
         findings = find(module, module_class, wanted)
         index = len(self.owners)
         self.owners.append(_Owner(name, module, findings))
         for attribute in wanted:
-            found = findings.found[attribute]
-            self.holdings[owned[attribute]].append(Holding(index, module, attribute, found))
+            holding = Holding(index, module._parameters, attribute, findings)
+            self.holdings[owned[attribute]].append(holding)
 
     def plan(self) -> Plan:
         """Decide for every parameter."""
@@ -117,7 +117,7 @@ class _Planner:
         plans = []
         for index, owner in enumerate(self.owners):
             skips = [
-                _skip(owner.name, name, p, _reason_to_leave(p) or reasons[p])
+                _skip(owner.name, name, p, reason_to_leave(p) or reasons[p])
                 for name, p in owner.module._parameters.items()
                 if p is not None and p not in joined
             ]
@@ -168,7 +168,8 @@ def tied_names(model: nn.Module) -> dict[Tensor, list[str]]:
     return names
 
 
-def _reason_to_leave(parameter: nn.Parameter) -> str | None:
+def reason_to_leave(parameter: Tensor) -> str | None:
+    """Say why a parameter cannot be reconstructed whatever its module does with it."""
     if is_lazy(parameter):
         return "not initialised yet: run one forward pass, then reconstruct"
     if not parameter.requires_grad:

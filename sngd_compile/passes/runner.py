@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import fx
 
+from sngd_compile.dump import dump_difference, dump_graph
 from sngd_compile.site import Place
+
+logger = logging.getLogger("sngd_compile")
 
 Pass = Callable[[fx.Graph, Sequence[Place]], None]
 
@@ -18,8 +23,20 @@ def run_passes(graph: fx.Graph, places: Sequence[Place], passes: Sequence[Pass])
     """
     for rewrite in passes:
         before = set(graph.nodes)
-        rewrite(graph, places)
+        with logged(rewrite.__name__, graph):
+            rewrite(graph, places)
         for node in graph.nodes:
             if node not in before:
                 node.meta["pass"] = rewrite.__name__
         graph.lint()
+
+
+@contextmanager
+def logged(name: str, graph: fx.Graph) -> Iterator[None]:
+    """Show at level DEBUG what a pass did to a graph."""
+    if not logger.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    before = dump_graph(graph)
+    yield
+    logger.debug("pass %s\n%s", name, dump_difference(before, dump_graph(graph)))

@@ -68,17 +68,26 @@ def observe(
     """
     # Eager execution asks the gate before it pays for a dispatch; a graph leaves that to the op.
     if observing and (torch.compiler.is_compiling() or fisher.schedule.observing):
-        torch.ops.sngd.observe_(
-            fisher.sum if group is None else fisher.sum[group],
-            fisher.tally,
-            fisher.schedule.gate,
-            [tensor.detach() for tensor in inputs],
-            rule,
-            list(geometry),
-            fisher.has_bias,
-            fisher.kind == "diagonal",
-            swapped,
-        )
+        sum = fisher.sum if group is None else fisher.sum[group]
+        statistics = (sum, fisher.tally, fisher.schedule.gate)
+        diagonal = fisher.kind == "diagonal"
+        add_to_sum(statistics, inputs, rule, geometry, fisher.has_bias, diagonal, swapped)
+
+
+def add_to_sum(
+    statistics: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    rule: str,
+    geometry: Sequence[int],
+    bias: bool,
+    diagonal: bool,
+    swapped: int,
+) -> None:
+    """Call the op: `statistics` are sum, tally and gate; see `observe` and `observe_`."""
+    sum, tally, gate = statistics
+    plain = [tensor.detach() for tensor in inputs]
+    arguments = (sum, tally, gate, plain, rule, list(geometry), bias, diagonal, swapped)
+    torch.ops.sngd.observe_(*arguments)
 
 
 @torch.library.custom_op("sngd::observe_", mutates_args=("sum", "tally"))

@@ -7,7 +7,7 @@ optimizer only where it owns parameters of a reconstructed module.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol, cast
@@ -23,7 +23,7 @@ from torch.optim.optimizer import (
 
 from sngd_compile.errors import SngdWarning
 from sngd_compile.runtime.refresh import (
-    LocalSite,
+    Site,
     refresh_site,
     report_rejected,
     report_unobserved,
@@ -31,9 +31,9 @@ from sngd_compile.runtime.refresh import (
 
 
 class SiteOwner(Protocol):
-    """A reconstructed module: it lists its live sites."""
+    """A reconstructed module, or the state of a parameter: it lists its live sites."""
 
-    def local_sites(self) -> list[LocalSite]:
+    def local_sites(self) -> Sequence[Site]:
         """Return one record per reconstructed weight."""
         ...
 
@@ -42,24 +42,24 @@ class SiteOwner(Protocol):
 class Binding:
     """The sites whose weights one optimizer steps, and what must hold for the list to be valid."""
 
-    sites: list[LocalSite]
+    sites: list[Site]
     weights: list[Tensor]
     owns_any: bool
     parameter_count: int
     generation: int
 
 
-_owners: WeakSet[nn.Module] = WeakSet()
+_owners: WeakSet[Any] = WeakSet()
 _generation = 0
 _bindings: WeakKeyDictionary[Optimizer, Binding] = WeakKeyDictionary()
 _skipped: WeakSet[Optimizer] = WeakSet()
 
 
-def register_owner(module: nn.Module) -> None:
-    """Make a reconstructed module (or a copy of one) known to the hooks, and the hooks to torch."""
+def register_owner(owner: SiteOwner | nn.Module) -> None:
+    """Make who owns sites (a copy of one too) known to the hooks, and the hooks to torch."""
     global _generation
     _install_hooks()
-    _owners.add(module)
+    _owners.add(owner)
     _generation += 1
 
 
@@ -75,7 +75,7 @@ def known_optimizers() -> list[Optimizer]:
     return [optimizer for optimizer, binding in _bindings.items() if binding.owns_any]
 
 
-def sites_of(modules: Iterable[nn.Module]) -> list[LocalSite]:
+def sites_of(modules: Iterable[Any]) -> list[Site]:
     """List the live sites of those modules that are reconstructed."""
     owners = [cast(SiteOwner, module) for module in modules if module in _owners]
     return [site for owner in owners for site in owner.local_sites()]
@@ -144,7 +144,7 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
             refresh_site(site, known_optimizers())
 
 
-def _is_unobserved(site: LocalSite) -> bool:
+def _is_unobserved(site: Site) -> bool:
     """Say whether a weight learns from inputs that nobody showed to its Fisher layer."""
     gradient, fisher = site.weight.grad, site.fisher
     if gradient is None or fisher.rows_seen or "rejected" in fisher.warned:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,29 @@ from sngd_compile.runtime.roots import Root, copy_root_
 
 LINEAR_STATES = ("momentum_buffer", "exp_avg")
 """Optimizer states that are linear in past steps, so that they move like `w'` itself."""
+
+
+class Site(Protocol):
+    """A weight that is trained in natural coordinates: where it and its Fisher layer are."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter that the optimizer steps."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias that joins, or None."""
+        ...
+
+    @property
+    def fisher(self) -> FisherLayer:
+        """The local Fisher layer."""
+        ...
+
+    def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
+        """Give the layer another root; the function stays."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,8 +65,12 @@ class LocalSite:
         """b', or None where the local Fisher has no bias row."""
         return None if self.bias_name is None else self.module._parameters[self.bias_name]
 
+    def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
+        """Give the layer another root and move `w'` along."""
+        change_root_(self, root, optimizers)
 
-def refresh_site(site: LocalSite, optimizers: Iterable[Optimizer]) -> None:
+
+def refresh_site(site: Site, optimizers: Iterable[Optimizer]) -> None:
     """Absorb what was observed and renew the root; a root that fails leaves the old one standing.
 
     Args:
@@ -56,7 +84,7 @@ def refresh_site(site: LocalSite, optimizers: Iterable[Optimizer]) -> None:
     found = fisher.next_root()
     if found is not None:
         root, damping = found
-        change_root_(site, root, optimizers)
+        site.change_root_(root, optimizers)
         fisher.absolute_damping.fill_(damping)
     elif bool(fisher.factor.any()):
         _warn_once(
@@ -90,16 +118,16 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
     def gradient(weight: Tensor, bias: Tensor | None) -> Pair:
         return root.to_prime(*old.from_prime(weight, bias))
 
-    _move_(site, step, dtype, site.weight, site.bias)
+    move_(site, step, dtype, site.weight, site.bias)
     bias_gradient = None if site.bias is None else site.bias.grad
-    _move_(site, gradient, dtype, site.weight.grad, bias_gradient)
+    move_(site, gradient, dtype, site.weight.grad, bias_gradient)
     for name in LINEAR_STATES:
-        _move_(site, step, dtype, *_states(site, name, list(optimizers)))
+        move_(site, step, dtype, *_states(site, name, list(optimizers)))
     copy_root_(site.fisher.root_buffers, root)
 
 
-def _move_(
-    site: LocalSite,
+def move_(
+    site: Site,
     change: Callable[[Tensor, Tensor | None], Pair],
     dtype: torch.dtype,
     weight: Tensor | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from sngd_compile.runtime.diagonal import Pair
 from sngd_compile.runtime.fisher import FisherLayer
@@ -122,4 +123,6 @@ def _on_rows(fisher: FisherLayer, input: Tensor, weight_prime: Tensor) -> bool:
     if torch.is_autocast_enabled(input.device.type):
         return False
     rows = input.numel() // width if width else 0
-    return rows * (2 if input.requires_grad else 1) < 2 * outputs
+    fewer: bool = rows * (2 if input.requires_grad else 1) < 2 * outputs
+    # A dynamic number of rows may grow: a guard on it would compile every regime anew.
+    return statically_known_true(fewer) if torch.compiler.is_compiling() else fewer

@@ -63,7 +63,8 @@ class CholeskyRoot(nn.Module):
         self.has_bias = has_bias
         self.register_buffer("cholesky", eye.clone())
         self.register_buffer("centre", torch.zeros(*lead, width, dtype=dtype, device=device))
-        self.register_buffer("gain", torch.ones(lead, dtype=dtype, device=device))
+        # One axis more than it has groups: of a tensor without axes Dynamo traces the number.
+        self.register_buffer("gain", torch.ones(*lead, 1, dtype=dtype, device=device))
         self.register_buffer("shift", torch.zeros(*lead, width, dtype=dtype, device=device))
 
     @torch.no_grad()
@@ -71,9 +72,9 @@ class CholeskyRoot(nn.Module):
         """Become the root of `damped` `[*, D, D]`; return False where it is not definite."""
         gain, centre, schur = None, None, damped
         if self.has_bias:
-            gain = damped[..., -1, -1].rsqrt()
+            gain = damped[..., -1, -1:].rsqrt()
             cross = damped[..., :-1, -1]
-            centre = cross * gain.square()[..., None]
+            centre = cross * gain.square()
             schur = torch.addcmul(
                 damped[..., :-1, :-1], centre[..., None], cross[..., None, :], value=-1.0
             )
@@ -97,7 +98,7 @@ class CholeskyRoot(nn.Module):
             return inverse
         root = F.pad(inverse, (0, 1, 0, 1))
         root[..., :-1, -1] = -(inverse @ self.centre[..., None]).squeeze(-1)
-        root[..., -1, -1] = self.gain
+        root[..., -1, -1:] = self.gain
         return root
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
@@ -105,27 +106,27 @@ class CholeskyRoot(nn.Module):
         folded = solve(self.cholesky, weight)
         if bias is None:
             return folded, None
-        return folded, bias * self.gain[..., None] - _times_vector(folded, self.centre)
+        return folded, bias * self.gain - _times_vector(folded, self.centre)
 
     def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
         unfolded = multiply(self.cholesky, weight)
         if bias is None:
             return unfolded, None
-        return unfolded, (bias + _times_vector(weight, self.centre)) / self.gain[..., None]
+        return unfolded, (bias + _times_vector(weight, self.centre)) / self.gain
 
     def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
         if bias is not None:
             weight = weight - bias[..., None] * self.centre[..., None, :]
-            bias = bias * self.gain[..., None]
+            bias = bias * self.gain
         return solve_transposed(self.cholesky, weight), bias
 
     def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
         weight = multiply_transposed(self.cholesky, weight)
         if bias is not None:
-            bias = bias / self.gain[..., None]
+            bias = bias / self.gain
             weight = weight + bias[..., None] * self.centre[..., None, :]
         return weight, bias
 

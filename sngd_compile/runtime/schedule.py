@@ -28,11 +28,15 @@ class Schedule:
 
     def __init__(self, config: Config, size: int) -> None:
         """Start before step 0."""
-        self.config = config
         self.gate = torch.zeros(3, dtype=torch.int64, device="cpu")
+        self.configure_(config, size, 0, 0)
+
+    def configure_(self, config: Config, size: int, steps: int, observed_steps: int) -> None:
+        """Take a configuration, and continue after `steps` optimizer steps."""
+        self.config = config
         most_rows = 4 * size if config.max_rows == "auto" else config.max_rows
         self.gate[MOST_ROWS] = ALL_ROWS if most_rows is None else most_rows
-        self.restore(0, 0)
+        self.restore(steps, observed_steps)
 
     def restore(self, steps: int, observed_steps: int) -> None:
         """Continue after `steps` optimizer steps."""

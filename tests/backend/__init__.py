@@ -1,0 +1,1 @@
+"""The laws of `torch.compile(model, backend="sngd")`."""

@@ -1,0 +1,1 @@
+"""`torch.compile(sngd.reconstruct(model), fullgraph=True)`."""
