@@ -23,7 +23,7 @@ def choose_conv(x: Tensor, geometry: ConvGeometry) -> Choice:
         obstacle = "the stride is not 1, so there are no tap offsets to share products"
     elif geometry.channels < TAPS_MIN_CHANNELS:
         obstacle = f"{geometry.channels} channels in a group: patches are cheaper"
-    elif geometry.images * geometry.positions >= 2**31 or _image_reach(x) >= 2**31:
+    elif 2 * geometry.images * geometry.positions >= 2**31 or _image_reach(x) >= 2**31:
         obstacle = "an image, or the number of patches, is beyond 32-bit offsets"
     choice = choose("conv_second_moment", x, obstacle)
     if choice.path == "triton":

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -117,7 +118,7 @@ def _limit(op: str, x: Tensor) -> str | None:
 
 def _missing(x: Tensor, *, forced: bool) -> str | None:
     """Name what the machine lacks to run a kernel on `x`; the interpreter must be asked for."""
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "Triton is not installed"
     if x.device.type == "cpu" and forced and os.environ.get("TRITON_INTERPRET") == "1":
         return None
@@ -126,6 +127,12 @@ def _missing(x: Tensor, *, forced: bool) -> str | None:
     if torch.version.hip is None and torch.cuda.get_device_capability(x.device) < (8, 0):
         return "the GPU is older than compute capability 8.0"
     return None
+
+
+@cache
+def _has_triton() -> bool:
+    """Look for Triton once: a search of the path takes longer than a small moment."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def _device_guard(x: Tensor) -> AbstractContextManager[object]:

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .partials import tile_of_pair
-from .target import Family, copies_are_wide, current_target
+from .target import Family, compact, copies_are_wide, current_target
 
 
 class Config(NamedTuple):
@@ -132,6 +132,8 @@ def launch_matmul_nt(
     """
     target = current_target()
     config = CONFIGS[target.family]
+    a, b = compact(a), compact(b)
+    addend = None if addend is None else compact(addend)
     batches, rows, depth = a.shape
     columns = b.shape[1]
     tiles = triton.cdiv(columns, config.block)

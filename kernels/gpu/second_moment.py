@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .partials import allocate_partials, block_column, join_partials_, splits_of_rows, tile_of_pair
-from .target import Family, copies_are_wide, current_target
+from .target import Family, compact, copies_are_wide, current_target
 
 
 class Config(NamedTuple):
@@ -128,6 +128,7 @@ def launch_second_moment(x: Tensor, *, bias: bool, out: Tensor | None = None) ->
     """
     target = current_target()
     config = CONFIGS[target.family, x.element_size()]
+    x = compact(x)
     count, width = x.shape
     tiles = triton.cdiv(width, config.block_width)
     pairs = tiles * (tiles + 1) // 2

@@ -79,6 +79,13 @@ def copies_are_wide(matrices: Tensor) -> bool:
     return min(rows, columns) == 1 and max(rows, columns) % 16 == width % 16 == start % 16 == 0
 
 
+def compact(matrices: Tensor, block: int = 128) -> Tensor:
+    """Copy `[*, N, D]` whose strides are so long that offsets inside a tile would need 64 bits."""
+    if block * sum(matrices.stride()[-2:]) < 2**31:
+        return matrices
+    return matrices.clone(memory_format=torch.contiguous_format)
+
+
 def family(backend: str, arch: int | str) -> Family:
     """Name the row of the config tables for `arch`, such as 90 or "gfx942"."""
     if backend == "hip" and str(arch).startswith("gfx9"):

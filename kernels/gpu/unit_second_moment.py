@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .partials import allocate_partials, block_column, join_partials_, splits_of_rows, tile_of_pair
 from .second_moment import Config
-from .target import Family, copies_are_wide, current_target
+from .target import Family, compact, copies_are_wide, current_target
 
 # The left tile passes through registers to be weighted: half as many rows a step as without.
 CONFIGS: dict[tuple[Family, int], Config] = {
@@ -130,6 +130,7 @@ def launch_unit_second_moment(
     """
     target = current_target()
     config = CONFIGS[target.family, x.element_size()]
+    x = compact(x)
     count, width = x.shape
     units = weights.shape[1]
     block_rows = config.block_rows if copies_are_wide(x) else config.unaligned_rows

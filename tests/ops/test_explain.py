@@ -64,6 +64,13 @@ def test_a_gpu_takes_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "older than compute capability 8.0" in str(explain(second_moment, x))
 
 
+def test_32_bit_offsets_are_enough_or_the_kernel_is_not_taken() -> None:
+    images = torch.empty_strided((2, 4, 8, 8), (1, 2**30, 8, 1), device="meta")
+    assert "beyond 32-bit offsets" in explain(conv_second_moment, images, 3).reason
+    many = torch.empty((2**20, 4, 40, 40), device="meta")
+    assert "beyond 32-bit offsets" in explain(conv_second_moment, many, 3).reason
+
+
 def test_the_variable_forces_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNGD_KERNELS", "reference")
     assert explain(second_moment, ROWS).reason == "SNGD_KERNELS=reference"

@@ -8,7 +8,7 @@ import torch
 import sngd_kernels as kernels
 from sngd_kernels import ops
 
-ROWS, IMAGES = torch.randn(7, 3), torch.randn(2, 4, 5, 5)
+ROWS, IMAGES = torch.randn(7, 3), torch.randn(2, 6, 5, 5)
 FACTORS = torch.eye(3).expand(2, 3, 3) + ROWS.T @ ROWS
 
 CASES = {

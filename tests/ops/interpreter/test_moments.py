@@ -9,6 +9,7 @@ from torch import Tensor
 from sngd_kernels import conv_second_moment, explain, second_moment, unit_second_moment
 from sngd_kernels.conv_geometry import conv_geometry
 from sngd_kernels.gpu import partials
+from sngd_kernels.gpu.target import compact
 from sngd_kernels.reference import (
     conv_second_moment_reference,
     second_moment_reference,
@@ -59,6 +60,13 @@ def test_second_moment_of_any_strides(view: Callable[[Tensor], Tensor]) -> None:
     assert_equal_up_to_rounding(
         second_moment(x, bias=True), second_moment_reference(x.double(), bias=True)
     )
+
+
+def test_offsets_inside_a_tile_stay_within_32_bits() -> None:
+    long_strides = torch.empty_strided((3, 64, 128), (7, 1, 2**26), device="meta")
+    assert compact(long_strides).stride() == (8192, 128, 1)
+    usual = torch.empty((64, 2**20), device="meta")
+    assert compact(usual) is usual
 
 
 @pytest.mark.parametrize("bias", [False, True])
