@@ -75,11 +75,12 @@ def fisher_layers(net: nn.Module) -> dict[str, FisherLayer]:
 
     Of a model compiled with `backend="sngd"`: of each weight that a frame has met.
     """
+    modules = reconstructed_modules(net)
     states = [(names, state_of(parameter)) for parameter, names in parameters_of(net).items()]
     compiled = {name: state.fisher for names, state in states if state for name in names}
     return compiled | {
         qualified(name, site.weight_name): site.fisher
-        for name, module in reconstructed_modules(net).items()
+        for name, module in modules.items()
         for site in module.local_sites()
     }
 

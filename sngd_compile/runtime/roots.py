@@ -9,17 +9,19 @@ All tensors may have a leading groups axis. `w = w' R` with `w = [W b]`, `w' = [
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import sngd_kernels
 from sngd_compile.runtime.diagonal import DiagonalRoot, Pair
 from sngd_compile.runtime.triangular import (
     multiply,
     multiply_transposed,
     solve,
     solve_transposed,
-    whiten,
 )
 
 
@@ -28,8 +30,7 @@ class CholeskyRoot(nn.Module):
 
     With `x~ = (x, 1)`, mean `m = E[x] / g^2` and `g^2 = E[1] + damping` the Schur complement of the
     bias is a damped, centred covariance `C C^T`, and `R x~ = (C^-1 (x - m), 1 / g)`: the local
-    Fisher layer centres and whitens. `C` is triangular, so applying `R` is one triangular solve,
-    half of a product, and `R` is never formed.
+    Fisher layer centres and whitens. `C^-1` is triangular, so applying `R` is half of a product.
 
     Args:
         size: D, weights of one output, bias included.
@@ -38,12 +39,16 @@ class CholeskyRoot(nn.Module):
         dtype: float32 or float64.
         device: Where the buffers live.
 
+    Attributes:
+        inverse: `C^-1`, `[*, K, K]`, lower triangular.
+        gain: `1 / g`, `[*]`.
+        shift: `C^-1 m`, `[*, K]`.
+
     Source: arXiv 2412.07441 (the local Fisher layer); the bias-first order is derived in
     docs/method.md. Law 7 tests `R (G + damping) R^T = I`.
     """
 
-    cholesky: Tensor
-    centre: Tensor
+    inverse: Tensor
     gain: Tensor
     shift: Tensor
 
@@ -61,80 +66,67 @@ class CholeskyRoot(nn.Module):
         width = size - 1 if has_bias else size
         eye = torch.eye(width, dtype=dtype, device=device).expand(*lead, width, width)
         self.has_bias = has_bias
-        self.register_buffer("cholesky", eye.clone())
-        self.register_buffer("centre", torch.zeros(*lead, width, dtype=dtype, device=device))
-        # One axis more than it has groups: of a tensor without axes Dynamo traces the number.
-        self.register_buffer("gain", torch.ones(*lead, 1, dtype=dtype, device=device))
+        self.register_buffer("inverse", eye.clone())
+        self.register_buffer("gain", torch.ones(lead, dtype=dtype, device=device))
         self.register_buffer("shift", torch.zeros(*lead, width, dtype=dtype, device=device))
 
     @torch.no_grad()
     def decompose_(self, damped: Tensor) -> bool:
         """Become the root of `damped` `[*, D, D]`; return False where it is not definite."""
-        gain, centre, schur = None, None, damped
-        if self.has_bias:
-            gain = damped[..., -1, -1:].rsqrt()
-            cross = damped[..., :-1, -1]
-            centre = cross * gain.square()
-            schur = torch.addcmul(
-                damped[..., :-1, :-1], centre[..., None], cross[..., None, :], value=-1.0
-            )
-        upper, info = torch.linalg.cholesky_ex(schur, upper=True)
-        cholesky = upper.mT  # row-major, so that copying it into the buffer is cheap
-        pivots = cholesky.diagonal(dim1=-2, dim2=-1)
-        if bool((info != 0).any()) or not bool(pivots.isfinite().all()):
-            return False
-        self.cholesky = cholesky
-        if gain is not None and centre is not None:
-            self.gain, self.centre = gain, centre
-            self.shift = solve_transposed(cholesky, centre[..., None, :]).squeeze(-2)
-        return True
+        return decompose_all_([self], [damped])[0]
+
+    def take_(self, root: Tensor) -> None:
+        """Become the root `R` `[*, D, D]`, the bias last."""
+        if not self.has_bias:
+            self.inverse = root
+            return
+        self.inverse = root[..., :-1, :-1].contiguous()
+        self.shift = -root[..., :-1, -1]
+        self.gain = root[..., -1, -1].clone()
 
     def matrix(self) -> Tensor:
         """Return `R` `[*, D, D]`, the bias last."""
-        width = self.cholesky.shape[-1]
-        eye = torch.eye(width, dtype=self.cholesky.dtype, device=self.cholesky.device)
-        inverse: Tensor = torch.linalg.solve_triangular(self.cholesky, eye, upper=False)
         if not self.has_bias:
-            return inverse
-        root = F.pad(inverse, (0, 1, 0, 1))
-        root[..., :-1, -1] = -(inverse @ self.centre[..., None]).squeeze(-1)
-        root[..., -1, -1:] = self.gain
+            return self.inverse.clone()
+        root = F.pad(self.inverse, (0, 1, 0, 1))
+        root[..., :-1, -1] = -self.shift
+        root[..., -1, -1] = self.gain
         return root
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
-        folded = solve(self.cholesky, weight)
+        folded = multiply(self.inverse, weight)
         if bias is None:
             return folded, None
-        return folded, bias * self.gain - _times_vector(folded, self.centre)
+        return folded, bias * self.gain[..., None] - _times_vector(weight, self.shift)
 
     def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
-        unfolded = multiply(self.cholesky, weight)
+        unfolded = solve(self.inverse, weight)
         if bias is None:
             return unfolded, None
-        return unfolded, (bias + _times_vector(weight, self.centre)) / self.gain
+        return unfolded, (bias + _times_vector(unfolded, self.shift)) / self.gain[..., None]
 
     def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
-        if bias is not None:
-            weight = weight - bias[..., None] * self.centre[..., None, :]
-            bias = bias * self.gain
-        return solve_transposed(self.cholesky, weight), bias
+        prime = multiply_transposed(self.inverse, weight)
+        if bias is None:
+            return prime, None
+        return prime - bias[..., None] * self.shift[..., None, :], bias * self.gain[..., None]
 
     def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
-        weight = multiply_transposed(self.cholesky, weight)
         if bias is not None:
-            bias = bias / self.gain
-            weight = weight + bias[..., None] * self.centre[..., None, :]
-        return weight, bias
+            bias = bias / self.gain[..., None]
+            weight = weight + bias[..., None] * self.shift[..., None, :]
+        return solve_transposed(self.inverse, weight), bias
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
+        whitened = multiply_transposed(self.inverse, rows)
         if bias is None:
-            return F.linear(whiten(rows, self.cholesky, None), weight)
-        return F.linear(whiten(rows, self.cholesky, self.shift), weight, bias * self.gain)
+            return F.linear(whitened, weight)
+        return F.linear(whitened - self.shift, weight, bias * self.gain)
 
 
 class SymmetricRoot(nn.Module):
@@ -216,6 +208,28 @@ FULL_ROOTS: dict[str, type[CholeskyRoot] | type[SymmetricRoot]] = {
 def root_class(kind: str, root: str) -> type[Root]:
     """Return the class of the root of a factor of this kind, `root` being the configured one."""
     return DiagonalRoot if kind == "diagonal" else FULL_ROOTS[root]
+
+
+@torch.no_grad()
+def decompose_all_(roots: Sequence[Root], damped: Sequence[Tensor]) -> list[bool]:
+    """Become the roots of matrices of one shape, in one call where the kind of root allows it.
+
+    Args:
+        roots: Of one class, shape, dtype and device.
+        damped: A damped factor for each.
+
+    Returns:
+        For each, whether its matrix was definite; where not, the root stays as it was.
+    """
+    first = roots[0]
+    if not isinstance(first, CholeskyRoot):
+        return [root.decompose_(matrix) for root, matrix in zip(roots, damped, strict=True)]
+    inverses, info = sngd_kernels.cholesky_inverse_ex(torch.stack([*damped]), bias=first.has_bias)
+    definite = [bool(good) for good in (info == 0).reshape(len(roots), -1).all(1)]
+    for root, inverse, good in zip(roots, inverses, definite, strict=True):
+        if good and isinstance(root, CholeskyRoot):
+            root.take_(inverse)
+    return definite
 
 
 def copy_root_(root: Root, source: Root) -> None:
