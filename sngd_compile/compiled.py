@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -79,7 +80,10 @@ class CompiledModels:
                     self.warned.add(parameter)
                     found[skip.name] = skip.reason
         if found:
-            listed = "; ".join(f"{name}: {reason}" for name, reason in found.items())
+            reasons: dict[str, list[str]] = defaultdict(list)
+            for name, reason in found.items():
+                reasons[reason].append(name)
+            listed = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
             warnings.warn(
                 f"{len(found)} parameters compiled with backend='sngd' receive plain gradients. "
                 f"{listed}.",

@@ -49,7 +49,11 @@ def run(folder: Path, backend: bool, factor: int) -> tuple[int, list[float]]:
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     hits, sums = json.loads(done.stdout.splitlines()[-1])
