@@ -12,16 +12,39 @@ SCRIPT := PYTHONSAFEPATH= $(PY)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types docs bench mutants wheel check clean FORCE
+.PHONY: help demo test test-interpreter test-gpu test-triton-matrix lint format types docs bench
+.PHONY: bench-kernels bench-gpu kernel-table mutants wheel check clean FORCE
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP)  ## train a network with SGD, AdamW and SNGD; print a table, draw a plot
 	$(SCRIPT) examples/compare.py $(ARGS)
 
-test: $(STAMP)  ## every test, one torch thread per worker
+test: $(STAMP)  ## every test, one torch thread per worker; kernels compiled, then interpreted
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8 $(ARGS)
+	$(if $(ARGS),,$(INTERPRET) $(INTERPRETED_TESTS))
+
+# Triton reads TRITON_INTERPRET when it is imported: one process is one mode.
+INTERPRET = TRITON_INTERPRET=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest
+INTERPRETED_TESTS = tests/ops/interpreter --numprocesses auto --maxprocesses 8
+
+test-interpreter: $(STAMP)  ## the Triton kernels in Triton's interpreter, alone
+	$(INTERPRET) $(INTERPRETED_TESTS) $(ARGS)
+
+test-gpu: $(STAMP)  ## the Triton kernels on this machine's GPU
+	@$(PY) -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "test-gpu needs a GPU; torch sees none")'
+	$(PY) -m pytest tests/ops/device $(ARGS)
+
+# Triton 3.6 interprets loops with numpy before 2.4 only.
+test-triton-matrix: $(STAMP)  ## the tests of the kernels on the oldest and the pinned Triton
+	for version in 3.6.0 pinned; do \
+	    path=build/triton-$$version; \
+	    [ $$version = pinned ] || [ -e $$path ] \
+	        || $(PIP_INSTALL) --no-deps --target $$path triton==$$version 'numpy<2.4' || exit 1; \
+	    PYTHONPATH=$$path $(PY) -m pytest tests/ops/ahead_of_time $(ARGS) || exit 1; \
+	    PYTHONPATH=$$path $(INTERPRET) $(INTERPRETED_TESTS) $(ARGS) || exit 1; \
+	done
 
 lint: $(STAMP)  ## ruff's rules and format, and who may import whom
 	$(PY) -m ruff check .
@@ -42,6 +65,16 @@ docs: $(STAMP)  ## build the documentation, running every example in it
 
 bench: $(STAMP)  ## step time and memory against plain SGD
 	$(SCRIPT) benchmarks/step_time.py $(ARGS)
+
+bench-kernels: $(STAMP)  ## the kernels' CPU paths against unfold and eigh
+	$(SCRIPT) benchmarks/conv_second_moment.py
+	$(SCRIPT) benchmarks/cholesky_inverse.py
+
+bench-gpu: $(STAMP)  ## the Triton kernels against the best library path, on this machine's GPU
+	$(SCRIPT) benchmarks/gpu_kernels.py $(ARGS)
+
+kernel-table: $(STAMP)  ## docs/kernels/resources.md: registers, shared memory, instructions
+	PYTHONPATH=tests $(PY) tests/ops/ahead_of_time/table.py
 
 mutants: $(STAMP)  ## plant each known bug and see that a test catches it
 	$(SCRIPT) tests/mutants/run.py $(ARGS)

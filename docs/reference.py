@@ -12,6 +12,8 @@ from typing import Any
 
 import sngd_compile
 import sngd_kernels
+from sngd_compile import inspection, layout, rules
+from sngd_compile.runtime import fisher
 
 TITLE = """\
 # API
@@ -19,6 +21,16 @@ TITLE = """\
 Generated from the docstrings by `make docs ARGS=--write`. A trailing `_` in a name means that the
 function changes its argument. Symbols: [method.md](method.md).
 """
+RECORDS: tuple[tuple[ModuleType, str], ...] = (
+    (inspection, "Explanation"),
+    (fisher, "FisherLayer"),
+    (layout, "Layout"),
+    (inspection, "Graphs"),
+    (rules, "Call"),
+    (rules, "Use"),
+)
+"""What the public functions return, and what a rule gets and gives."""
+
 SECTIONS = ("Args", "Attributes", "Returns", "Raises")
 
 
@@ -28,6 +40,8 @@ def reference() -> str:
     for module in (sngd_compile, sngd_kernels):
         parts.append(f"## {module.__name__}\n\n{_prose(inspect.getdoc(module) or '')}\n")
         parts += [entry(module, name) for name in sorted(module.__all__, key=_kind_of(module))]
+    parts.append("## What is returned, and what a rule handles\n")
+    parts += [entry(module, name) for module, name in RECORDS]
     return "\n".join(parts)
 
 
@@ -40,7 +54,8 @@ def entry(module: ModuleType, name: str) -> str:
         return f"{heading}{_code(_class_header(public))}\n{_docstring(public)}\n{methods}"
     if inspect.isfunction(public):
         return f"{heading}{_code(_function_header(_tree(public)))}\n{_docstring(public)}\n"
-    return heading + _code(f"{name} = {str(public).removeprefix('typing.')}")
+    alias = str(public).removeprefix("typing.").replace("'", '"')
+    return heading + _code(f"{name} = {alias}")
 
 
 def _kind_of(module: ModuleType) -> Any:

@@ -1,16 +1,45 @@
-"""Second moments of activations: tensors in, tensors out, nothing known of graphs or modules."""
+"""Second moments of activations and roots of their inverses: tensors in, tensors out.
 
+Nothing here knows of graphs or modules. Each operation has a Triton kernel for GPUs and a path of
+PyTorch's own operations; `explain` names the one a call takes, SNGD_KERNELS forces one.
+"""
+
+from .cholesky_inverse import cholesky_inverse, cholesky_inverse_ex
 from .conv_path import ConvPath, conv_path
 from .conv_second_moment import conv_second_moment
-from .errors import KernelError, KernelTypeError, KernelValueError
+from .dispatch import Choice
+from .errors import (
+    KernelError,
+    KernelTypeError,
+    KernelUnavailableError,
+    KernelValueError,
+    NotConvergedError,
+    NotPositiveDefiniteError,
+)
+from .explain import explain
+from .matmul_nt import matmul_nt
+from .roots import denman_beavers, newton_schulz, warm_root
 from .second_moment import second_moment
+from .unit_second_moment import unit_second_moment
 
 __all__ = [
+    "Choice",
     "ConvPath",
     "KernelError",
     "KernelTypeError",
+    "KernelUnavailableError",
     "KernelValueError",
+    "NotConvergedError",
+    "NotPositiveDefiniteError",
+    "cholesky_inverse",
+    "cholesky_inverse_ex",
     "conv_path",
     "conv_second_moment",
+    "denman_beavers",
+    "explain",
+    "matmul_nt",
+    "newton_schulz",
     "second_moment",
+    "unit_second_moment",
+    "warm_root",
 ]

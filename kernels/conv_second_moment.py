@@ -7,16 +7,11 @@ of its rows is to a linear layer, every output position of every image being one
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from .conv_geometry import ConvGeometry, conv_geometry
-from .conv_patches import patch_moment_, patch_sums
-from .conv_path import faster_path
-from .conv_taps import tap_moment_
-from .rows import accumulation_dtype, append_bias_, autocast_off, check_out
-
-ALGORITHMS = {"taps": tap_moment_, "patches": patch_moment_}
+from . import ops
+from .conv_geometry import conv_geometry
+from .rows import accumulation_dtype, check_out
 
 
 def conv_second_moment(  # noqa: PLR0913 - what conv2d takes, and bias and out
@@ -51,23 +46,15 @@ def conv_second_moment(  # noqa: PLR0913 - what conv2d takes, and bias and out
         KernelTypeError: a size is not an int, or `x` or `out` has a dtype that does not fit.
         KernelValueError: a rank, shape, size or device is impossible, or there is no output.
 
+    Stride 1 takes one product of the channels for each offset between two taps, `prod(2 k - 1)`,
+    half of them by symmetry, where the patches have `prod(k)^2`, and no memory for patches; other
+    strides write the patches out, some images at a time. `explain` names the path.
+
     Source: Grosse and Martens 2016, arXiv 1602.01407. Test: tests/ops/test_conv_second_moment.py.
     """
     dtype = accumulation_dtype(x)
     geometry = conv_geometry(x.shape, kernel_size, stride, padding, dilation, groups)
     check_out(out, geometry.moment_shape(bias), dtype, x)
-    moment = _moment(x.detach(), geometry, dtype, bias)
+    sizes = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
+    moment = ops.conv_second_moment(x.detach(), *map(list, sizes), groups, bias)
     return moment if out is None else out.add_(moment)
-
-
-def _moment(x: Tensor, geometry: ConvGeometry, dtype: torch.dtype, bias: bool) -> Tensor:
-    """Compute the moment on the faster path, with one more row and column for a `bias`."""
-    size = geometry.width + bias
-    moment = x.new_empty((geometry.groups, size, size), dtype=dtype)
-    with autocast_off(x.device):
-        patch_entries = moment[:, : geometry.width, : geometry.width]
-        ALGORITHMS[faster_path(geometry)](patch_entries, x, geometry)
-    if bias:
-        count = geometry.images * geometry.positions
-        append_bias_(moment, patch_sums(x, geometry, dtype), count)
-    return moment.view(geometry.moment_shape(bias))

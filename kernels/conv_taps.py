@@ -50,7 +50,7 @@ def tap_moment_(out: Tensor, x: Tensor, geometry: ConvGeometry) -> Tensor:
     Returns:
         `out`, exactly symmetric.
 
-    Source: method.md section 5. Checked by tests/ops/test_conv_second_moment.py.
+    Source: docs/method.md, cost. Checked by tests/ops/test_conv_second_moment.py.
     """
     tap_channel = (prod(geometry.kernel), geometry.channels)
     for moment, channels in zip(out, torch.split(x, geometry.channels, dim=1), strict=True):

@@ -14,6 +14,27 @@ def second_moment_reference(x: Tensor, *, bias: bool = False) -> Tensor:
     return rows.T @ rows
 
 
+def unit_second_moment_reference(x: Tensor, weights: Tensor, *, bias: bool = False) -> Tensor:
+    """Weigh the outer products of the rows of `[x 1]` by each column of `weights` `[N, O]`."""
+    rows = torch.cat([x, x.new_ones(len(x), 1)], dim=1) if bias else x
+    return torch.einsum("no,na,nb->oab", weights, rows, rows)
+
+
+def cholesky_inverse_reference(matrices: Tensor, damping: Tensor, *, bias: bool) -> Tensor:
+    """Invert the factors of `matrices` `[B, D, D]` plus `damping` `[B]`, one after the other.
+
+    With a bias, P moves the last coordinate to the front: `R = P^T L^-1 P`.
+    """
+    size = matrices.shape[-1]
+    identity = torch.eye(size, dtype=matrices.dtype, device=matrices.device)
+    order = identity.roll(1, 0) if bias else identity
+    inverses = [
+        order.T @ torch.linalg.inv(torch.linalg.cholesky(order @ damped @ order.T)) @ order
+        for damped in matrices + damping[:, None, None] * identity
+    ]
+    return torch.stack(inverses)
+
+
 def patches_reference(
     x: Tensor,
     kernel_size: tuple[int, ...],

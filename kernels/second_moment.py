@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from . import ops
 from .errors import KernelValueError
-from .rows import accumulation_dtype, append_bias_, autocast_off, check_out, mirror_, upper_product_
+from .rows import accumulation_dtype, check_out
 
 
 def second_moment(x: Tensor, *, bias: bool = False, out: Tensor | None = None) -> Tensor:
@@ -26,7 +27,10 @@ def second_moment(x: Tensor, *, bias: bool = False, out: Tensor | None = None) -
         KernelTypeError: `x` is not floating, or `out` has another dtype than the result.
         KernelValueError: `x` is not a matrix, or `out` has another shape or device.
 
-    Source: method.md section 2, metric `shared`. Checked by tests/ops/test_second_moment.py.
+    Reads `N D` entries and writes `D^2` at least; `N D^2` multiply-adds, of which the kernel and
+    the CPU path take the half on and above the diagonal. Bitwise the same from run to run.
+
+    Source: docs/method.md, local Fishers. Checked by tests/ops/test_second_moment.py.
     """
     dtype = accumulation_dtype(x)
     if x.dim() != 2:
@@ -34,13 +38,10 @@ def second_moment(x: Tensor, *, bias: bool = False, out: Tensor | None = None) -
             f"x has shape {tuple(x.shape)}; expected rows [N, D]: flatten the leading axes, "
             "for example with x.flatten(0, -2)"
         )
-    count, width = x.shape
-    size = width + bias
+    size = x.shape[1] + bias
     check_out(out, (size, size), dtype, x)
-    rows = x.detach().to(dtype).unsqueeze(0)
-    moment = rows.new_empty(1, size, size)
-    with autocast_off(x.device):
-        mirror_(upper_product_(moment[:, :width, :width], rows))
-        if bias:
-            append_bias_(moment, rows.sum(1), count)
-    return moment[0] if out is None else out.add_(moment[0])
+    if out is None:
+        moment: Tensor = ops.second_moment(x.detach(), bias)
+        return moment
+    ops.add_second_moment_(out, x.detach(), bias)
+    return out

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sngd_compile.interception import folded_weight, is_in_forward
+from sngd_compile.interception import folded_weight, guarded_weight, is_in_forward
 from sngd_compile.runtime.diagonal import Pair
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.reparameterise import fold
@@ -52,9 +52,12 @@ def _fold(module: nn.Module, weight: str, bias: str | None, in_forward: bool) ->
     assert weight_prime is not None
     bias_prime = module._parameters[bias] if bias is not None else None
     folded, folded_bias = fold(fisher, weight_prime, bias_prime)
-    trains = module.training and torch.is_grad_enabled()
-    if in_forward and trains and (torch.compiler.is_compiling() or fisher.schedule.observing):
-        folded = folded_weight(fisher, folded)
+    compiling = torch.compiler.is_compiling()
+    if in_forward and module.training and (compiling or fisher.schedule.observing):
+        if torch.is_grad_enabled():
+            folded = folded_weight(fisher, folded)
+        elif not compiling:
+            folded = guarded_weight(fisher, folded)
     return folded, folded_bias
 
 

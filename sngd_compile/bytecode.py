@@ -70,14 +70,63 @@ def changes_in_place(owner: type, function: object, name: str, depth: int = 5) -
             return True
         if step.opname == "LOAD_ATTR" and step.argval == name and _is_change(following):
             return True
+    return any(changes_in_place(owner, f, name, depth - 1) for f in _called(owner, function, steps))
+
+
+def _called(owner: type, function: object, steps: list[dis.Instruction]) -> list[object]:
+    """List the methods of `owner` that a function names, and the functions inside it."""
     methods = {s.argval for s in steps if s.opname in ("LOAD_ATTR", "LOAD_METHOD")}
     called = [getattr(owner, method, None) for method in methods if isinstance(method, str)]
-    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return any(
-        changes_in_place(owner, f, name, depth - 1)
-        for f in (*called, *(_Inner(constant) for constant in inner))
-        if f is not function and hasattr(f, "__code__")
-    )
+    code = function.__code__  # type: ignore[attr-defined]
+    inner = [_Inner(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return [f for f in (*called, *inner) if f is not function and hasattr(f, "__code__")]
+
+
+def is_right_factor(owner: type, function: object, name: str, depth: int = 5) -> bool:
+    """Say whether a method, or one that it calls on `self`, writes `x @ self.<name>`.
+
+    Such a weight is `[K, O]`: its inputs come first. So it is in `matmul(x, self.<name>)`, and
+    where one part `self.<name>[i]` is the factor.
+    """
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType) or depth == 0:
+        return False
+    steps = [s for s in dis.get_instructions(code) if s.opname not in _NO_STEPS]
+    for index, step in enumerate(steps):
+        is_read = step.opname == "LOAD_ATTR" and step.argval == name
+        if is_read and _ends_a_product(steps[:index], steps[index + 1 : index + 8]):
+            return True
+    return any(is_right_factor(owner, f, name, depth - 1) for f in _called(owner, function, steps))
+
+
+_NO_STEPS = words("CACHE PRECALL EXTENDED_ARG NOP PUSH_NULL")
+_PRODUCTS = words("matmul mm bmm addmm baddbmm grouped_mm")
+_SUBSCRIPT = "BINARY_SUBSCR"
+
+
+def _ends_a_product(before: list[dis.Instruction], after: list[dis.Instruction]) -> bool:
+    """Say whether what was read last, or one part of it, is the last factor of a product."""
+    if len(after) > 1 and after[0].opname.startswith("LOAD_") and after[1].opname == _SUBSCRIPT:
+        after = after[2:]
+    if after and after[0].opname == "BINARY_OP":
+        return after[0].argrepr == "@"
+    if not _is_called(after):
+        return False
+    for step in reversed(before):
+        if step.opname.startswith("CALL"):
+            return False
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL") and step.argval in _PRODUCTS:
+            return True
+    return False
+
+
+def _is_called(after: list[dis.Instruction]) -> bool:
+    """Say whether a call comes next, arguments by name apart."""
+    names = [step.opname for step in after]
+    call = next((i for i, name in enumerate(names) if name.startswith("CALL")), None)
+    if call is None or not all(n.startswith("LOAD_") or n == "KW_NAMES" for n in names[:call]):
+        return False
+    return call == 0 or "KW_NAMES" in names[:call] or names[call] == "CALL_KW"
 
 
 def _is_change(step: dis.Instruction) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 from torch import fx
@@ -18,7 +19,8 @@ def dump_plan(plan: Plan) -> str:
         return "no parameters: nothing to reconstruct"
     share = 100.0 * total / (total + kept)
     parts = [
-        f"reconstructed: {len(plan.sites)} weights, {total:,} of {total + kept:,} elements "
+        f"reconstructed: {_plural(len(plan.sites), 'weight')}, "
+        f"{total:,} of {total + kept:,} elements "
         f"({share:.1f} %)"
     ]
     if plan.sites:
@@ -30,7 +32,8 @@ def dump_plan(plan: Plan) -> str:
         parts.append(_table([("weight", "note"), *noted]))
     if plan.skips:
         rows = [(skip.name, _shape(skip.shape), skip.reason) for skip in plan.skips]
-        parts.append(f"left as they are: {len(rows)} parameters, {kept:,} elements")
+        left = _plural(len(rows), "parameter")
+        parts.append(f"left as they are: {left}, {_plural(kept, 'element')}")
         parts.append(_table([("parameter", "shape", "reason"), *rows]))
     return "\n\n".join(parts)
 
@@ -43,12 +46,12 @@ def dump_graph(graph: fx.Graph) -> str:
 
 
 def dump_difference(before: str, after: str) -> str:
-    """Return what changed between two dumps, a line each, `-` before and `+` after."""
-    return "\n".join(
-        line
-        for line in difflib.ndiff(before.splitlines(), after.splitlines())
-        if not line.startswith("? ")
-    )
+    """Return what changed between two dumps, a line each, `-` before and `+` after.
+
+    How far right a comment stands is no difference.
+    """
+    old, new = (re.sub(r" +  # ", "  # ", text).splitlines() for text in (before, after))
+    return "\n".join(line for line in difflib.ndiff(old, new) if not line.startswith("? "))
 
 
 def _site_row(site: Site) -> tuple[str, ...]:
@@ -82,6 +85,10 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "-" * max(len(line) for line in lines), *lines[1:]])
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _shape(shape: Iterable[int]) -> str:

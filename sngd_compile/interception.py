@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from sngd_compile.errors import ModelError
 from sngd_compile.layout import Layout
-from sngd_compile.rules import RULES, Use, rule_for
+from sngd_compile.rules import Use, rule_for
 from sngd_compile.runtime.fisher import FisherLayer
-from sngd_compile.runtime.observe import STATISTICS, observe
+from sngd_compile.runtime.observe import observe
+from sngd_compile.views import VIEWS, follow
 
 Composite = Callable[..., Any]
 
@@ -39,16 +41,44 @@ def register_composite(*functions: Any) -> Callable[[Composite], Composite]:
     return register
 
 
-class FoldedWeight(Tensor):
-    """The folded weight of a reconstructed module, followed through views and calls.
+class GuardedWeight(Tensor):
+    """A folded weight that a forward reads and nobody observes: it refuses to be changed.
 
     Attributes:
         fisher: Its local Fisher layer.
-        is_transposed: Whether this is the transpose of the parameter `[rows, columns]`.
-        group: Index of the group that a stack of weights was indexed by, or None.
     """
 
     fisher: FisherLayer
+
+    def _refuse_operator(self, other: Any) -> Any:
+        # The operators of torch take a TypeError, as ModelError is one, for a try that failed.
+        _refuse_change(Tensor.copy_, (self, other), {})
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ifloordiv__ = _refuse_operator
+    __imod__ = __ipow__ = _refuse_operator  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Compute on plain tensors."""
+        _refuse_change(func, args, kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs or {})
+
+
+class FoldedWeight(GuardedWeight):
+    """The folded weight of a reconstructed module, followed through views and calls.
+
+    Attributes:
+        is_transposed: Whether this is the transpose of the parameter `[..., rows, columns]`.
+        group: Index of the group that a stack of weights was indexed by, or None.
+    """
+
     is_transposed: bool
     group: int | None
 
@@ -62,16 +92,19 @@ class FoldedWeight(Tensor):
     ) -> Any:
         """Compute on plain tensors; observe, or follow a view."""
         kwargs = kwargs or {}
+        _refuse_change(func, args, kwargs)
         # The documented way to leave the protocol; seen on torch 2.11 to 2.13.
         with torch._C.DisableTorchFunctionSubclass():
             if func in COMPOSITES:
                 return COMPOSITES[func](*args, **kwargs)
             result = func(*args, **kwargs)
-            if func in _VIEWS and isinstance(args[0], FoldedWeight):
-                return _follow(func, args, kwargs, result)
+            if func in VIEWS and isinstance(args[0], FoldedWeight):
+                view = follow(args[0], folded_weight, func, args[1:], kwargs, result)
+                if view is not None:
+                    return view
             if rule_for(func) is not None:
                 _show_call(func, args, kwargs)
-            else:
+            elif any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
                 _remember_unmatched(func, args, kwargs)
             return result
 
@@ -82,6 +115,13 @@ def folded_weight(
     """Return a folded weight, or a view of one, that will be observed."""
     weight = value.as_subclass(FoldedWeight)
     weight.fisher, weight.is_transposed, weight.group = fisher, is_transposed, group
+    return weight
+
+
+def guarded_weight(fisher: FisherLayer, value: Tensor) -> Tensor:
+    """Return a folded weight that is not observed but refuses to be changed in place."""
+    weight = value.as_subclass(GuardedWeight)
+    weight.fisher = fisher
     return weight
 
 
@@ -108,11 +148,38 @@ def plain(value: Any) -> Any:
     return value
 
 
+def _refuse_change(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise where a call would change a folded weight in place: the change would be lost.
+
+    Raises:
+        ModelError: With the name of the weight and the line.
+    """
+    name, first = _name(func), args[0] if args else next(iter(kwargs.values()), None)
+    in_place = name.endswith("_") and not name.endswith("__") and name not in _HARMLESS
+    in_place = in_place or name == "__setitem__" or func == _SET_DATA
+    changed = first if in_place else kwargs.get("out")
+    if isinstance(changed, GuardedWeight):
+        raise ModelError(
+            f"{changed.fisher.name}: {name} at {_caller()} changes it in place during a forward "
+            "pass. It is made anew from w' each time, so the change would be lost; leave it as it "
+            f"is with overrides={{{changed.fisher.name!r}: None}}"
+        )
+
+
+_HARMLESS = ("requires_grad_", "share_memory_")
+_SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
+
+
 def show(weight: Any, *rows: Tensor) -> None:
     """Let a weight observe the inputs of a linear layer that it is part of, `[..., K]` each."""
+    for some in rows:
+        show_use(weight, (some,), Layout.plain(weight.shape), "linear")
+
+
+def show_use(weight: Any, inputs: tuple[Tensor, ...], layout: Layout, rule: str) -> None:
+    """Let a weight observe what it meets, by the rows of a rule."""
     if isinstance(weight, FoldedWeight):
-        for some in rows:
-            _show(weight, Use(weight, (some,), Layout.plain(weight.shape)), "linear")
+        _show(weight, Use(weight, inputs, layout), rule)
 
 
 def _show_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -137,7 +204,6 @@ def _show(weight: FoldedWeight, use: Use, rule: str) -> bool:
     swapped = _swapped_width(layout, fisher.layout, weight.group)
     if swapped is None:
         return False
-    STATISTICS[rule] = RULES[rule]
     inputs = cast(tuple[Tensor, ...], use.inputs)
     observe(fisher, rule, inputs, use.geometry, True, swapped, weight.group)
     return True
@@ -146,8 +212,9 @@ def _show(weight: FoldedWeight, use: Use, rule: str) -> bool:
 def _swapped_width(layout: Layout, known: Layout, group: int | None) -> int | None:
     """Compare a call's layout with the planned one; parts of the outputs are welcome."""
     if group is not None:
-        known = Layout(known.view[-2:], (0, 1), known.matrix[-2:])
-    same_side = layout.is_transposed == known.is_transposed and layout.groups == known.groups
+        order = (1, 0) if known.is_transposed else (0, 1)
+        known = Layout(known.view[-2:], order, known.matrix[-2:])
+    same_side = layout.orders_like(known) and layout.groups == known.groups
     if same_side and layout.width == known.width:
         return 0
     return layout.swapped_width(known)
@@ -175,55 +242,3 @@ def _caller() -> str:
             break
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-def _follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Any:
-    """Give a view of a folded weight its place in the weight."""
-    weight, *rest = args
-    kind = _VIEWS[func]
-    if kind == "transpose" and weight.dim() == 2 and _turns(func, rest):
-        return folded_weight(weight.fisher, result, not weight.is_transposed, weight.group)
-    if kind == "same":
-        return folded_weight(weight.fisher, result, weight.is_transposed, weight.group)
-    if kind == "parts":
-        return _parts(weight, result, rest, kwargs)
-    if kind == "item" and weight.dim() == 3 and weight.group is None:
-        return _item(weight, result, rest[0])
-    if kind == "item" and weight.dim() == 2 and isinstance(rest[0], slice):
-        return folded_weight(weight.fisher, result, weight.is_transposed, weight.group)
-    _remember_unmatched(func, args, kwargs)
-    return result
-
-
-def _turns(func: Any, rest: Sequence[Any]) -> bool:
-    return not rest or sorted(axis % 2 for axis in rest if isinstance(axis, int)) == [0, 1]
-
-
-def _parts(weight: FoldedWeight, parts: Any, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Follow the parts along the first axis: groups of a stack, or outputs of a matrix."""
-    axis = kwargs.get("dim", rest[-1] if len(rest) > 1 else 0)
-    if weight.dim() == 3 and len(parts) == weight.shape[0] and parts[0].dim() == 2:
-        return tuple(folded_weight(weight.fisher, p, False, i) for i, p in enumerate(parts))
-    if weight.dim() == 2 and axis == int(weight.is_transposed):
-        return tuple(folded_weight(weight.fisher, p, weight.is_transposed) for p in parts)
-    return parts
-
-
-def _item(weight: FoldedWeight, result: Tensor, index: Any) -> Tensor:
-    """Follow one group of a stack."""
-    single = isinstance(index, int) or (isinstance(index, Tensor) and index.dim() == 0)
-    if not single or torch.compiler.is_compiling():
-        return result
-    return folded_weight(weight.fisher, result, False, int(index))
-
-
-_PROPERTIES: list[Any] = [getattr(Tensor, name).__get__ for name in ("T", "mT")]
-_VIEWS: dict[Any, str] = {
-    **dict.fromkeys((Tensor.t, torch.t, *_PROPERTIES), "transpose"),
-    **dict.fromkeys((Tensor.transpose, torch.transpose, Tensor.permute), "transpose"),
-    **dict.fromkeys((Tensor.contiguous, Tensor.to, Tensor.type_as, Tensor.float), "same"),
-    **dict.fromkeys((Tensor.half, Tensor.bfloat16, Tensor.double), "same"),
-    **dict.fromkeys((Tensor.chunk, torch.chunk, Tensor.split, torch.split), "parts"),
-    **dict.fromkeys((Tensor.unbind, torch.unbind, Tensor.__iter__), "parts"),
-    **dict.fromkeys((Tensor.__getitem__, Tensor.select), "item"),
-}

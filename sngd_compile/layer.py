@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sngd_compile.attributes import Names, attributes_of, fisher_of, folded_pairs
+from sngd_compile.composites import members_of
 from sngd_compile.dump import dump_plan
 from sngd_compile.errors import ModelError
 from sngd_compile.matching import RESERVED_NAMES
@@ -19,8 +20,9 @@ from sngd_compile.passes import PASSES, run_passes
 from sngd_compile.passes.runner import logger
 from sngd_compile.program import Program
 from sngd_compile.rematching import match_again
-from sngd_compile.rules import runs_known_forward
+from sngd_compile.rules import RULES, runs_known_forward
 from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.observe import STATISTICS
 from sngd_compile.runtime.optimizers import known_optimizers, register_owner, release_owner
 from sngd_compile.runtime.refresh import LocalSite, change_root_
 from sngd_compile.site import ModulePlan, Plan
@@ -50,7 +52,8 @@ class Reconstructed(nn.Module):
         """Run the reconstructed graph; without one the module's own forward, on folded weights."""
         if self.program is not None:
             return self.program.forward(self, *args, **kwargs)
-        if not runs_known_forward(self.original_class):
+        # A compiler finds common subexpressions itself, and takes no attribute that comes and goes.
+        if torch.compiler.is_compiling() or not runs_known_forward(self.original_class):
             return super().forward(*args, **kwargs)
         # Read once: a weight and its bias are folded together. A forward of the user's own reads
         # them each time, since checkpointing may repeat a part of it.
@@ -114,6 +117,7 @@ class Reconstructed(nn.Module):
     def __setstate__(self, state: Any) -> None:
         """Make a copy or a loaded module known to the hooks; capture what a file left out."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        STATISTICS.update(RULES)
         if self.program is None:
             self.__dict__["program"] = _program_of(self)
         register_owner(self)
@@ -135,6 +139,7 @@ class Reconstructed(nn.Module):
 
 def reconstruct_(plan: Plan) -> None:
     """Rewrite the planned modules in place; modules that share a weight share its Fisher layer."""
+    STATISTICS.update(RULES)  # before any forward: a compiled one cannot add to a table
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("plan\n%s", dump_plan(plan))
     layers: dict[int, FisherLayer] = {}
@@ -161,6 +166,8 @@ def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) ->
         module.add_module(place.fisher_name, fisher)
     names = tuple((place.weight_name, place.bias_name) for place in places)
     module.__dict__["program"] = program
+    for members in members_of(type(module)):
+        members.prepare(module)
     module.__class__ = reconstructed_class(type(module), names)  # type: ignore[arg-type]
     register_owner(module)
 
@@ -172,7 +179,9 @@ def fold_module_(module: Reconstructed) -> None:
         del module._modules[f"{site.weight_name}_fisher"]
     del module.__dict__["program"]
     release_owner(module)
-    module.__class__ = module.original_class  # type: ignore[assignment]
+    module.__class__ = original = module.original_class  # type: ignore[assignment]
+    for members in members_of(original):
+        members.restore(module)
 
 
 def reset_(site: LocalSite) -> None:
@@ -186,6 +195,8 @@ def reconstructed_class(original: type[Any], names: Names) -> type[Reconstructed
     """Make (once) the class of reconstructed modules of class `original`."""
     namespace: dict[str, Any] = {"original_class": original, "names": names}
     namespace |= attributes_of(names)
+    for members in members_of(original):
+        namespace |= members.attributes
     if hasattr(original, "reset_parameters"):
         namespace["reset_parameters"] = _reset_parameters
     for copied in ("__module__", "__qualname__", "__doc__"):

@@ -43,7 +43,13 @@ class Layout:
     def stacked(cls, shape: Sequence[int]) -> Self:
         """Lay `[..., O, K]` out as one group for each leading index."""
         matrix = (prod(shape[:-2]), shape[-2], shape[-1])
-        return cls(tuple(shape), tuple(range(len(shape))), matrix)
+        return cls(matrix, (0, 1, 2), matrix)
+
+    @classmethod
+    def stacked_transposed(cls, shape: Sequence[int]) -> Self:
+        """Lay `[..., K, O]` out as one transposed group for each leading index."""
+        groups, (width, outputs) = prod(shape[:-2]), shape[-2:]
+        return cls((groups, width, outputs), (0, 2, 1), (groups, outputs, width))
 
     @classmethod
     def channelwise(cls, shape: Sequence[int]) -> Self:
@@ -67,8 +73,8 @@ class Layout:
 
     @property
     def is_transposed(self) -> bool:
-        """Whether a parameter `[K, O]` is laid out as its transpose."""
-        return self.order == (1, 0)
+        """Whether a parameter `[..., K, O]` is laid out as its transpose."""
+        return self.order in ((1, 0), (0, 2, 1))
 
     def matrices(self, parameter: Tensor) -> Tensor:
         """Return the parameter as `[*, O, K]`, a view where that is possible."""
@@ -86,10 +92,18 @@ class Layout:
         """Return a bias, one number per output of every group, as `[*, O]`."""
         return bias.reshape(self.matrix[:-1])
 
+    def orders_like(self, other: Layout) -> bool:
+        """Say whether two layouts take the elements in the same order, if their sizes agree."""
+        in_order = [list(layout.order) == sorted(layout.order) for layout in (self, other)]
+        return self.order == other.order or all(in_order)
+
     def of_transpose(self) -> Self:
-        """Return the layout of `w` that reads it as this one reads the matrix `w^T`."""
-        order = (0, 1) if self.is_transposed else (1, 0)
-        return type(self)((self.view[1], self.view[0]), order, self.matrix)
+        """Return the layout of `w` that reads it as this one reads `w^T`, its last axes swapped."""
+        *lead, rows, columns = self.view
+        last = len(self.view) - 1
+        other = {last: last - 1, last - 1: last}
+        order = tuple(other.get(axis, axis) for axis in self.order)
+        return type(self)((*lead, columns, rows), order, self.matrix)
 
     def swapped_width(self, other: Layout) -> int | None:
         """Compare what a call reads, `self`, with how the weight is laid out, `other`.
@@ -98,7 +112,7 @@ class Layout:
             0 where they agree; the width of the call's rows where one is the other's transpose;
             None where they do not fit.
         """
-        if self.matrix == other.matrix and self.is_transposed == other.is_transposed:
+        if self.matrix == other.matrix and self.orders_like(other):
             return 0
         turned = self.matrix == other.matrix[::-1] and self.is_transposed != other.is_transposed
         return self.width if turned and self.groups is None else None

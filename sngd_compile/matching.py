@@ -6,10 +6,10 @@ import operator
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from sngd_compile.bytecode import UncapturableError, changes_in_place
 from sngd_compile.capture import capture
@@ -73,7 +73,8 @@ def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str])
         return _as_it_is(module, module_class, names, note, reason)
     owned = {n: p for n, p in module._parameters.items() if p is not None}
     reads = {node: node.target for node in graph.nodes if node.op == "get_attr"}
-    matcher = Matcher({n: name for n, name in reads.items() if name in owned}, owned)
+    own_reads = {node: name for node, name in reads.items() if name in owned}
+    matcher = Matcher(own_reads, owned, guesses=planned_weights(module, module_class))
     found = {name: matcher.found(name) for name in names}
     taken_apart = [name for name, uses in found.items() if isinstance(uses, Planned)]
     note = f"its forward takes {taken_apart[0]} apart" if taken_apart else ""
@@ -99,6 +100,7 @@ class Matcher:
         reads: The nodes that hold a parameter, with its name.
         owned: The parameters by that name.
         passed: Calls that hand parameters on to a graph of their own, whose nodes are in `reads`.
+        guesses: What is known of parameters that a forward takes apart.
     """
 
     def __init__(
@@ -106,8 +108,9 @@ class Matcher:
         reads: Mapping[fx.Node, str],
         owned: Mapping[str, Tensor],
         passed: Collection[fx.Node] = (),
+        guesses: Mapping[str, Planned | str] | None = None,
     ) -> None:
-        self.owned, self.passed = owned, passed
+        self.owned, self.passed, self.guesses = owned, passed, guesses or {}
         self.nodes: dict[str, list[fx.Node]] = defaultdict(list)
         self.parameters: dict[fx.Node, Tensor] = {}
         self.transposed: set[fx.Node] = set()
@@ -119,7 +122,7 @@ class Matcher:
         self.nodes[name].append(node)
         self.parameters[node] = view
         for user in list(node.users):
-            if view.dim() == 2 and user not in self.parameters and _is_transpose(user):
+            if user not in self.parameters and _is_transpose(user, view.dim()):
                 if node not in self.transposed:
                     self.transposed.add(user)
                 self._add(name, user, view.detach().mT)
@@ -142,13 +145,14 @@ class Matcher:
             use = self._match(name, node)
             if isinstance(use, str):
                 if _takes_apart(node) and self.owned[name].dim() >= 2:
-                    return planned_weights_of(name, self.owned[name])
+                    return self.guesses.get(name, use)
                 return use
             uses.append(use)
         return tuple(uses)
 
     def _match(self, name: str, node: fx.Node) -> GraphUse | str:
         target = node.target if node.op in ("call_function", "call_method") else None
+        target = getattr(target, "operation", target)  # of an augmented assignment
         if target in _ADDITIONS or target in ("add", "add_"):
             return ADDED
         rule = rule_for(target) if target is not None else None
@@ -173,24 +177,24 @@ class Matcher:
         return GraphUse(node, use, rule)
 
 
-def planned_weights_of(name: str, parameter: Tensor) -> Planned:
-    """Describe one parameter of which nothing is known but its shape."""
-    holder = nn.Module()
-    holder._parameters[name] = cast(nn.Parameter, parameter)
-    return planned_weights(holder, nn.Module)[name]
-
-
 def bias_target(use: Use) -> str | None:
     """Name the attribute that a graph's call adds as a bias."""
     return str(use.bias.target) if isinstance(use.bias, fx.Node) else None
 
 
-def _is_transpose(node: fx.Node) -> bool:
-    if node.op == "call_method" and node.target in ("transpose", "swapaxes", "permute"):
-        return node.args[1:] in ((0, 1), (1, 0), (-1, -2), (-2, -1))
+def _is_transpose(node: fx.Node, dims: int) -> bool:
+    """Say whether a node swaps the last two axes of a view of a parameter, and no others."""
+    if dims < 2:
+        return False
     if node.op == "call_function" and node.target is getattr:
-        return node.args[1] in _TRANSPOSES
-    return node.target in ("t", "T") or node.target is torch.t
+        return node.args[1] == "mT" or (dims == 2 and node.args[1] in _TRANSPOSES)
+    if node.target in ("t", "T") or node.target is torch.t:
+        return dims == 2
+    axes = [axis % dims for axis in tree_leaves(node.args[1:]) if isinstance(axis, int)]
+    if node.target in ("permute", torch.permute):
+        return axes == [*range(dims - 2), dims - 1, dims - 2]
+    swaps = node.target in ("transpose", "swapaxes", torch.transpose)
+    return swaps and sorted(axes) == [dims - 2, dims - 1]
 
 
 def _takes_apart(node: fx.Node) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import operator
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sngd_compile.bytecode import UncapturableError
+from sngd_compile.bytecode import UncapturableError, words
 from sngd_compile.watch import Watch, module_of
 
 _STATIC = frozenset(
     ("dtype", "device", "shape", "ndim", "is_cuda", "size", "dim", "numel", "is_floating_point")
 )
 """Attributes of a parameter that its values do not change."""
+
+_AUGMENTED = words(
+    "iadd isub imul imatmul itruediv ifloordiv imod ipow ilshift irshift iand ixor ior"
+)
 
 
 class LocalProxy(fx.Proxy):
@@ -51,6 +56,33 @@ class LocalProxy(fx.Proxy):
         """Refuse to be written as text."""
         _refuse_outside_torch("writes an activation as text")
         return super().__repr__()
+
+
+def _augmented(name: str) -> Callable[[Any, Any], Any]:
+    """Make the function that stands in a graph for an augmented assignment such as `x += y`.
+
+    FX takes that for `x = x + y`, and who else holds x keeps the old value. `operator.iadd` in a
+    graph is printed as a statement, which changes the variable of a number for its other readers.
+    """
+    operation = getattr(operator, name)
+
+    def augmented(left: Any, right: Any) -> Any:
+        return operation(left, right)
+
+    augmented.__name__ = augmented.__qualname__ = name
+    augmented.__dict__["operation"] = operation
+    return augmented
+
+
+def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+for _name in _AUGMENTED:
+    setattr(LocalProxy, f"__{_name}__", _in_place(_augmented(_name)))
 
 
 class LocalAttribute(LocalProxy, fx.proxy.Attribute):

@@ -71,6 +71,13 @@ class Rule(ABC):
     least_samples: ClassVar[int] = 1
     kind: ClassVar[str] = "shared"
 
+    def __init__(self) -> None:
+        """Read the signature once: Dynamo, which traces `bind`, cannot follow `inspect`."""
+        parameters = self.signature.parameters.values()
+        self._rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+        self._names = tuple(p.name for p in parameters if p.name != self._rest)
+        self._defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+
     @abstractmethod
     def match(self, call: Call) -> Use | str:
         """Describe the use of a weight, or say why it cannot be reconstructed.
@@ -128,6 +135,18 @@ class Rule(ABC):
         Raises:
             TypeError: The call does not fit `signature`.
         """
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return Call(dict(bound.arguments), parameters)
+        if len(args) > len(self._names) and self._rest is None:
+            raise TypeError("too many arguments")
+        given: dict[str, Any] = dict(zip(self._names, args, strict=False))
+        for name, value in kwargs.items():
+            if name in given or name not in self._names:
+                raise TypeError(f"no place for {name}")
+            given[name] = value
+        arguments = {}
+        for name in self._names:
+            if name not in given and name not in self._defaults:
+                raise TypeError(f"{name} is missing")
+            arguments[name] = given[name] if name in given else self._defaults[name]
+        if self._rest is not None:
+            arguments[self._rest] = tuple(args[len(self._names) :])
+        return Call(arguments, parameters)

@@ -45,15 +45,15 @@ class Geometry:
         """Read the arguments of the call; `padding="same"` puts an odd rest after the axis."""
         kernel = tuple(weight.shape[2:])
         axes = len(kernel)
-        stride = _per_axis(arguments["stride"], axes)
-        dilation = _per_axis(arguments["dilation"], axes)
+        stride = per_axis(arguments["stride"], axes)
+        dilation = per_axis(arguments["dilation"], axes)
         padding = arguments["padding"]
         if padding == "same":
             totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
             before = tuple(total // 2 for total in totals)
             after = tuple(total - total // 2 for total in totals)
         else:
-            before = after = _per_axis(0 if padding == "valid" else padding, axes)
+            before = after = per_axis(0 if padding == "valid" else padding, axes)
         return cls(arguments["groups"], kernel, stride, dilation, before, after)
 
     def pad(self, images: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -95,7 +95,7 @@ class Convolution(Rule):
         if weight is None:
             return "the convolution takes it as something else than the weight"
         static = ("stride", "padding", "dilation", "groups")
-        dynamic = [name for name in static if not _is_static(call.arguments[name])]
+        dynamic = [name for name in static if not is_static(call.arguments[name])]
         if dynamic:
             return f"the convolution's {dynamic[0]} is computed in the forward"
         geometry = Geometry.of(call.arguments, weight)
@@ -148,12 +148,14 @@ class Convolution(Rule):
         )
 
 
-def _per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+def per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """Return one number per spatial axis."""
     numbers = (value,) if isinstance(value, int) else tuple(value)
     return numbers * axes if len(numbers) == 1 else numbers
 
 
-def _is_static(value: object) -> bool:
+def is_static(value: object) -> bool:
+    """Say whether an argument is known before the forward runs."""
     if isinstance(value, tuple | list):
         return all(isinstance(number, int) for number in value)
     return isinstance(value, int | str)

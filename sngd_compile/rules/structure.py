@@ -6,12 +6,14 @@ call that a weight enters is met as it happens. How the weight is laid out must 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from sngd_compile.bytecode import is_right_factor
 from sngd_compile.layout import Layout
+from sngd_compile.rules.source import is_used_elementwise
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,13 @@ class Planned:
     kind: str = "shared"
 
 
-Structure = Callable[[nn.Module], dict[str, Planned]]
+Structure = Callable[[nn.Module], Mapping[str, Planned | str]]
+"""From a module to its weights, by attribute name, and reasons for parameters that stay."""
+
+ELEMENTWISE = (
+    "used elementwise by a forward that cannot be captured: its local Fisher is taken for the "
+    "identity, so its steps are plain descent"
+)
 
 _structures: dict[type[nn.Module], Structure] = {}
 
@@ -52,17 +60,28 @@ def runs_known_forward(module_class: type[nn.Module]) -> bool:
     return registered and str(module_class.forward.__module__).startswith("torch.nn.")
 
 
-def planned_weights(module: nn.Module, module_class: type[nn.Module]) -> dict[str, Planned]:
+def planned_weights(
+    module: nn.Module, module_class: type[nn.Module]
+) -> Mapping[str, Planned | str]:
     """Describe the weights of a module, by attribute name.
 
     Of a class that nobody registered, a parameter `[..., O, K]` is taken for linear layers side by
-    side. One with fewer axes, or one that is broadcast along its first, is no matrix.
+    side; for `[..., K, O]` where the forward multiplies by it from the right. One with fewer axes,
+    or one that is broadcast along its first, is no matrix.
     """
     for base in module_class.__mro__:
         if base in _structures:
             return _structures[base](module)
-    owned = {name: p for name, p in module._parameters.items() if p is not None}
-    return {name: _guess(p.shape) for name, p in owned.items() if _is_matrix(p)}
+    described: dict[str, Planned | str] = {}
+    for name, parameter in module._parameters.items():
+        if parameter is None or not _is_matrix(parameter):
+            continue
+        if is_used_elementwise(module_class, name):
+            described[name] = ELEMENTWISE
+            continue
+        is_turned = is_right_factor(module_class, module_class.forward, name)
+        described[name] = Planned("as called", _guess(parameter.shape, is_turned))
+    return described
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
@@ -70,7 +89,7 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
     return len(shape) == 2 or (len(shape) > 2 and shape[0] > 1)
 
 
-def _guess(shape: Sequence[int]) -> Planned:
+def _guess(shape: Sequence[int], is_turned: bool) -> Layout:
     if len(shape) == 2:
-        return Planned("as called", Layout.plain(shape))
-    return Planned("as called", Layout.stacked(shape))
+        return Layout.transposed(shape) if is_turned else Layout.plain(shape)
+    return Layout.stacked_transposed(shape) if is_turned else Layout.stacked(shape)

@@ -41,10 +41,10 @@ def fold(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | None) -
             weight, bias = fisher.root_buffers.fold(*wide_pair)
     else:
         weight, bias = fisher.root_buffers.fold(*wide_pair)
-    weight = fisher.layout.parameter(weight, weight_prime.shape).to(weight_prime.dtype)
+    weight = _dense(fisher.layout.parameter(weight, weight_prime.shape).to(weight_prime.dtype))
     if bias is None or bias_prime is None:
         return weight, None
-    return weight, bias.reshape(bias_prime.shape).to(bias_prime.dtype)
+    return weight, _dense(bias.reshape(bias_prime.shape).to(bias_prime.dtype))
 
 
 def local_linear(
@@ -101,6 +101,15 @@ def local_embedding(
         return F.embedding(indices, fold(fisher, weight_prime, None)[0], padding_idx)
     rows, _ = fisher.root_buffers.fold(looked_up.flatten(0, -2).to(wide), None)
     return rows.view(looked_up.shape).to(weight_prime.dtype)
+
+
+def _dense(parameter: Tensor) -> Tensor:
+    """Make a vector contiguous, as a parameter is.
+
+    F.batch_norm's backward on a CPU gives wrong gradients for a weight with a stride (seen on
+    torch 2.13), silently.
+    """
+    return parameter.contiguous() if parameter.dim() == 1 else parameter
 
 
 def _on_rows(fisher: FisherLayer, input: Tensor, weight_prime: Tensor) -> bool:

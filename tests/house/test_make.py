@@ -4,8 +4,18 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ["help", "demo", "test", "lint", "format", "types"]
-TARGETS += ["docs", "bench", "mutants", "wheel", "check", "clean"]
+TARGETS = ["help", "demo", "test", "test-interpreter", "test-gpu", "test-triton-matrix"]
+TARGETS += [
+    "lint",
+    "format",
+    "types",
+    "docs",
+    "bench",
+    "bench-kernels",
+    "bench-gpu",
+    "kernel-table",
+]
+TARGETS += ["mutants", "wheel", "check", "clean"]
 
 
 def test_help_lists_every_target():

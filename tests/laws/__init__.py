@@ -8,6 +8,15 @@ def test_linear(law, case, root):
 """
 
 from laws.case import Case, conv_case, conv_rows, linear_case, linear_rows
-from laws.suite import LAWS, every_law
+from laws.suite import LAWS, every_law, factor_is_the_jacobians_moment
 
-__all__ = ["LAWS", "Case", "conv_case", "conv_rows", "every_law", "linear_case", "linear_rows"]
+__all__ = [
+    "LAWS",
+    "Case",
+    "conv_case",
+    "conv_rows",
+    "every_law",
+    "factor_is_the_jacobians_moment",
+    "linear_case",
+    "linear_rows",
+]

@@ -10,6 +10,7 @@ from torch import Tensor
 import sngd_compile as sngd
 from laws.case import Case
 from sngd_compile import Config, Rule
+from sngd_compile.rules import RULES
 from sngd_compile.runtime.observe import STATISTICS
 
 
@@ -59,12 +60,14 @@ class Spy:
 @contextmanager
 def spies(seen: list[RecordedUse]) -> Iterator[None]:
     """Spy on every rule for a while."""
-    rules = dict(STATISTICS)
-    STATISTICS.update({name: Spy(rule, seen) for name, rule in rules.items()})
+    tables = [(table, dict(table)) for table in (STATISTICS, RULES)]
+    for table, rules in tables:
+        table.update({name: Spy(rule, seen) for name, rule in rules.items()})
     try:
         yield
     finally:
-        STATISTICS.update(rules)
+        for table, rules in tables:
+            table.update(rules)
 
 
 def recorded_uses(case: Case) -> list[RecordedUse]:

@@ -25,11 +25,12 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+import layer_bugs
 import root_bugs
 import statistics_bugs
 from bug import BUGS, Bug
 
-__all__ = ["root_bugs", "statistics_bugs"]
+__all__ = ["layer_bugs", "root_bugs", "statistics_bugs"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = 2

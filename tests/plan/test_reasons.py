@@ -32,7 +32,10 @@ class Functional(nn.Module):
 
 LONE_BIAS = "a bias that joins no local Fisher"
 CALLS = {
-    "masked": (lambda m, x: F.linear(x, m.weight * m.mask), {"weight": "no rule for mul"}),
+    "masked": (
+        lambda m, x: F.linear(x, m.weight * m.mask),
+        {"weight": "multiplied by no activation"},
+    ),
     "power": (lambda m, x: x.sum() + (m.weight**2).sum(), {"weight": "no rule for pow"}),
     "penalised": (
         lambda m, x: F.linear(x, m.weight) + m.weight.square().sum(),

@@ -8,10 +8,16 @@ from torch import Tensor, nn
 
 from laws import conv_rows, linear_rows
 from sngd_compile import Config
+from theorem.networks import Gain
+
+
+def gain_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """Take every activation as one row."""
+    return x.reshape(-1, 1)
 
 
 class Layer:
-    """One linear or convolutional layer with its second moment, all in the coordinates of `w`.
+    """One linear layer, convolution or gain with its second moment, all in the coordinates of `w`.
 
     Args:
         module: The layer.
@@ -21,7 +27,8 @@ class Layer:
     def __init__(self, module: nn.Module, observed_step: Callable[[], int | None]):
         self.module = module
         self.groups = getattr(module, "groups", 1)
-        self.rows_of = linear_rows if isinstance(module, nn.Linear) else conv_rows
+        rows_of = {nn.Linear: linear_rows, nn.Conv2d: conv_rows, Gain: gain_rows}
+        self.rows_of = rows_of[type(module)]
         self.rows: list[Tensor] = []
         self.observed_steps: set[int] = set()
         self.average = self.weight = 0.0
@@ -30,7 +37,8 @@ class Layer:
 
     def matrix(self, value: Callable[[Tensor], Tensor]) -> Tensor:
         """Lay a value of weight and bias out as `[groups, O / groups, D]`."""
-        columns = value(self.module.weight).flatten(1)
+        weight = value(self.module.weight)
+        columns = weight.reshape(*weight.shape[:1] or (1,), -1)
         if self.module.bias is not None:
             columns = torch.cat([columns, value(self.module.bias)[:, None]], 1)
         return columns.unflatten(0, (self.groups, -1))
@@ -83,7 +91,7 @@ class NaturalDescent:
         self.model, self.config, self.clip = model, config, clip
         self.sgd = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, **sgd}
         self.steps = 0
-        kinds = (nn.Linear, nn.Conv2d)
+        kinds = (nn.Linear, nn.Conv2d, Gain)
         modules = [module for module in model.modules() if isinstance(module, kinds)]
         self.layers = [Layer(module, self.observed_step) for module in modules]
         self.velocity = {p: torch.zeros_like(p) for p in model.parameters()}

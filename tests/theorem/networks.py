@@ -25,8 +25,25 @@ class MLP(nn.Module):
         return self.last(hidden)
 
 
+class Gain(nn.Module):
+    """One number that multiplies all activations."""
+
+    bias = None
+
+    def __init__(self, weight: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply."""
+        return self.weight * x
+
+
 class Residual(nn.Module):
-    """Convolutions with a scaled skip connection, then a linear layer over all positions."""
+    """Convolutions with a scaled skip connection, then a linear layer over all positions.
+
+    The shift is a parameter that no local Fisher takes.
+    """
 
     input_shape = (2, 5, 4)
 
@@ -34,13 +51,14 @@ class Residual(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(2, 4, 3, padding=1)
         self.body = nn.Conv2d(4, 4, (3, 1), padding="same", groups=2, bias=False)
-        self.gain = nn.Parameter(torch.tensor(0.7))
+        self.gain = Gain(0.7)
+        self.shift = nn.Parameter(torch.tensor(0.1))
         self.head = nn.Linear(4, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify `[N, 2, 5, 4]`; the head sees every position as one row."""
         hidden = torch.tanh(self.stem(x))
-        hidden = hidden + self.gain * torch.tanh(self.body(hidden))
+        hidden = hidden + self.gain(torch.tanh(self.body(hidden))) + self.shift
         return self.head(hidden.flatten(2).mT).mean(1)
 
 

@@ -1,0 +1,80 @@
+"""Cholesky factors and their inverses with PyTorch's own operations: the CPU path, and large D."""
+
+import torch
+from torch import Tensor
+
+from .rows import autocast_off
+
+# Largest |a_ij - a_ji| over the largest diagonal entry that counts as rounding.
+ASYMMETRY = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+# Columns of a triangle that are inverted by one solve.
+SOLVED_AT_ONCE = 128
+
+# What `info` counts beside the pivots, which are counted from 1.
+NOT_FINITE = -1
+NOT_SYMMETRIC = -2
+
+
+def flaws(matrices: Tensor) -> Tensor:
+    """Return, int32 `[B]`, NOT_FINITE, NOT_SYMMETRIC or 0 for each of `matrices` `[B, D, D]`."""
+    skew = (matrices - matrices.mT).abs_().amax((-2, -1))
+    largest = matrices.diagonal(dim1=-2, dim2=-1).abs().amax(-1)
+    # A difference with an infinity or a NaN, itself or its mirror image, is not finite.
+    info = torch.zeros(len(matrices), dtype=torch.int32, device=matrices.device)
+    info.masked_fill_(skew > ASYMMETRY[matrices.dtype] * largest, NOT_SYMMETRIC)
+    return info.masked_fill_(~(skew + largest).isfinite(), NOT_FINITE)
+
+
+def invert_factor(matrices: Tensor, damping: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+    """Invert the Cholesky factor of each damped matrix, the bias eliminated first.
+
+    Args:
+        matrices: `[B, D, D]`, float32 or float64.
+        damping: `[B]`, added to the diagonals.
+        bias: whether the last row and column come first.
+
+    Returns:
+        `R` `[B, D, D]`, NaN where the matrix has none, and `info`, int32 `[B]`.
+    """
+    if matrices.numel() == 0:
+        return matrices.new_empty(matrices.shape), flaws_of_nothing(matrices)
+    info = flaws(matrices)
+    damped = matrices.roll((1, 1), (-2, -1)) if bias else matrices.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(damping[:, None])
+    lower, pivots = torch.linalg.cholesky_ex(damped)
+    # An infinite pivot passes as a factor.
+    infinite = ~lower.diagonal(dim1=-2, dim2=-1).isfinite()
+    pivots = torch.where(pivots == 0, _first(infinite), pivots)
+    info = torch.where(info == 0, pivots, info)
+    with autocast_off(damped.device):
+        inverse = invert_lower_(torch.zeros_like(damped), lower)
+    inverse = inverse.roll((-1, -1), (-2, -1)) if bias else inverse
+    return inverse.masked_fill_((info != 0)[:, None, None], torch.nan), info
+
+
+def invert_lower_(out: Tensor, lower: Tensor) -> Tensor:
+    """Fill `out` `[B, D, D]`, zeros, with the inverses of lower triangular matrices.
+
+    By halves, `[[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]]`: `D^3 / 3` multiply-adds
+    in products, where a solve for the identity, which does not know its zeros, takes `D^3 / 2`.
+    """
+    size = lower.shape[-1]
+    if size <= SOLVED_AT_ONCE:
+        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        return out.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+    half = (size // 2 + 63) // 64 * 64
+    first = invert_lower_(out[..., :half, :half], lower[..., :half, :half])
+    second = invert_lower_(out[..., half:, half:], lower[..., half:, half:])
+    out[..., half:, :half].baddbmm_(second, lower[..., half:, :half] @ first, beta=0, alpha=-1)
+    return out
+
+
+def flaws_of_nothing(matrices: Tensor) -> Tensor:
+    """Return `info` for empty matrices: nothing is wrong with them."""
+    return torch.zeros(len(matrices), dtype=torch.int32, device=matrices.device)
+
+
+def _first(marks: Tensor) -> Tensor:
+    """Count, from 1, where the first mark of each row stands; 0 without any."""
+    return (marks.int().argmax(-1).int() + 1) * marks.any(-1)

@@ -1,0 +1,22 @@
+"""Every kernel, compiled for every target as it is launched there: what its machine code is."""
+
+import pytest
+
+pytest.importorskip("triton")
+
+from ops.ahead_of_time.compiler import TARGETS, compile_launches
+from ops.ahead_of_time.launches import LAUNCHES, Launch
+from sngd_kernels.gpu.target import SHARED_MEMORY
+
+
+@pytest.mark.parametrize("launch", LAUNCHES, ids=lambda launch: launch.name)
+@pytest.mark.parametrize("family", TARGETS)
+def test_machine_code(family: str, launch: Launch) -> None:
+    kernels = compile_launches(family, launch.run)
+    assert kernels
+    assert {kernel.kernel: kernel.spills for kernel in kernels if kernel.spills} == {}
+    assert all(kernel.shared <= SHARED_MEMORY[family] for kernel in kernels)
+    if launch.tensor_core:
+        assert kernels[0].tensor_core > 0
+    if launch.wide_copies and family != "gfx942":
+        assert kernels[0].wide_copies > 0

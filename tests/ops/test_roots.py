@@ -1,0 +1,107 @@
+"""Laws of the roots by iteration: `Z A Z = I`, and a refusal where they do not converge."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sngd_kernels import (
+    KernelTypeError,
+    KernelValueError,
+    NotConvergedError,
+    cholesky_inverse,
+    denman_beavers,
+    newton_schulz,
+    warm_root,
+)
+
+ITERATIONS = [denman_beavers, newton_schulz]
+
+
+def with_condition(condition: float, width: int, count: int = 2) -> Tensor:
+    """Random matrices with eigenvalues from 37 down to 37 / condition."""
+    vectors = torch.linalg.qr(torch.randn(count, width, width, dtype=torch.float64))[0]
+    exponents = torch.linspace(0, 1, width, dtype=torch.float64)
+    matrices = (vectors * 37 * condition**-exponents) @ vectors.mT
+    return (matrices + matrices.mT) / 2
+
+
+def residual(root: Tensor, matrices: Tensor) -> float:
+    error = root @ matrices @ root.mT - torch.eye(matrices.shape[-1], dtype=torch.float64)
+    return torch.linalg.matrix_norm(error).max().item()
+
+
+@pytest.mark.parametrize("iterate", ITERATIONS)
+@pytest.mark.parametrize("width", [1, 2, 63, 100])
+def test_symmetric_root(iterate: Callable[[Tensor], Tensor], width: int) -> None:
+    matrices = with_condition(1e4, width)
+    root = iterate(matrices)
+    assert residual(root, matrices) <= 1e-6
+    assert torch.equal(root, root.mT)
+    assert (torch.linalg.eigvalsh(root) > 0).all()
+    assert iterate(matrices[0]).shape == (width, width)
+
+
+@pytest.mark.parametrize("iterate", ITERATIONS)
+@pytest.mark.parametrize(("condition", "allowed"), [(1e2, 1e-4), (1e4, 1e-3), (1e5, 1e-2)])
+def test_float32_is_as_good_as_a_factorisation(
+    iterate: Callable[[Tensor], Tensor], condition: float, allowed: float
+) -> None:
+    matrices = with_condition(condition, 100)
+    assert residual(iterate(matrices.float()).double(), matrices) <= allowed
+    assert residual(cholesky_inverse(matrices.float()).double(), matrices) <= allowed
+
+
+@pytest.mark.parametrize(("iterate", "steps"), [(denman_beavers, 8), (newton_schulz, 20)])
+def test_few_iterations_are_enough(iterate: Callable[..., Tensor], steps: int) -> None:
+    iterate(with_condition(1e4, 64), iterations=steps)
+
+
+@pytest.mark.parametrize("iterate", ITERATIONS)
+def test_refuses_what_does_not_converge(iterate: Callable[..., Tensor]) -> None:
+    name = iterate.__name__
+    with pytest.raises(NotConvergedError, match=f"{name}: the residual is .* after 1 iterations"):
+        iterate(with_condition(1e4, 10), iterations=1)
+    with pytest.raises(NotConvergedError, match=r"residual is inf.*use cholesky_inverse"):
+        iterate(torch.full((3, 3), torch.nan))
+    with pytest.raises(NotConvergedError):
+        iterate(-torch.eye(3))
+    with pytest.raises(KernelValueError, match="iterations is 0; expected at least 1"):
+        iterate(torch.eye(3), iterations=0)
+    with pytest.raises(KernelTypeError, match="bfloat16"):
+        iterate(torch.eye(3).bfloat16())
+    with pytest.raises(KernelValueError, match="expected square"):
+        iterate(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_warm_root_converges_quadratically(bias: bool) -> None:
+    before, matrices = with_condition(1e3, 63), with_condition(1e3, 63)
+    matrices = before + 1e-4 * matrices
+    root = cholesky_inverse(before, bias=bias)
+    residuals = []
+    for _ in range(4):
+        expected = residual(root, matrices)
+        root, reported = warm_root(root, matrices)
+        assert reported.max().item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+        residuals.append(expected)
+    assert residuals[1] <= residuals[0] ** 2
+    assert residuals[-1] <= 1e-9
+
+
+def test_warm_root_reports_that_a_step_is_worthless() -> None:
+    matrices = with_condition(1e3, 63)
+    _, reported = warm_root(cholesky_inverse(matrices), 10 * matrices)
+    assert (reported > 0.3).all()
+    assert warm_root(torch.eye(3), torch.full((3, 3), torch.nan))[1].isnan()
+
+
+def test_warm_root_follows_a_slow_drift_in_float32() -> None:
+    start, end = with_condition(1e3, 63), with_condition(1e3, 63)
+    root = cholesky_inverse(start.float())
+    for step in range(1, 51):
+        matrices = start + (end - start) * step / 10000
+        root, reported = warm_root(root, matrices.float())
+        assert (reported < 0.3).all()
+    assert residual(root.double(), matrices) <= 0.01
