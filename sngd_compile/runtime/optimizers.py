@@ -196,5 +196,6 @@ def _all_finite(gradients: list[Tensor]) -> bool:
 
 @cache
 def _install_hooks() -> None:
-    register_optimizer_step_pre_hook(before_step)
-    register_optimizer_step_post_hook(after_step)
+    # A compiled step must not trace them: what they count is no part of its graph.
+    register_optimizer_step_pre_hook(torch.compiler.disable(before_step))
+    register_optimizer_step_post_hook(torch.compiler.disable(after_step))
