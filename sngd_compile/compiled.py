@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sngd_compile.errors import SngdWarning
 from sngd_compile.matching import ADDED, LONE_BIAS
@@ -39,12 +42,12 @@ class CompiledModels:
         self._is_compiled: Callable[[nn.Module], bool] | None = None
         self.frames = 0
         self.reported: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
-        self.warned: WeakSet[Tensor] = WeakSet()
+        self.warned: Any = WeakTensorKeyDictionary()  # a WeakSet would compare numbers
 
     def watch(self, is_compiled: Callable[[nn.Module], bool]) -> None:
         """Report after optimizer steps, now that there is a backend that can tell its models."""
         if self._is_compiled is None:
-            register_optimizer_step_post_hook(self._after_step)
+            register_optimizer_step_post_hook(torch.compiler.disable(self._after_step))
         self._is_compiled = is_compiled
 
     def includes(self, model: nn.Module) -> bool:
@@ -76,10 +79,13 @@ class CompiledModels:
             for skip, parameter in skips_of(model):
                 plain = parameter.grad is not None and id(parameter) in stepped
                 if plain and skip.reason not in HARMLESS and parameter not in self.warned:
-                    self.warned.add(parameter)
+                    self.warned[parameter] = True
                     found[skip.name] = skip.reason
         if found:
-            listed = "; ".join(f"{name}: {reason}" for name, reason in found.items())
+            reasons: dict[str, list[str]] = defaultdict(list)
+            for name, reason in found.items():
+                reasons[reason].append(name)
+            listed = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
             warnings.warn(
                 f"{len(found)} parameters compiled with backend='sngd' receive plain gradients. "
                 f"{listed}.",

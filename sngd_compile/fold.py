@@ -10,6 +10,7 @@ from torch import nn
 from sngd_compile.compiled import states_of
 from sngd_compile.errors import ModelError
 from sngd_compile.layer import fold_module_, reconstructed_modules
+from sngd_compile.runtime.distributed import keep_out_of_broadcast
 from sngd_compile.runtime.optimizers import known_optimizers, sites_of
 from sngd_compile.runtime.refresh import refresh_site
 
@@ -45,6 +46,7 @@ def fold_(net: Model) -> Model:
     _require_module(net)
     for module in reconstructed_modules(net).values():
         fold_module_(module)
+    keep_out_of_broadcast(net)
     return net
 
 

@@ -11,6 +11,7 @@ from sngd_compile.config import Config
 from sngd_compile.errors import AlreadyReconstructedError, ConfigError
 from sngd_compile.layer import reconstruct_, reconstructed_modules
 from sngd_compile.plan import Overrides, make_plan
+from sngd_compile.runtime.distributed import keep_out_of_broadcast
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -60,4 +61,5 @@ def reconstruct(
         if not inplace:
             model = copy.deepcopy(model)
     reconstruct_(make_plan(model, config or Config(), overrides or {}))
+    keep_out_of_broadcast(model)
     return model

@@ -22,6 +22,7 @@ from torch.optim.optimizer import (
 )
 
 from sngd_compile.errors import SngdWarning
+from sngd_compile.runtime.distributed import find_groups
 from sngd_compile.runtime.refresh import (
     Site,
     refresh_site,
@@ -89,12 +90,16 @@ def _bind(optimizer: Optimizer) -> Binding:
         pairs = zip(known.sites, known.weights, strict=True)
         if all(site.weight is weight for site, weight in pairs):
             return known
-    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    owned = {id(p): index for index, p in enumerate(parameters)}
     everywhere = sites_of(_owners)
+    # In the order of the optimizer: processes that train in parallel refresh in the same one.
     driven = [site for site in everywhere if id(site.weight) in owned]
+    driven.sort(key=lambda site: owned[id(site.weight)])
     sites = list({id(site.fisher): site for site in driven}.values())  # shallow copies share one
     owns_any = bool(sites) or any(id(site.bias) in owned for site in everywhere)
     weights: list[Tensor] = [site.weight for site in sites]
+    find_groups((site.weight, site.fisher) for site in sites)
     binding = Binding(sites, weights, owns_any, count, _generation)
     if sites and known is None and not isinstance(optimizer, torch.optim.SGD):
         warnings.warn(
@@ -191,5 +196,6 @@ def _all_finite(gradients: list[Tensor]) -> bool:
 
 @cache
 def _install_hooks() -> None:
-    register_optimizer_step_pre_hook(before_step)
-    register_optimizer_step_post_hook(after_step)
+    # A compiled step must not trace them: what they count is no part of its graph.
+    register_optimizer_step_pre_hook(torch.compiler.disable(before_step))
+    register_optimizer_step_post_hook(torch.compiler.disable(after_step))

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from sngd_compile.errors import SngdWarning
 from sngd_compile.runtime.diagonal import Pair
+from sngd_compile.runtime.distributed import add_up_
 from sngd_compile.runtime.fisher import REJECTED, FisherLayer
 from sngd_compile.runtime.reparameterise import as_matrices
 from sngd_compile.runtime.roots import Root, copy_root_
@@ -79,6 +80,7 @@ def refresh_site(site: Site, optimizers: Iterable[Optimizer]) -> None:
     """
     fisher = site.fisher
     report_rejected(fisher)
+    add_up_(fisher)
     if not fisher.absorb_():
         return
     found = fisher.next_root()
