@@ -21,7 +21,7 @@ from workloads import WORKLOADS, Workload
 
 LABELLED: tuple[tuple[Any, str, str], ...] = (
     (optimizers, "_drop_non_finite", "guard"),
-    (optimizers, "refresh_site", "refresh"),
+    (optimizers, "refresh_sites", "refresh"),
     (contenders, "clip_grad_norm_", "clipping"),
 )
 """Functions to label in a profile: where their callers find them, their names, their groups."""

@@ -50,7 +50,10 @@ def invert_factor(matrices: Tensor, damping: Tensor, bias: bool) -> tuple[Tensor
     with autocast_off(damped.device):
         inverse = invert_lower_(torch.zeros_like(damped), lower)
     inverse = inverse.roll((-1, -1), (-2, -1)) if bias else inverse
-    return inverse.masked_fill_((info != 0)[:, None, None], torch.nan), info
+    flawed = info != 0
+    if damped.device.type != "cpu" or bool(flawed.any()):  # only a device would have to wait
+        inverse.masked_fill_(flawed[:, None, None], torch.nan)
+    return inverse, info
 
 
 def invert_lower_(out: Tensor, lower: Tensor) -> Tensor:

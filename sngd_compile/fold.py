@@ -12,7 +12,7 @@ from sngd_compile.errors import ModelError
 from sngd_compile.layer import fold_module_, reconstructed_modules
 from sngd_compile.runtime.distributed import keep_out_of_broadcast
 from sngd_compile.runtime.optimizers import known_optimizers, sites_of
-from sngd_compile.runtime.refresh import refresh_site
+from sngd_compile.runtime.refresh import refresh_sites
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -68,8 +68,8 @@ def refresh_(net: Model) -> Model:
     Source: docs/method.md, refresh. Law 2 tests it.
     """
     _require_module(net)
-    for site in sites_of([*net.modules(), *states_of(net).values()]):
-        refresh_site(site, known_optimizers())
+    sites = sites_of([*net.modules(), *states_of(net).values()])
+    refresh_sites(list({id(site.fisher): site for site in sites}.values()), known_optimizers())
     return net
 
 

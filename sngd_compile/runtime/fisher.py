@@ -119,11 +119,10 @@ class FisherLayer(nn.Module):
         return True
 
     @torch.no_grad()
-    def next_root(self) -> tuple[Root, float] | None:
-        """Decompose the damped factor; return the root and its damping, None where it fails.
+    def damped(self) -> tuple[Tensor, float] | None:
+        """Return `scale G + damping` and the damping; None for a factor of zeros, undamped.
 
         float32 serves while the damping bounds the condition number by 1e4, float64 beyond that.
-        A factor of zeros has no root: the present one stays.
         """
         diagonal = self._diagonal(self.factor)
         trace = float(diagonal.sum(-1).double().mean()) * self.scale
@@ -134,8 +133,7 @@ class FisherLayer(nn.Module):
         dtype = torch.float32 if narrow else torch.float64
         damped = torch.mul(self.factor.to(dtype), self.scale)
         self._diagonal(damped).add_(damping)
-        root = self.new_root(dtype)
-        return (root, damping) if root.decompose_(damped) else None
+        return damped, damping
 
     def new_root(self, dtype: torch.dtype) -> Root:
         """Return an identity root of this layer's kind and shape."""

@@ -25,7 +25,7 @@ from sngd_compile.errors import SngdWarning
 from sngd_compile.runtime.distributed import find_groups
 from sngd_compile.runtime.refresh import (
     Site,
-    refresh_site,
+    refresh_sites,
     report_rejected,
     report_unobserved,
 )
@@ -139,6 +139,7 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
     found_inf = getattr(optimizer, "found_inf", None)
     if optimizer in _skipped or (found_inf is not None and bool(found_inf)):
         return
+    due = []
     for site in _bind(optimizer).sites:
         schedule = site.fisher.schedule
         if schedule.observing:
@@ -146,7 +147,9 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
         if schedule.advance():
             if _is_unobserved(site):
                 report_unobserved(site.fisher)
-            refresh_site(site, known_optimizers())
+            due.append(site)
+    if due:
+        refresh_sites(due, known_optimizers())
 
 
 def _is_unobserved(site: Site) -> bool:

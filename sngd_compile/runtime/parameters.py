@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sngd_compile.config import Config
 from sngd_compile.errors import SngdWarning
+from sngd_compile.runtime.decomposition import next_roots
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.natural import Form, inputs_of
 from sngd_compile.runtime.optimizers import register_owner
@@ -197,7 +198,7 @@ def _carry_over_(old: FisherLayer, new: FisherLayer) -> None:
     for name in ("tally", "average_weight", "absorbed_rows"):
         new.get_buffer(name).copy_(old.get_buffer(name))
     new.schedule.restore(old.schedule.steps, old.schedule.observed_steps)
-    found = new.next_root() if int(new.absorbed_rows) else None
+    (found,) = next_roots([new]) if int(new.absorbed_rows) else (None,)
     if found is not None:
         copy_root_(new.root_buffers, found[0])
         new.absolute_damping.fill_(found[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sngd_compile.errors import SngdWarning
+from sngd_compile.runtime.decomposition import next_roots
 from sngd_compile.runtime.diagonal import Pair
 from sngd_compile.runtime.distributed import add_up_
 from sngd_compile.runtime.fisher import REJECTED, FisherLayer
@@ -71,30 +72,32 @@ class LocalSite:
         change_root_(self, root, optimizers)
 
 
-def refresh_site(site: Site, optimizers: Iterable[Optimizer]) -> None:
-    """Absorb what was observed and renew the root; a root that fails leaves the old one standing.
+def refresh_sites(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
+    """Absorb what was observed and renew the roots; one that fails leaves the old one standing.
 
     Args:
-        site: The reconstructed weight.
-        optimizers: Those whose states hold momenta of its parameters.
+        sites: The reconstructed weights.
+        optimizers: Those whose states hold momenta of their parameters.
     """
-    fisher = site.fisher
-    report_rejected(fisher)
-    add_up_(fisher)
-    if not fisher.absorb_():
-        return
-    found = fisher.next_root()
-    if found is not None:
-        root, damping = found
-        site.change_root_(root, optimizers)
-        fisher.absolute_damping.fill_(damping)
-    elif bool(fisher.factor.any()):
-        _warn_once(
-            fisher,
-            "singular",
-            "its damped factor is not positive definite, so its root stays as it was; raise "
-            f"damping_rel_trace (now {fisher.config.damping_rel_trace}) or damping_abs",
-        )
+    due = []
+    for site in sites:
+        report_rejected(site.fisher)
+        add_up_(site.fisher)
+        if site.fisher.absorb_():
+            due.append(site)
+    for site, found in zip(due, next_roots([site.fisher for site in due]), strict=True):
+        fisher = site.fisher
+        if found is not None:
+            root, damping = found
+            site.change_root_(root, optimizers)
+            fisher.absolute_damping.fill_(damping)
+        elif bool(fisher.factor.any()):
+            _warn_once(
+                fisher,
+                "singular",
+                "its damped factor is not positive definite, so its root stays as it was; raise "
+                f"damping_rel_trace (now {fisher.config.damping_rel_trace}) or damping_abs",
+            )
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ All tensors may have a leading groups axis. `w = w' R` with `w = [W b]`, `w' = [
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -69,11 +70,6 @@ class CholeskyRoot(nn.Module):
         self.register_buffer("inverse", eye.clone())
         self.register_buffer("gain", torch.ones(lead, dtype=dtype, device=device))
         self.register_buffer("shift", torch.zeros(*lead, width, dtype=dtype, device=device))
-
-    @torch.no_grad()
-    def decompose_(self, damped: Tensor) -> bool:
-        """Become the root of `damped` `[*, D, D]`; return False where it is not definite."""
-        return decompose_all_([self], [damped])[0]
 
     def take_(self, root: Tensor) -> None:
         """Become the root `R` `[*, D, D]`, the bias last."""
@@ -223,8 +219,10 @@ def decompose_all_(roots: Sequence[Root], damped: Sequence[Tensor]) -> list[bool
     """
     first = roots[0]
     if not isinstance(first, CholeskyRoot):
-        return [root.decompose_(matrix) for root, matrix in zip(roots, damped, strict=True)]
-    inverses, info = sngd_kernels.cholesky_inverse_ex(torch.stack([*damped]), bias=first.has_bias)
+        others = cast(Sequence[SymmetricRoot | DiagonalRoot], roots)
+        return [root.decompose_(matrix) for root, matrix in zip(others, damped, strict=True)]
+    batch = damped[0][None] if len(damped) == 1 else torch.stack([*damped])
+    inverses, info = sngd_kernels.cholesky_inverse_ex(batch, bias=first.has_bias)
     definite = [bool(good) for good in (info == 0).reshape(len(roots), -1).all(1)]
     for root, inverse, good in zip(roots, inverses, definite, strict=True):
         if good and isinstance(root, CholeskyRoot):

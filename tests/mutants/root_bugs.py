@@ -17,7 +17,7 @@ from sngd_compile.runtime.roots import CholeskyRoot, SymmetricRoot
 def change_damping(factor: Callable[[FisherLayer], float]) -> None:
     """Scale the damping that is relative to the trace."""
 
-    def next_root(original: Any, fisher: FisherLayer) -> Any:
+    def damped(original: Any, fisher: FisherLayer) -> Any:
         config = fisher.config
         relative = config.damping_rel_trace * factor(fisher)
         fisher.config = config.replace(damping_rel_trace=relative)
@@ -25,13 +25,17 @@ def change_damping(factor: Callable[[FisherLayer], float]) -> None:
         fisher.config = config
         return found
 
-    wrap(FisherLayer, "next_root", next_root)
+    wrap(FisherLayer, "damped", damped)
 
 
 def wrap_decomposition(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Let both kinds of root decompose a changed matrix."""
-    for kind in (CholeskyRoot, SymmetricRoot):
-        wrap(kind, "decompose_", lambda original, root, damped: original(root, change(damped)))
+
+    def damped(original: Any, fisher: FisherLayer) -> Any:
+        found = original(fisher)
+        return found and (change(found[0]), found[1])
+
+    wrap(FisherLayer, "damped", damped)
 
 
 @caught_by(LINEAR)
