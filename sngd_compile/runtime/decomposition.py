@@ -33,7 +33,8 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
         damped = layer.damped()
         if damped is not None:
             matrix, damping = damped
-            root = layer.new_root(matrix.dtype)
+            # It is filled by the decomposition: an identity would be written for nothing.
+            root = layer.new_root(matrix.dtype, torch.device("meta"))
             key = (type(root), root.has_bias, matrix.shape, matrix.dtype, matrix.device)
             batches[key].append((index, root, matrix, damping))
     for batch in batches.values():

@@ -135,10 +135,10 @@ class FisherLayer(nn.Module):
         self._diagonal(damped).add_(damping)
         return damped, damping
 
-    def new_root(self, dtype: torch.dtype) -> Root:
-        """Return an identity root of this layer's kind and shape."""
+    def new_root(self, dtype: torch.dtype, device: torch.device | None = None) -> Root:
+        """Return an identity root of this layer's kind and shape, on its device or another."""
         kind = root_class(self.kind, self.config.root)
-        return kind(self.size, self.has_bias, self.groups, dtype, self.factor.device)
+        return kind(self.size, self.has_bias, self.groups, dtype, device or self.factor.device)
 
     def _diagonal(self, factor: Tensor) -> Tensor:
         return factor if self.kind == "diagonal" else factor.diagonal(dim1=-2, dim2=-1)

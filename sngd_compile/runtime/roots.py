@@ -75,6 +75,8 @@ class CholeskyRoot(nn.Module):
         """Become the root `R` `[*, D, D]`, the bias last."""
         if not self.has_bias:
             self.inverse = root
+            self.shift = root.new_zeros(root.shape[:-1])
+            self.gain = root.new_ones(root.shape[:-2])
             return
         self.inverse = root[..., :-1, :-1].contiguous()
         self.shift = -root[..., :-1, -1]
