@@ -75,13 +75,13 @@ def fisher_layers(net: nn.Module) -> dict[str, FisherLayer]:
 
     Of a model compiled with `backend="sngd"`: of each weight that a frame has met.
     """
-    states = [(names, state_of(parameter)) for parameter, names in parameters_of(net).items()]
-    compiled = {name: state.fisher for names, state in states if state for name in names}
-    return compiled | {
+    reconstructed = {
         qualified(name, site.weight_name): site.fisher
         for name, module in reconstructed_modules(net).items()
         for site in module.local_sites()
     }
+    states = [(names, state_of(parameter)) for parameter, names in parameters_of(net).items()]
+    return {name: s.fisher for names, s in states if s for name in names} | reconstructed
 
 
 def _plan_of_network(net: nn.Module) -> Plan:
