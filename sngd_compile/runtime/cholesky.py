@@ -1,0 +1,126 @@
+"""The triangular root: a Cholesky factorisation that takes the bias first.
+
+Legend: O outputs, K weights of one output, D = K + 1 with a bias (last), K without.
+All tensors may have a leading groups axis.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sngd_compile.runtime.diagonal import Pair
+from sngd_compile.runtime.triangular import (
+    multiply,
+    multiply_transposed,
+    solve,
+    solve_transposed,
+)
+
+
+class CholeskyRoot(nn.Module):
+    """The root `R = L^-1` of a Cholesky factorisation that takes the bias first.
+
+    With `x~ = (x, 1)`, mean `m = E[x] / g^2` and `g^2 = E[1] + damping` the Schur complement of the
+    bias is a damped, centred covariance `C C^T`, and `R x~ = (C^-1 (x - m), 1 / g)`: the local
+    Fisher layer centres and whitens. `C^-1` is triangular, so applying `R` is half of a product.
+
+    Args:
+        size: D, weights of one output, bias included.
+        has_bias: Whether the last coordinate is the bias.
+        groups: Leading axis; None for none.
+        dtype: float32 or float64.
+        device: Where the buffers live.
+
+    Attributes:
+        inverse: `C^-1`, `[*, K, K]`, lower triangular.
+        gain: `1 / g`, `[*]`.
+        shift: `C^-1 m`, `[*, K]`.
+
+    Source: arXiv 2412.07441 (the local Fisher layer); the bias-first order is derived in
+    docs/method.md. Law 7 tests `R (G + damping) R^T = I`.
+    """
+
+    inverse: Tensor
+    gain: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        has_bias: bool,
+        groups: int | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Start as the identity."""
+        super().__init__()
+        lead = () if groups is None else (groups,)
+        width = size - 1 if has_bias else size
+        eye = torch.eye(width, dtype=dtype, device=device).expand(*lead, width, width)
+        self.has_bias = has_bias
+        self.register_buffer("inverse", eye.clone())
+        self.register_buffer("gain", torch.ones(lead, dtype=dtype, device=device))
+        self.register_buffer("shift", torch.zeros(*lead, width, dtype=dtype, device=device))
+
+    def take_(self, root: Tensor) -> None:
+        """Become the root `R` `[*, D, D]`, the bias last."""
+        if not self.has_bias:
+            self.inverse = root
+            self.shift = root.new_zeros(root.shape[:-1])
+            self.gain = root.new_ones(root.shape[:-2])
+            return
+        self.inverse = root[..., :-1, :-1].contiguous()
+        self.shift = -root[..., :-1, -1]
+        self.gain = root[..., -1, -1].clone()
+
+    def matrix(self) -> Tensor:
+        """Return `R` `[*, D, D]`, the bias last."""
+        if not self.has_bias:
+            return self.inverse.clone()
+        root = F.pad(self.inverse, (0, 1, 0, 1))
+        root[..., :-1, -1] = -self.shift
+        root[..., -1, -1] = self.gain
+        return root
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
+        folded = multiply(self.inverse, weight)
+        if bias is None:
+            return folded, None
+        return folded, bias * self.gain[..., None] - _times_vector(weight, self.shift)
+
+    def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
+        unfolded = solve(self.inverse, weight)
+        if bias is None:
+            return unfolded, None
+        return unfolded, (bias + _times_vector(unfolded, self.shift)) / self.gain[..., None]
+
+    def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
+        prime = multiply_transposed(self.inverse, weight)
+        if bias is None:
+            return prime, None
+        return prime - bias[..., None] * self.shift[..., None, :], bias * self.gain[..., None]
+
+    def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
+        if bias is not None:
+            bias = bias / self.gain[..., None]
+            weight = weight + bias[..., None] * self.shift[..., None, :]
+        return solve_transposed(self.inverse, weight), bias
+
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
+        whitened = multiply_transposed(self.inverse, rows)
+        if bias is None:
+            return F.linear(whitened, weight)
+        return F.linear(whitened - self.shift, weight, bias * self.gain)
+
+
+def _times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
+    if vector.shape[-1] == 1:
+        return (matrix * vector[..., None, :]).squeeze(-1)
+    return (matrix @ vector[..., None]).squeeze(-1)

@@ -1,0 +1,86 @@
+"""The symmetric root `G^(-1/2)` of the paper, by an eigendecomposition."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sngd_compile.runtime.diagonal import Pair
+
+
+class SymmetricRoot(nn.Module):
+    """The symmetric root `R = G^(-1/2)`, by an eigendecomposition.
+
+    Args:
+        size: D, weights of one output, bias included.
+        has_bias: Whether the last coordinate is the bias.
+        groups: Leading axis; None for none.
+        dtype: float32 or float64.
+        device: Where the buffer lives.
+
+    Source: arXiv 2412.07441, `w = G^(-1/2) w'`. Law 7 tests `R (G + damping) R^T = I`.
+    """
+
+    symmetric: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        has_bias: bool,
+        groups: int | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Start as the identity."""
+        super().__init__()
+        lead = () if groups is None else (groups,)
+        self.has_bias = has_bias
+        eye = torch.eye(size, dtype=dtype, device=device).expand(*lead, size, size)
+        self.register_buffer("symmetric", eye.clone())
+
+    @torch.no_grad()
+    def decompose_(self, damped: Tensor) -> bool:
+        """Become the root of `damped` `[*, D, D]`; return False where it is not definite."""
+        eigenvalues, eigenvectors = torch.linalg.eigh(damped.double())
+        root = (eigenvectors * eigenvalues.rsqrt()[..., None, :]) @ eigenvectors.mT
+        if not bool(root.isfinite().all()):
+            return False
+        self.symmetric = root.to(damped.dtype)
+        return True
+
+    def matrix(self) -> Tensor:
+        """Return `R` `[*, D, D]`, the bias last."""
+        return self.symmetric.clone()
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
+        return _split(_join(weight, bias) @ self.symmetric, bias)
+
+    def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
+        joined = _join(weight, bias)
+        return _split(torch.linalg.solve(self.symmetric, joined, left=False), bias)
+
+    def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
+        return self.fold(weight, bias)
+
+    def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
+        return self.unfold(weight, bias)
+
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
+        if bias is None:
+            return F.linear(F.linear(rows, self.symmetric), weight)
+        rotated = F.linear(rows, self.symmetric[:, :-1], self.symmetric[:, -1])
+        return F.linear(rotated[:, :-1], weight) + rotated[:, -1:] * bias
+
+
+def _join(weight: Tensor, bias: Tensor | None) -> Tensor:
+    return weight if bias is None else torch.cat([weight, bias[..., None]], -1)
+
+
+def _split(joined: Tensor, bias: Tensor | None) -> Pair:
+    return (joined, None) if bias is None else (joined[..., :-1], joined[..., -1])
