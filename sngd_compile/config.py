@@ -41,7 +41,7 @@ class Config:
         fisher: Local Fisher. "shared": `E[x~ x~^T]`, one for all outputs of a layer.
         max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
             plan says so; integer >= 0. A Fisher layer holds about three times that.
-        root: "cholesky" (a triangular solve, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
+        root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
             the paper's root). The trajectory is the same.
 
     Raises:
