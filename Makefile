@@ -69,6 +69,10 @@ docs: $(STAMP)  ## build the documentation, running every example in it
 bench: $(STAMP)  ## step time and memory against plain SGD
 	$(SCRIPT) benchmarks/step_time.py $(ARGS)
 
+bench-layers: $(STAMP)  ## what small layers add to a step, and the fastest way to apply a root
+	$(SCRIPT) benchmarks/small_layers.py $(ARGS)
+	$(SCRIPT) benchmarks/triangular.py
+
 bench-kernels: $(STAMP)  ## the kernels' CPU paths against unfold and eigh
 	$(SCRIPT) benchmarks/conv_second_moment.py
 	$(SCRIPT) benchmarks/cholesky_inverse.py

@@ -11,6 +11,7 @@ TARGETS += [
     "types",
     "docs",
     "bench",
+    "bench-layers",
     "bench-kernels",
     "bench-gpu",
     "kernel-table",
