@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import nn
 
 from sngd_compile.config import Config
-from sngd_compile.errors import AlreadyReconstructedError, ConfigError
+from sngd_compile.errors import AlreadyReconstructedError, ConfigError, ModelError
 from sngd_compile.layer import reconstruct_, reconstructed_modules
 from sngd_compile.plan import Overrides, make_plan
 from sngd_compile.runtime.distributed import keep_out_of_broadcast
@@ -43,7 +43,7 @@ def reconstruct(
         The reconstructed network, of the model's class.
 
     Raises:
-        ModelError: `model` is no module.
+        ModelError: `model` is no module, or cannot be copied.
         AlreadyReconstructedError: A part of it is reconstructed already.
         ConfigError: An override matches no parameter, or `config` is none.
 
@@ -59,7 +59,18 @@ def reconstruct(
                 f"{where} is reconstructed already; fold first, or keep training it as it is"
             )
         if not inplace:
-            model = copy.deepcopy(model)
+            model = _copied(model)
     reconstruct_(make_plan(model, config or Config(), overrides or {}))
     keep_out_of_broadcast(model)
     return model
+
+
+def _copied(model: Model) -> Model:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a module's own state raises on being copied
+        text = str(error).strip().splitlines()
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({text[0] if text else error!r}); "
+            "reconstruct it itself, with inplace=True"
+        ) from error

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import sngd_compile as sngd
 from api import batch, mlp, trained
@@ -126,3 +127,13 @@ def test_integer_weights_of_a_site_cannot_be_assigned():
     with pytest.raises(ModelError, match="fold first"):
         del net[0].weight
     assert net(batch()).shape == (7, 3)
+
+
+def test_a_model_that_cannot_be_copied_says_what_to_do():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    with pytest.raises(ModelError, match=r"Sequential cannot be copied.*inplace=True"):
+        sngd.reconstruct(model)
+    x = torch.randn(3, 4)
+    expected = model(x)
+    torch.testing.assert_close(sngd.reconstruct(model, inplace=True)(x), expected)
