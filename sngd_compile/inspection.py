@@ -101,4 +101,14 @@ def _plan_of_network(net: nn.Module) -> Plan:
     def class_of(module: nn.Module) -> type[nn.Module]:
         return module.original_class if isinstance(module, Reconstructed) else type(module)
 
-    return plan_of(net, config_of, class_of)
+    notes = {name: _unobserved(layer) for name, layer in fisher_layers(net).items()}
+    return plan_of(net, config_of, class_of).noted(notes)
+
+
+def _unobserved(layer: FisherLayer) -> str:
+    """Say that a layer has seen nothing although it was trained; "" where it has."""
+    steps = layer.schedule.steps
+    if steps == 0 or layer.rows_seen:
+        return ""
+    use = f": it enters {layer.unmatched}" if layer.unmatched else ""
+    return f"no input observed in {steps} steps of plain descent{use}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -195,6 +196,20 @@ class Plan:
     def skips(self) -> list[Skip]:
         """All that stays as it is."""
         return [skip for module in self.modules for skip in module.skips]
+
+    def noted(self, notes: Mapping[str, str]) -> Plan:
+        """Return the plan with notes added to the sites of these names."""
+
+        def with_note(site: Site) -> Site:
+            texts = (site.note, notes.get(site.name, ""))
+            return replace(site, note="; ".join(text for text in texts if text))
+
+        sites = {id(site): with_note(site) for site in self.sites}
+        modules = [
+            replace(module, sites=tuple((sites[id(site)], place) for site, place in module.sites))
+            for module in self.modules
+        ]
+        return Plan(tuple(modules))
 
 
 def qualified(module_name: str, name: str) -> str:

@@ -33,7 +33,7 @@ reconstructed: 4 weights, 207 of 217 elements (95.4 %)
 weight              shape      rule         Fisher         state    work/step  work/refresh
 -------------------------------------------------------------------------------------------
 embed.weight        [11, 6]    embedding    diagonal 11    0.2 KiB  132        396
-conv.weight + bias  [8, 3, 3]  convolution  shared 2 x 10  2.4 KiB  648        3.4 k
+conv.weight + bias  [8, 3, 3]  convolution  shared 2 x 10  2.3 KiB  648        3.4 k
 norm.weight + bias  [8]        batch_norm   shared 8 x 2   0.4 KiB  8          38
 head.weight + bias  [5, 8]     linear       shared 9       1.0 KiB  320        1.6 k
 
@@ -76,7 +76,7 @@ reconstructed: 2 weights, 17,183,232 of 17,183,232 elements (100.0 %)
 weight           shape         rule    Fisher       state       work/step  work/refresh
 ---------------------------------------------------------------------------------------
 0.weight + bias  [512, 784]    linear  shared 785   7.05 MiB    314.7 M    1.6 G
-1.weight + bias  [4096, 4096]  linear  shared 4097  192.09 MiB  68.7 G     332.1 G""",
+1.weight + bias  [4096, 4096]  linear  shared 4097  192.08 MiB  68.7 G     332.1 G""",
         )
 
     def test_nothing_to_reconstruct(self):

@@ -1,10 +1,12 @@
 """A parameter that a class uses elementwise is no matrix; the plan reads that in the source."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sngd_compile as sngd
+from api import EVERY_STEP
 from sngd_compile.rules.source import is_used_elementwise
 
 
@@ -50,3 +52,27 @@ def test_the_plan_says_so():
     plan = sngd.explain(Selective())
     assert [site.name for site in plan.sites] == ["matrix"]
     assert all("used elementwise" in skip.reason for skip in plan.skips)
+
+
+class Hidden(nn.Module):
+    """Uses its matrix in a way that no source tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply by a power of it."""
+        matrix = self.matrix
+        return x @ torch.linalg.matrix_power(matrix, 2) if x.sum() < 1e9 else x
+
+
+def test_a_network_says_what_it_has_not_observed():
+    net = sngd.reconstruct(Hidden(), EVERY_STEP)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    assert "no input observed" not in str(sngd.explain(net))
+    net(torch.randn(4, 3)).sum().backward()
+    with pytest.warns(sngd.SngdWarning, match=r"matrix: no input.*matrix_power"):
+        optimizer.step()
+    (site,) = sngd.explain(net).sites
+    assert "no input observed in 1 steps of plain descent: it enters" in site.note
