@@ -28,7 +28,6 @@ LABELLED: tuple[tuple[Any, str, str], ...] = (
 
 OPERATIONS = {
     "sngd::observe_": "observation",
-    "aten::linalg_solve_triangular": "triangular solves",
     "aten::convolution": "convolutions",
     "aten::convolution_backward": "convolutions",
     "aten::mm": "matrix products",

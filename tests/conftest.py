@@ -1,9 +1,16 @@
 """What every test may ask for: a fixed seed, double precision."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+ROOT = Path(__file__).parents[1]
+# `python -m pytest` puts the root there, and other packages then find `kernels` in it: imported a
+# second time under that name, it would register its operations again, over those in use.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,7 @@ class CholeskyRoot(nn.Module):
 
     Attributes:
         inverse: `C^-1`, `[*, K, K]`, lower triangular.
-        gain: `1 / g`, `[*]`.
+        gain: `1 / g`, `[*, 1]`: a CPU tensor without axes makes Dynamo trace a frame twice.
         shift: `C^-1 m`, `[*, K]`.
 
     Source: arXiv 2412.07441 (the local Fisher layer); the bias-first order is derived in
@@ -61,7 +61,7 @@ class CholeskyRoot(nn.Module):
         eye = torch.eye(width, dtype=dtype, device=device).expand(*lead, width, width)
         self.has_bias = has_bias
         self.register_buffer("inverse", eye.clone())
-        self.register_buffer("gain", torch.ones(lead, dtype=dtype, device=device))
+        self.register_buffer("gain", torch.ones(*lead, 1, dtype=dtype, device=device))
         self.register_buffer("shift", torch.zeros(*lead, width, dtype=dtype, device=device))
 
     def take_(self, root: Tensor) -> None:
@@ -69,11 +69,11 @@ class CholeskyRoot(nn.Module):
         if not self.has_bias:
             self.inverse = root
             self.shift = root.new_zeros(root.shape[:-1])
-            self.gain = root.new_ones(root.shape[:-2])
+            self.gain = root.new_ones(*root.shape[:-2], 1)
             return
         self.inverse = root[..., :-1, :-1].contiguous()
         self.shift = -root[..., :-1, -1]
-        self.gain = root[..., -1, -1].clone()
+        self.gain = root[..., -1, -1:].clone()
 
     def matrix(self) -> Tensor:
         """Return `R` `[*, D, D]`, the bias last."""
@@ -81,7 +81,7 @@ class CholeskyRoot(nn.Module):
             return self.inverse.clone()
         root = F.pad(self.inverse, (0, 1, 0, 1))
         root[..., :-1, -1] = -self.shift
-        root[..., -1, -1] = self.gain
+        root[..., -1, -1:] = self.gain
         return root
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
@@ -89,26 +89,26 @@ class CholeskyRoot(nn.Module):
         folded = multiply(self.inverse, weight)
         if bias is None:
             return folded, None
-        return folded, bias * self.gain[..., None] - _times_vector(weight, self.shift)
+        return folded, bias * self.gain - _times_vector(weight, self.shift)
 
     def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
         unfolded = solve(self.inverse, weight)
         if bias is None:
             return unfolded, None
-        return unfolded, (bias + _times_vector(unfolded, self.shift)) / self.gain[..., None]
+        return unfolded, (bias + _times_vector(unfolded, self.shift)) / self.gain
 
     def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
         prime = multiply_transposed(self.inverse, weight)
         if bias is None:
             return prime, None
-        return prime - bias[..., None] * self.shift[..., None, :], bias * self.gain[..., None]
+        return prime - bias[..., None] * self.shift[..., None, :], bias * self.gain
 
     def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
         if bias is not None:
-            bias = bias / self.gain[..., None]
+            bias = bias / self.gain
             weight = weight + bias[..., None] * self.shift[..., None, :]
         return solve_transposed(self.inverse, weight), bias
 
