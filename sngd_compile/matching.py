@@ -225,7 +225,5 @@ def _obstacle(module: nn.Module, module_class: type[nn.Module], names: Iterable[
 
 def _where(node: fx.Node) -> str:
     target = node.target if isinstance(node.target, str) else node.target.__name__
-    lines = [line.strip() for line in (node.stack_trace or "").splitlines()]
-    files = [line.removeprefix("File ") for line in lines if line.startswith("File ")]
-    source = f", {files[-1].split(', in ')[0]}" if files else ""
-    return f"{target} (node {node.name}{source})"
+    line = node.meta.get("line", "")
+    return f"{target} (node {node.name}{', ' if line else ''}{line})"

@@ -6,6 +6,8 @@ import dis
 import operator
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,6 +15,16 @@ from torch import Tensor, fx, nn
 
 from sngd_compile.bytecode import UncapturableError, words
 from sngd_compile.watch import Watch, module_of
+
+_INNER = (
+    "sngd_compile.",
+    "torch._",
+    "torch.functional",
+    "torch.fx.",
+    "torch.nn.functional",
+    "torch.overrides",
+)
+"""Modules whose frames stand between a forward and the tracer."""
 
 _STATIC = frozenset(
     ("dtype", "device", "shape", "ndim", "is_cuda", "size", "dim", "numel", "is_floating_point")
@@ -130,6 +142,12 @@ class LocalTracer(fx.Tracer):
 
         return watched, arguments
 
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Remember the file and line of the call, for a reason in the plan."""
+        node = super().create_node(*args, **kwargs)
+        node.meta["line"] = _line_of(sys._getframe(1))
+        return node
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep every child as one call."""
         return True
@@ -140,6 +158,13 @@ class LocalTracer(fx.Tracer):
         if parameter is None:
             return LocalProxy(node, self)
         return ParameterProxy(node, self, parameter)
+
+
+def _line_of(frame: FrameType | None) -> str:
+    """Name file and line of the innermost frame that is a forward's own."""
+    while frame is not None and module_of(frame).startswith(_INNER):
+        frame = frame.f_back
+    return "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def _refuse_outside_torch(reason: str) -> None:

@@ -181,3 +181,9 @@ def test_classes_with_their_own_copying_are_left(layer_class):
     net = sngd.reconstruct(model)
     train(net)
     assert apart(net, sngd.fold(net)) < 1e-12
+
+
+def test_a_reason_names_the_line():
+    model = Functional(lambda m, x: torch.cdist(x, m.weight))
+    line = test_a_reason_names_the_line.__code__.co_firstlineno + 1
+    assert f"no rule for cdist (node cdist, test_reasons.py:{line})" in reasons(model)["weight"]
