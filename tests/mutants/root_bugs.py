@@ -123,7 +123,7 @@ def skip_move(is_skipped: Callable[[Any, Any], bool]) -> None:
         if not is_skipped(site, weight):
             original(site, change, dtype, weight, bias)
 
-    wrap(refresh, "_move_", move)
+    wrap(refresh, "move_", move)
 
 
 @caught_by(LINEAR)
