@@ -12,11 +12,8 @@ from torch import Tensor, fx
 from sngd_compile.config import Config
 from sngd_compile.layout import Layout
 from sngd_compile.matching import UNUSED, Findings, Found
-from sngd_compile.rules import RULES, Planned
+from sngd_compile.rules import GUESS, RULES, Planned
 from sngd_compile.site import GraphUse, Place, Site
-
-GUESS = "as called"
-"""The rule of a weight of which nothing but its shape is known before it is used."""
 
 
 @dataclass(frozen=True)

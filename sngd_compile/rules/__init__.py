@@ -18,6 +18,7 @@ from sngd_compile.rules import (
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import RULES, register_rule, rule_for
 from sngd_compile.rules.structure import (
+    GUESS,
     Planned,
     planned_weights,
     register_structure,
@@ -25,6 +26,7 @@ from sngd_compile.rules.structure import (
 )
 
 __all__ = [
+    "GUESS",
     "RULES",
     "Call",
     "Planned",

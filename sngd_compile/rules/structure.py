@@ -36,6 +36,9 @@ class Planned:
 Structure = Callable[[nn.Module], Mapping[str, Planned | str]]
 """From a module to its weights, by attribute name, and reasons for parameters that stay."""
 
+GUESS = "as called"
+"""The rule of a weight of which nothing but its shape is known before it is used."""
+
 ELEMENTWISE = (
     "used elementwise by a forward that cannot be captured: its local Fisher is taken for the "
     "identity, so its steps are plain descent"
@@ -80,7 +83,7 @@ def planned_weights(
             described[name] = ELEMENTWISE
             continue
         is_turned = is_right_factor(module_class, module_class.forward, name)
-        described[name] = Planned("as called", _guess(parameter.shape, is_turned))
+        described[name] = Planned(GUESS, _guess(parameter.shape, is_turned))
     return described
 
 
