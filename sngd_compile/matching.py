@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -225,5 +226,11 @@ def _obstacle(module: nn.Module, module_class: type[nn.Module], names: Iterable[
 
 def _where(node: fx.Node) -> str:
     target = node.target if isinstance(node.target, str) else node.target.__name__
-    line = node.meta.get("line", "")
+    line = node.meta.get("line") or _innermost_line(node.stack_trace or "")
     return f"{target} (node {node.name}{', ' if line else ''}{line})"
+
+
+def _innermost_line(stack_trace: str) -> str:
+    """Name file and line of a call in Dynamo's graph, which keeps them as text."""
+    places = re.findall(r'File "(?:.*[/\\])?([^"]+)", line (\d+)', stack_trace)
+    return ":".join(places[-1]) if places else ""
