@@ -52,7 +52,7 @@ class Config:
 
     refresh_every: int = 100
     early_refreshes: tuple[int, ...] = (1, 3, 11)
-    observe_every: int = 10
+    observe_every: int = 20
     early_observations: tuple[int, ...] = (2, 5)
     ema_decay: float = 0.95
     damping_rel_trace: float = 1e-3

@@ -117,7 +117,8 @@ class CholeskyRoot(nn.Module):
         whitened = multiply_transposed(self.inverse, rows)
         if bias is None:
             return F.linear(whitened, weight)
-        return F.linear(whitened - self.shift, weight, bias * self.gain)
+        whitened = whitened.sub_(self.shift)  # nothing else holds it
+        return F.linear(whitened, weight, bias * self.gain)
 
 
 def _times_vector(matrix: Tensor, vector: Tensor) -> Tensor:

@@ -1,14 +1,18 @@
 """Products and solves with a lower triangular matrix that spare its zeros.
 
-Legend: A lower triangular `[*, K, K]`, a constant in backward passes; x `[*, N, K]`.
+Legend: A lower triangular `[*, K, K]`, a constant in backward passes; x `[*, N, K]` with the same *.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Batched = tuple[Tensor, int]
+"""A tensor with a leading axis for the samples of a vmap, and that axis."""
 
 BLOCK = 128
 """Columns of one block of a product; wide enough for a GEMM to run at full speed."""
@@ -53,13 +57,11 @@ def solve_transposed(lower: Tensor, x: Tensor) -> Tensor:
 class _Multiply(torch.autograd.Function):
     """`x A` by blocks of columns: those from `s` on need the rows from `s` on."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, lower: Tensor) -> Tensor:
         """Multiply the lower part of every block of columns."""
         starts = range(0, lower.shape[-1], BLOCK)
-        return torch.cat([x[..., s:] @ lower[s:, s : s + BLOCK] for s in starts], -1)
+        return _side_by_side(x, [(x[:, s:], lower[s:, s : s + BLOCK]) for s in starts])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -72,18 +74,20 @@ class _Multiply(torch.autograd.Function):
         (lower,) = ctx.saved_tensors
         return multiply_transposed(lower, gradients[0]), None
 
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], x: Tensor, lower: Tensor) -> Batched:
+        """Multiply the rows of all samples at once."""
+        return _of_samples(multiply, info.batch_size, dims, x, lower)
+
 
 class _MultiplyTransposed(torch.autograd.Function):
     """`x A^T` by blocks of columns: those up to `e` need the columns up to `e`."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, lower: Tensor) -> Tensor:
         """Multiply the lower part of every block of rows."""
-        ends = [min(s + BLOCK, lower.shape[-1]) for s in range(0, lower.shape[-1], BLOCK)]
-        parts = [x[..., :end] @ lower[end - 1 - (end - 1) % BLOCK : end, :end].mT for end in ends]
-        return torch.cat(parts, -1)
+        ends = [(s, min(s + BLOCK, lower.shape[-1])) for s in range(0, lower.shape[-1], BLOCK)]
+        return _side_by_side(x, [(x[:, :end], lower[start:end, :end].mT) for start, end in ends])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -95,3 +99,33 @@ class _MultiplyTransposed(torch.autograd.Function):
         """Return `g A`."""
         (lower,) = ctx.saved_tensors
         return multiply(lower, gradients[0]), None
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], x: Tensor, lower: Tensor) -> Batched:
+        """Multiply the rows of all samples at once."""
+        return _of_samples(multiply_transposed, info.batch_size, dims, x, lower)
+
+
+def _side_by_side(x: Tensor, factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the products, one after the other in columns, each written where it belongs."""
+    if torch.compiler.is_compiling():  # Dynamo breaks at an `out` with strides
+        return torch.cat([a @ b for a, b in factors], -1)
+    product = torch.empty_like(x, memory_format=torch.contiguous_format)
+    columns = product.split(BLOCK, -1)
+    for (a, b), out in zip(factors, columns, strict=True):
+        torch.mm(a, b, out=out)
+    return product
+
+
+def _of_samples(
+    product: Callable[[Tensor, Tensor], Tensor],
+    samples: int,
+    dims: tuple[int | None, ...],
+    x: Tensor,
+    lower: Tensor,
+) -> Batched:
+    """Take a product whose rows, or whose matrices, or both come in one for each sample."""
+    rows = x.expand(samples, *x.shape) if dims[0] is None else x.movedim(dims[0], 0)
+    if dims[1] is None:
+        return product(lower, rows.flatten(0, 1)).view(rows.shape), 0
+    return product(lower.movedim(dims[1], 0), rows), 0

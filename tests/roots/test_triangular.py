@@ -1,0 +1,68 @@
+"""Block products with a triangle are products, for every width, in vmap and in a compiled graph."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.func import grad, vmap
+
+from sngd_compile.runtime.triangular import BLOCK, multiply, multiply_transposed
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+WIDTHS = (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 44)
+PRODUCTS = {
+    "A": (multiply, lambda lower, x: x @ lower),
+    "A^T": (multiply_transposed, lambda lower, x: x @ lower.mT),
+}
+
+
+def triangle(width, *lead):
+    return torch.randn(*lead, width, width).tril()
+
+
+@pytest.fixture(params=PRODUCTS)
+def both(request):
+    return PRODUCTS[request.param]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_it_is_the_product(both, width, rows):
+    product, dense = both
+    lower, x = triangle(width), torch.randn(rows, width)
+    torch.testing.assert_close(product(lower, x), dense(lower, x))
+    strided = torch.randn(width, 2 * rows).T[::2]
+    torch.testing.assert_close(product(lower, strided), dense(lower, strided))
+
+
+def test_gradients_of_gradients(both):
+    product, _ = both
+    lower, x = triangle(BLOCK + 3), torch.randn(2, BLOCK + 3, requires_grad=True)
+    assert gradcheck(lambda x: product(lower, x), x)
+    assert torch.autograd.gradgradcheck(lambda x: product(lower, x).square(), x)
+
+
+@pytest.mark.parametrize("dims", [(None, 0), (0, None), (0, 0), (None, 1), (2, 0)])
+def test_samples_of_a_vmap(both, dims):
+    product, dense = both
+    lower, x = triangle(BLOCK + 5, 3), torch.randn(3, 4, BLOCK + 5)
+    arguments = [
+        tensor[0] if dim is None else tensor.movedim(0, dim)
+        for tensor, dim in zip((lower, x), dims, strict=True)
+    ]
+
+    def loss(product):
+        return lambda lower, x: product(lower, x).sin().sum()
+
+    for made in (lambda f: f, lambda f: grad(loss(f), argnums=1)):
+        found = vmap(made(product), in_dims=dims)(*arguments)
+        torch.testing.assert_close(found, vmap(made(dense), in_dims=dims)(*arguments))
+
+
+def test_compiled(both):
+    product, dense = both
+    lower, x = triangle(BLOCK + 5), torch.randn(4, BLOCK + 5, requires_grad=True)
+    compiled = torch.compile(product, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(lower, x), dense(lower, x))
+    (found,) = torch.autograd.grad(compiled(lower, x).sin().sum(), x)
+    torch.testing.assert_close(found, torch.autograd.grad(dense(lower, x).sin().sum(), x)[0])
