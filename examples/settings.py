@@ -31,6 +31,7 @@ SETTINGS: dict[str, sngd.Config] = {
     "refresh_every=20": sngd.Config(refresh_every=20),
     "refresh_every=500": sngd.Config(refresh_every=500),
     "early_refreshes=()": sngd.Config(early_refreshes=()),
+    "observe_every=10": sngd.Config(observe_every=10),
     "observe_every=1": sngd.Config(observe_every=1),
     "max_rows=64": sngd.Config(max_rows=64),
     "ema_decay=0.995": sngd.Config(ema_decay=0.995),

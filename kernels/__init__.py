@@ -8,6 +8,7 @@ from .cholesky_inverse import cholesky_inverse, cholesky_inverse_ex
 from .conv_path import ConvPath, conv_path
 from .conv_second_moment import conv_second_moment
 from .dispatch import Choice
+from .eigen_root import eigen_root_ex
 from .errors import (
     KernelError,
     KernelTypeError,
@@ -36,6 +37,7 @@ __all__ = [
     "conv_path",
     "conv_second_moment",
     "denman_beavers",
+    "eigen_root_ex",
     "explain",
     "matmul_nt",
     "newton_schulz",

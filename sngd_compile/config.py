@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from sngd_compile.errors import ConfigError
 
 Fisher = Literal["shared"]
-RootKind = Literal["cholesky", "symmetric"]
+RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz"]
 
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
 
@@ -42,7 +42,8 @@ class Config:
         max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
             plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
-            the paper's root). The trajectory is the same.
+            the paper's root), or the same by iteration, "denman_beavers" or "newton_schulz", with
+            eigh where it does not converge. The trajectory is the same.
 
     Raises:
         ConfigError: A value is outside its range; the text says which, and the range.

@@ -35,10 +35,13 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
             matrix, damping = damped
             # It is filled by the decomposition: an identity would be written for nothing.
             root = layer.new_root(matrix.dtype, torch.device("meta"))
-            key = (type(root), root.has_bias, matrix.shape, matrix.dtype, matrix.device)
-            batches[key].append((index, root, matrix, damping))
-    for batch in batches.values():
-        definite = decompose_all_([root for _, root, _, _ in batch], [m for _, _, m, _ in batch])
+            shape = (root.has_bias, matrix.shape, matrix.dtype, matrix.device)
+            batches[layer.config.root, layer.kind, *shape].append((index, root, matrix, damping))
+    for (method, *_), batch in batches.items():
+        roots, matrices = [root for _, root, _, _ in batch], [m for _, _, m, _ in batch]
+        definite, instead = decompose_all_(roots, matrices, method)
         for (index, root, _, damping), good in zip(batch, definite, strict=True):
             found[index] = (root, damping) if good else None
+            if instead and good:
+                layers[index].warn_once("instead", f"{instead}. eigh was taken instead")
     return found

@@ -38,13 +38,9 @@ class DiagonalRoot(nn.Module):
         lead = () if groups is None else (groups,)
         self.register_buffer("gain", torch.ones(*lead, size, dtype=dtype, device=device))
 
-    @torch.no_grad()
-    def decompose_(self, damped: Tensor) -> bool:
-        """Become the root of `damped` `[*, D]`; return False where it is not positive."""
-        if not bool((damped > 0).all()) or not bool(damped.isfinite().all()):
-            return False
-        self.gain = damped.rsqrt()
-        return True
+    def take_(self, root: Tensor) -> None:
+        """Become the root of this diagonal, `[*, D]`, the bias last."""
+        self.gain = root
 
     def matrix(self) -> Tensor:
         """Return the diagonal of `R`, `[*, D]`, the bias last."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from sngd_compile.config import Config
+from sngd_compile.errors import SngdWarning
 from sngd_compile.layout import Layout
 from sngd_compile.runtime.roots import Root, copy_root_, root_class
 from sngd_compile.runtime.schedule import Schedule
@@ -150,6 +152,12 @@ class FisherLayer(nn.Module):
         self.absolute_damping.fill_(1.0)
         copy_root_(self.root_buffers, self.new_root(self.factor.dtype))
         self.schedule.restore(0, 0)
+
+    def warn_once(self, kind: str, text: str) -> None:
+        """Warn by name, the first time that this kind of thing happens to this layer."""
+        if kind not in self.warned:
+            self.warned.add(kind)
+            warnings.warn(f"{self.name}: {text}.", SngdWarning, stacklevel=3)
 
     def get_extra_state(self) -> Tensor:
         """Return the schedule, so that a resumed run refreshes when the first would have."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sngd_compile.errors import SngdWarning
 from sngd_compile.runtime.decomposition import next_roots
 from sngd_compile.runtime.diagonal import Pair
 from sngd_compile.runtime.distributed import add_up_
@@ -92,8 +90,7 @@ def refresh_sites(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> Non
             site.change_root_(root, optimizers)
             fisher.absolute_damping.fill_(damping)
         elif bool(fisher.factor.any()):
-            _warn_once(
-                fisher,
+            fisher.warn_once(
                 "singular",
                 "its damped factor is not positive definite, so its root stays as it was; raise "
                 f"damping_rel_trace (now {fisher.config.damping_rel_trace}) or damping_abs",
@@ -174,8 +171,7 @@ def report_rejected(fisher: FisherLayer) -> None:
     rejected = int(fisher.tally[REJECTED])
     if rejected:
         fisher.tally[REJECTED].zero_()
-        _warn_once(
-            fisher,
+        fisher.warn_once(
             "rejected",
             f"{rejected} forward pass(es) brought it inputs that are not finite, or too large to "
             "square; nothing was observed from them. Look for the first layer that overflows",
@@ -185,15 +181,8 @@ def report_rejected(fisher: FisherLayer) -> None:
 def report_unobserved(fisher: FisherLayer) -> None:
     """Warn once by name when a layer trains but its inputs never meet a rule."""
     used = f": it enters {fisher.unmatched}, which no rule understands" if fisher.unmatched else ""
-    _warn_once(
-        fisher,
+    fisher.warn_once(
         "unobserved",
         f"no input has been observed although it receives gradients{used}. Its steps are plain "
         "gradient descent",
     )
-
-
-def _warn_once(fisher: FisherLayer, kind: str, text: str) -> None:
-    if kind not in fisher.warned:
-        fisher.warned.add(kind)
-        warnings.warn(f"{fisher.name}: {text}.", SngdWarning, stacklevel=2)

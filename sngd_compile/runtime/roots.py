@@ -9,8 +9,7 @@ All tensors may have a leading groups axis. `w = w' R` with `w = [W b]`, `w' = [
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,10 +20,19 @@ from sngd_compile.runtime.diagonal import DiagonalRoot
 from sngd_compile.runtime.symmetric import SymmetricRoot
 
 Root = CholeskyRoot | SymmetricRoot | DiagonalRoot
+Decomposed = tuple[list[bool], str]
 FULL_ROOTS: dict[str, type[CholeskyRoot] | type[SymmetricRoot]] = {
     "cholesky": CholeskyRoot,
     "symmetric": SymmetricRoot,
+    "denman_beavers": SymmetricRoot,
+    "newton_schulz": SymmetricRoot,
 }
+ITERATIONS: dict[str, Callable[..., Tensor]] = {
+    "denman_beavers": sngd_kernels.denman_beavers,
+    "newton_schulz": sngd_kernels.newton_schulz,
+}
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+"""Residual before the last step, which squares it."""
 
 
 def root_class(kind: str, root: str) -> type[Root]:
@@ -33,27 +41,44 @@ def root_class(kind: str, root: str) -> type[Root]:
 
 
 @torch.no_grad()
-def decompose_all_(roots: Sequence[Root], damped: Sequence[Tensor]) -> list[bool]:
-    """Become the roots of matrices of one shape, in one call where the kind of root allows it.
+def decompose_all_(roots: Sequence[Root], damped: Sequence[Tensor], method: str) -> Decomposed:
+    """Become the roots of matrices of one shape, in one call.
 
     Args:
         roots: Of one class, shape, dtype and device.
         damped: A damped factor for each.
+        method: The configured root, a key of `FULL_ROOTS`.
 
     Returns:
-        For each, whether its matrix was definite; where not, the root stays as it was.
+        For each, whether its matrix was definite; where not, the root stays as it was. And "", or
+        why an eigendecomposition had to stand in for an iteration.
     """
     first = roots[0]
-    if not isinstance(first, CholeskyRoot):
-        others = cast(Sequence[SymmetricRoot | DiagonalRoot], roots)
-        return [root.decompose_(matrix) for root, matrix in zip(others, damped, strict=True)]
     batch = damped[0][None] if len(damped) == 1 else torch.stack([*damped])
-    inverses, info = sngd_kernels.cholesky_inverse_ex(batch, bias=first.has_bias)
+    instead = ""
+    if isinstance(first, DiagonalRoot):
+        found, info = batch.rsqrt(), ~((batch > 0) & batch.isfinite())
+    elif isinstance(first, CholeskyRoot):
+        found, info = sngd_kernels.cholesky_inverse_ex(batch, bias=first.has_bias)
+    else:
+        found, info, instead = _symmetric_roots(batch, method)
     definite = [bool(good) for good in (info == 0).reshape(len(roots), -1).all(1)]
-    for root, inverse, good in zip(roots, inverses, definite, strict=True):
-        if good and isinstance(root, CholeskyRoot):
-            root.take_(inverse)
-    return definite
+    for root, matrix, good in zip(roots, found, definite, strict=True):
+        if good:
+            root.take_(matrix)
+    return definite, instead
+
+
+def _symmetric_roots(batch: Tensor, method: str) -> tuple[Tensor, Tensor, str]:
+    """Return roots, flaws and why the method did not serve; "" where it did."""
+    instead = ""
+    if method in ITERATIONS:
+        try:
+            root = ITERATIONS[method](batch, tolerance=TOLERANCE[batch.dtype])
+            return root, torch.zeros(batch.shape[:-2]), ""
+        except sngd_kernels.NotConvergedError as error:
+            instead = str(error)
+    return *sngd_kernels.eigen_root_ex(batch), instead
 
 
 def copy_root_(root: Root, source: Root) -> None:

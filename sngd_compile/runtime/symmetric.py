@@ -1,4 +1,4 @@
-"""The symmetric root `G^(-1/2)` of the paper, by an eigendecomposition."""
+"""The symmetric root `G^(-1/2)` of the paper."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sngd_compile.runtime.diagonal import Pair
 
 
 class SymmetricRoot(nn.Module):
-    """The symmetric root `R = G^(-1/2)`, by an eigendecomposition.
+    """The symmetric root `R = G^(-1/2)`.
 
     Args:
         size: D, weights of one output, bias included.
@@ -39,15 +39,9 @@ class SymmetricRoot(nn.Module):
         eye = torch.eye(size, dtype=dtype, device=device).expand(*lead, size, size)
         self.register_buffer("symmetric", eye.clone())
 
-    @torch.no_grad()
-    def decompose_(self, damped: Tensor) -> bool:
-        """Become the root of `damped` `[*, D, D]`; return False where it is not definite."""
-        eigenvalues, eigenvectors = torch.linalg.eigh(damped.double())
-        root = (eigenvectors * eigenvalues.rsqrt()[..., None, :]) @ eigenvectors.mT
-        if not bool(root.isfinite().all()):
-            return False
-        self.symmetric = root.to(damped.dtype)
-        return True
+    def take_(self, root: Tensor) -> None:
+        """Become the root `R` `[*, D, D]`, the bias last."""
+        self.symmetric = root
 
     def matrix(self) -> Tensor:
         """Return `R` `[*, D, D]`, the bias last."""

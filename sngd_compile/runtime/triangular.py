@@ -1,6 +1,6 @@
 """Products and solves with a lower triangular matrix that spare its zeros.
 
-Legend: A lower triangular `[*, K, K]`, a constant in backward passes; x `[*, N, K]` with the same *.
+Legend: A lower triangular `[*, K, K]`, a constant in backward passes; x `[*, N, K]`, the same *.
 """
 
 from __future__ import annotations

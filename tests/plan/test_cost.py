@@ -17,7 +17,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("root", ["cholesky", "symmetric"])
+@pytest.mark.parametrize("root", ["cholesky", "symmetric", "denman_beavers", "newton_schulz"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_state_bytes_are_those_of_the_buffers(kind, dtype, root):
@@ -28,7 +28,7 @@ def test_state_bytes_are_those_of_the_buffers(kind, dtype, root):
     assert site.parameter_count == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("root", ["cholesky", "symmetric"])
+@pytest.mark.parametrize("root", ["cholesky", "symmetric", "denman_beavers", "newton_schulz"])
 def test_training_takes_no_more_memory(root):
     net = sngd.reconstruct(mlp(), EVERY_STEP.replace(root=root))
     before = sum(buffer.nbytes for buffer in net.buffers())

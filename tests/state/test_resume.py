@@ -45,7 +45,7 @@ def start(root):
     return net, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
 
 
-@pytest.mark.parametrize("root", ["cholesky", "symmetric"])
+@pytest.mark.parametrize("root", ["cholesky", "symmetric", "denman_beavers", "newton_schulz"])
 @pytest.mark.parametrize("stop", [0, 1, 2, 5, 7])
 def test_resuming_is_not_stopping(stop, root):
     run = start(root)

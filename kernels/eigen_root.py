@@ -1,0 +1,45 @@
+"""The symmetric root by an eigendecomposition: the reference for the iterations, and their net."""
+
+import torch
+from torch import Tensor
+
+from .cholesky_inverse import check_square
+from .factors import NOT_FINITE, flaws, flaws_of_nothing
+from .rows import autocast_off
+
+
+def eigen_root_ex(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the symmetric root `A^(-1/2) = Q diag(e)^(-1/2) Q^T`, decomposed in float64.
+
+    Args:
+        matrices: damped `A` `[*, D, D]`, symmetric, float32 or float64.
+
+    Returns:
+        The roots `[*, D, D]`, exactly symmetric, and `info`, int32 `[*]`: 0 where the root holds;
+        k where the k-th smallest eigenvalue is not positive, -1 where an entry is not finite, -2
+        where the matrix is not symmetric. The root is NaN wherever `info` is not 0.
+
+    Raises:
+        KernelTypeError: the dtype is neither float32 nor float64.
+        KernelValueError: the matrices are not square.
+
+    About `9 D^3` multiply-adds a matrix, on a CPU 3 to 6 times the time of `cholesky_inverse`.
+
+    Source: arXiv 2412.07441, `w = G^(-1/2) w'`. Checked by tests/ops/test_eigen_root.py.
+    """
+    check_square(matrices)
+    lead = matrices.shape[:-2]
+    batch = matrices.detach().reshape(lead.numel(), *matrices.shape[-2:])
+    info = flaws_of_nothing(batch) if batch.numel() == 0 else flaws(batch)
+    # One matrix that is not finite would have the solver fail for all of them.
+    usable = (info != NOT_FINITE)[:, None, None]
+    wide = torch.where(usable, batch.double(), torch.eye(batch.shape[-1], device=batch.device))
+    eigenvalues, eigenvectors = torch.linalg.eigh(wide)
+    least_positive = (eigenvalues <= 0).sum(-1, dtype=torch.int32)
+    info = torch.where(info == 0, least_positive, info)
+    with autocast_off(batch.device):
+        half = eigenvectors * eigenvalues.pow(-0.25)[..., None, :]
+        root = (half @ half.mT).to(matrices.dtype)
+    root = root.triu() + root.triu(1).mT
+    root = root.masked_fill((info != 0)[:, None, None], torch.nan)
+    return root.view(matrices.shape), info.view(lead)
