@@ -201,7 +201,10 @@ def reconstructed_class(original: type[Any], names: Names) -> type[Reconstructed
         namespace["reset_parameters"] = _reset_parameters
     for copied in ("__module__", "__qualname__", "__doc__"):
         namespace[copied] = getattr(original, copied)
-    return type(original.__name__, (Reconstructed, original), namespace)
+    made = type(original.__name__, (Reconstructed, original), namespace)
+    for members in members_of(original):
+        members.on_class(made)
+    return made
 
 
 def _program_of(module: Reconstructed) -> Program | None:
