@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-@torch.library.custom_op("sngd::recurrent_layer", mutates_args=())
+@torch.library.custom_op("sngd::recurrent_layer", mutates_args=(), tags=torch.Tag.cudagraph_unsafe)
 def recurrent_layer(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     function: str,
     data: Tensor,
@@ -82,7 +82,9 @@ def _(  # noqa: PLR0913, PLR0917 - as the op
     return [data.new_empty((*data.shape[:-1], width)), *(s.new_empty(s.shape) for s in states)]
 
 
-@torch.library.custom_op("sngd::recurrent_layer_backward", mutates_args=())
+@torch.library.custom_op(
+    "sngd::recurrent_layer_backward", mutates_args=(), tags=torch.Tag.cudagraph_unsafe
+)
 def recurrent_layer_backward(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     function: str,
     data: Tensor,
