@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sngd_compile.errors import ModelError
 from sngd_compile.interception import folded_weight, guarded_weight, is_in_forward
 from sngd_compile.runtime.diagonal import Pair
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.reparameterise import fold
+from sngd_compile.runtime.sharding import is_sharded
 
 Names = tuple[tuple[str, str | None], ...]
 """Attribute names of the reconstructed (weight, bias) pairs of a module."""
@@ -69,9 +72,24 @@ def _folded(weight: str, bias: str | None, index: int) -> property:
         if held is not None:
             value: Tensor | None = held[name]
             return value
+        parameter = self._parameters[weight]
+        if is_sharded(parameter):
+            return _for_fully_shard(self, (weight, bias)[index] or "")
         return _fold(self, weight, bias, is_in_forward())[index]
 
     return property(read, doc=f"The folded {name}, `w' R`.")
+
+
+def _for_fully_shard(module: Any, name: str) -> Tensor:
+    """Give `fully_shard` the part that it looks up (seen on torch 2.13); refuse anyone else."""
+    caller = str(sys._getframe(2).f_globals.get("__name__", ""))
+    parameter: Tensor = module._parameters[name]
+    if caller.startswith("torch.distributed."):
+        return parameter
+    raise ModelError(
+        f"{fisher_of(module, module.names[0][0]).name}: .{name} is read while its parts lie in "
+        f"several processes. A forward pass may read it; .{name}_prime is the sharded w'"
+    )
 
 
 def _raw(name: str) -> property:

@@ -13,6 +13,7 @@ from sngd_compile.layer import fold_module_, reconstructed_modules
 from sngd_compile.runtime.distributed import keep_out_of_broadcast
 from sngd_compile.runtime.optimizers import known_optimizers, sites_of
 from sngd_compile.runtime.refresh import refresh_sites
+from sngd_compile.runtime.sharding import is_sharded
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -27,11 +28,12 @@ def fold(net: Model) -> Model:
         net: A reconstructed network; it is not changed. A plain model is copied as it is.
 
     Raises:
-        ModelError: `net` is no module.
+        ModelError: `net` is no module, or `fully_shard` has cut its weights into parts.
 
     Source: arXiv 2412.07441, `w = G^(-1/2) w'`. Law 3 tests it.
     """
     _require_module(net)
+    _require_whole(net)
     return fold_(copy.deepcopy(net))
 
 
@@ -41,9 +43,10 @@ def fold_(net: Model) -> Model:
     Optimizers that have stepped the network can go on: they now step `w`.
 
     Raises:
-        ModelError: `net` is no module.
+        ModelError: `net` is no module, or `fully_shard` has cut its weights into parts.
     """
     _require_module(net)
+    _require_whole(net)
     for module in reconstructed_modules(net).values():
         fold_module_(module)
     keep_out_of_broadcast(net)
@@ -76,3 +79,13 @@ def refresh_(net: Model) -> Model:
 def _require_module(net: object) -> None:
     if not isinstance(net, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(net).__name__}")
+
+
+def _require_whole(net: nn.Module) -> None:
+    for name, parameter in net.named_parameters():
+        if is_sharded(parameter):
+            raise ModelError(
+                f"{name} is sharded: gather get_model_state_dict(net, options=StateDictOptions("
+                "full_state_dict=True)) of torch.distributed.checkpoint.state_dict, load it into "
+                "reconstruct(model) in one process, and fold that"
+            )

@@ -25,6 +25,7 @@ from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.observe import STATISTICS
 from sngd_compile.runtime.optimizers import known_optimizers, register_owner, release_owner
 from sngd_compile.runtime.refresh import LocalSite, change_root_
+from sngd_compile.runtime.sharding import check_mesh, is_sharded
 from sngd_compile.site import ModulePlan, Plan
 
 _BOOKKEEPING = frozenset({"forward", "held", *vars(nn.Module())})
@@ -97,6 +98,10 @@ class Reconstructed(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Take an ordinary parameter: the root of its weight returns to the identity."""
         known = self._parameters.get(name)
+        if is_sharded(param) or is_sharded(known):  # fully_shard swaps parts and the whole
+            check_mesh(f"{self.original_class.__name__}.{name}", param)
+            self._parameters[name] = param
+            return
         for site in self.local_sites() if param is not known else ():
             if name in (site.weight_name, site.bias_name):
                 if param is None or known is None or param.shape != known.shape:
@@ -201,7 +206,10 @@ def reconstructed_class(original: type[Any], names: Names) -> type[Reconstructed
         namespace["reset_parameters"] = _reset_parameters
     for copied in ("__module__", "__qualname__", "__doc__"):
         namespace[copied] = getattr(original, copied)
-    return type(original.__name__, (Reconstructed, original), namespace)
+    made = type(original.__name__, (Reconstructed, original), namespace)
+    for members in members_of(original):
+        members.on_class(made)
+    return made
 
 
 def _program_of(module: Reconstructed) -> Program | None:

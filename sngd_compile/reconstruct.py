@@ -12,6 +12,7 @@ from sngd_compile.errors import AlreadyReconstructedError, ConfigError, ModelErr
 from sngd_compile.layer import reconstruct_, reconstructed_modules
 from sngd_compile.plan import Overrides, make_plan
 from sngd_compile.runtime.distributed import keep_out_of_broadcast
+from sngd_compile.runtime.sharding import is_sharded
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -43,7 +44,7 @@ def reconstruct(
         The reconstructed network, of the model's class.
 
     Raises:
-        ModelError: `model` is no module, or cannot be copied.
+        ModelError: `model` is no module, cannot be copied, or is sharded already.
         AlreadyReconstructedError: A part of it is reconstructed already.
         ConfigError: An override matches no parameter, or `config` is none.
 
@@ -58,6 +59,9 @@ def reconstruct(
             raise AlreadyReconstructedError(
                 f"{where} is reconstructed already; fold first, or keep training it as it is"
             )
+        for name, parameter in model.named_parameters():
+            if is_sharded(parameter):
+                raise ModelError(f"{name} is sharded already: fully_shard(reconstruct(model))")
         if not inplace:
             model = _copied(model)
     reconstruct_(make_plan(model, config or Config(), overrides or {}))

@@ -17,11 +17,13 @@ class Members:
         attributes: The members by name.
         prepare: Called when a module, still of its original class, is reconstructed.
         restore: Called when it is folded, of its original class again.
+        on_class: Called with the generated class, once.
     """
 
     attributes: Mapping[str, Any]
     prepare: Callable[[Any], None]
     restore: Callable[[Any], None]
+    on_class: Callable[[type], None]
 
 
 _members: dict[type[nn.Module], Members] = {}

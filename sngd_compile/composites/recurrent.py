@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sngd_compile.composites.fused import admit_to_dynamo, fused
 from sngd_compile.composites.members import Members, register_members
 from sngd_compile.interception import FoldedWeight, register_composite, show
 from sngd_compile.layout import Layout
@@ -54,7 +55,7 @@ class _Stack:
     """One call of a fused function, its arguments by name, steps one after the other.
 
     Args:
-        function: `torch.lstm`, `gru`, `rnn_tanh` or `rnn_relu`.
+        function: `lstm`, `gru`, `rnn_tanh` or `rnn_relu` of torch.
         data: Inputs, time first `[T, N, K]`, or packed `[S, K]`.
         batch_sizes: Of packed inputs, sequences that reach each step; None otherwise.
         states: `h_0`, and of an LSTM `c_0`, `[layers * directions, N, H]` each.
@@ -62,7 +63,7 @@ class _Stack:
         options: Whether there are biases, trains, is bidirectional.
     """
 
-    function: Callable[..., Any]
+    function: str
     data: Tensor
     batch_sizes: Tensor | None
     states: tuple[Tensor, ...]
@@ -80,13 +81,11 @@ class _Stack:
 
     def call(self) -> tuple[Tensor, ...]:
         """Run one layer by the fused function: its outputs, then its last states."""
-        states = self.states if self.function is torch.lstm else self.states[0]
-        end = (self.params, self.biases, 1, 0.0, self.train, self.bidirectional)
-        if self.batch_sizes is not None:
-            result: tuple[Tensor, ...] = self.function(self.data, self.batch_sizes, states, *end)
-        else:
-            result = self.function(self.data, states, *end, False)
-        return result
+        given = (self.function, self.data, self.batch_sizes, self.states, self.params)
+        options = self.biases, self.train, self.bidirectional
+        if torch.compiler.is_compiling():
+            return tuple(torch.ops.sngd.recurrent_layer(*given, *options))
+        return fused(*given, *options)
 
     def layer(self, data: Tensor, index: int, layers: int) -> _Stack:
         """Take one layer out of the stack."""
@@ -96,21 +95,30 @@ class _Stack:
         own = self.params[index * each : (index + 1) * each]
         return replace(self, data=data, states=tuple(states), params=own)
 
-    @torch.no_grad()
     def show(self, output: Tensor) -> None:
         """Let the weights of one layer observe what met them."""
+        with torch.no_grad():
+            self._show(output)
+
+    def _show(self, output: Tensor) -> None:
         directions = 1 + self.bidirectional
         each = len(self.params) // directions
         outputs = output.chunk(directions, -1)
         for direction, hidden in enumerate(outputs):
             own = self.params[direction * each : (direction + 1) * each]
-            steps = hidden.reshape(-1, hidden.shape[-1])
             start = [state[direction] for state in self.states]
-            before = _previous(steps, start[0], self.sizes, direction == 1)
+            before = self._before(hidden, start[0], direction == 1)
             show(own[0], self.data)
             show(own[1], before)
             if each % 2 and isinstance(own[-1], FoldedWeight):
                 show(own[-1], self._unprojected(own, before, start[1], direction == 1))
+
+    def _before(self, made: Tensor, first: Tensor, reverse: bool) -> Tensor:
+        """Return what stood before every step, `[S, H]`, given what every step made."""
+        if self.batch_sizes is not None:
+            return _previous(made, first, self.sizes, reverse)
+        steps = [made[1:], first[None]] if reverse else [first[None], made[:-1]]
+        return torch.cat(steps).flatten(0, 1)
 
     def _unprojected(
         self, own: Sequence[Tensor], before: Tensor, cell: Tensor, reverse: bool
@@ -161,14 +169,14 @@ def _scan(
     return pairs
 
 
-def _run_layers(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+def _run_layers(function: str, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
     """Run a stack of layers one by one, with dropout between, as the fused function does.
 
     On a CPU the random numbers are the same; cuDNN draws those of its dropout by itself.
     """
     packed = "batch_sizes" in kwargs or (len(args) > 3 and isinstance(args[3], list | tuple))
     given = (_PACKED if packed else _PADDED).bind(*args, **kwargs).arguments
-    states = given["hx"] if function is torch.lstm else (given["hx"],)
+    states = given["hx"] if function == "lstm" else (given["hx"],)
     data = given["data"] if packed else given["input"]
     batch_first = not packed and given["batch_first"]
     data = data.transpose(0, 1) if batch_first else data
@@ -197,8 +205,8 @@ def _run_cell(
     return result
 
 
-for _layers in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu):
-    register_composite(_layers)(partial(_run_layers, _layers))
+for _name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+    register_composite(getattr(torch, _name))(partial(_run_layers, _name))
 for _cell in (torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell):
     register_composite(_cell)(partial(_run_cell, _cell))
 
@@ -234,5 +242,6 @@ register_members(
         },
         prepare=_prepare,
         restore=lambda module: module._init_flat_weights(),
+        on_class=admit_to_dynamo,
     ),
 )

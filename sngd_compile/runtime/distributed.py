@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sngd_compile.runtime.fisher import ROWS, FisherLayer
+from sngd_compile.runtime.sharding import group_of, is_sharded
 
 _IGNORED = "_ddp_params_and_buffers_to_ignore"  # read by DistributedDataParallel, torch 1.8 on
 
@@ -47,7 +48,9 @@ def find_groups(layers: Iterable[tuple[Tensor, FisherLayer]]) -> None:
         if issubclass(type(thing), DistributedDataParallel):
             groups |= {id(p): thing.process_group for p in thing.module.parameters()}
     for weight, layer in layers:
-        if id(weight) in groups:
+        if is_sharded(weight):
+            _groups[layer] = group_of(weight)
+        elif id(weight) in groups:
             _groups[layer] = groups[id(weight)]
 
 

@@ -90,7 +90,10 @@ def add_to_sum(
     torch.ops.sngd.observe_(*arguments)
 
 
-@torch.library.custom_op("sngd::observe_", mutates_args=("sum", "tally"))
+# A CUDA graph would replay what the gate said while it was recorded.
+@torch.library.custom_op(
+    "sngd::observe_", mutates_args=("sum", "tally"), tags=torch.Tag.cudagraph_unsafe
+)
 def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     sum: Tensor,
     tally: Tensor,

@@ -29,6 +29,7 @@ from sngd_compile.runtime.refresh import (
     report_rejected,
     report_unobserved,
 )
+from sngd_compile.runtime.sharding import whole
 
 
 class SiteOwner(Protocol):
@@ -157,7 +158,7 @@ def _is_unobserved(site: Site) -> bool:
     gradient, fisher = site.weight.grad, site.fisher
     if gradient is None or fisher.rows_seen or "rejected" in fisher.warned:
         return False
-    return bool(gradient.any())  # an empty batch has a gradient too, of zeros
+    return bool(whole(gradient.any()))  # an empty batch has a gradient too, of zeros
 
 
 def _drop_non_finite(optimizer: Optimizer, binding: Binding) -> None:
@@ -193,8 +194,10 @@ def _values(gradient: Tensor) -> Tensor:
 
 def _all_finite(gradients: list[Tensor]) -> bool:
     """Test the sums, which NaN and infinity survive; where a sum overflows, every element."""
-    sums = torch.stack([g.sum().float().to(gradients[0].device) for g in gradients])
-    return bool(sums.isfinite().all()) or all(bool(g.isfinite().all()) for g in gradients)
+    sums = torch.stack([whole(g.sum()).float().to(gradients[0].device) for g in gradients])
+    if bool(sums.isfinite().all()):
+        return True
+    return all(bool(whole(g.isfinite().all())) for g in gradients)
 
 
 @cache

@@ -16,6 +16,7 @@ from sngd_compile.runtime.distributed import add_up_
 from sngd_compile.runtime.fisher import REJECTED, FisherLayer
 from sngd_compile.runtime.reparameterise import as_matrices
 from sngd_compile.runtime.roots import Root, copy_root_
+from sngd_compile.runtime.sharding import put_, whole
 
 LINEAR_STATES = ("momentum_buffer", "exp_avg")
 """Optimizer states that are linear in past steps, so that they move like `w'` itself."""
@@ -140,14 +141,14 @@ def move_(
         return
     full_weight = torch.zeros_like(site.weight) if weight is None else weight
     full_bias = torch.zeros_like(site.bias) if bias is None and site.bias is not None else bias
-    matrix, vector = as_matrices(site.fisher, full_weight, full_bias)
+    matrix, vector = as_matrices(site.fisher, whole(full_weight), whole(full_bias))
     moved_weight, moved_bias = change(
         matrix.to(dtype), None if vector is None else vector.to(dtype)
     )
     if weight is not None:
-        weight.copy_(site.fisher.layout.parameter(moved_weight, weight.shape))
+        put_(weight, site.fisher.layout.parameter(moved_weight, weight.shape))
     if bias is not None and moved_bias is not None:
-        bias.copy_(moved_bias.reshape(bias.shape))
+        put_(bias, moved_bias.reshape(bias.shape))
 
 
 def _states(

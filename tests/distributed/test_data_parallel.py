@@ -17,11 +17,11 @@ pytestmark = [
 ]
 
 
-def train(kind: str, size: int, folder: Path) -> list:
-    """Run all processes; return what each printed."""
+def run(program: str, kind: str, size: int, folder: Path) -> tuple[list, str]:
+    """Run all processes; return what each printed, and what they said beside it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
     commands = [
-        [sys.executable, HERE / "worker.py", kind, str(rank), str(size), folder / f"{kind}{size}"]
+        [sys.executable, HERE / program, kind, str(rank), str(size), folder / f"{kind}{size}"]
         for rank in range(size)
     ]
     running = [
@@ -33,15 +33,63 @@ def train(kind: str, size: int, folder: Path) -> list:
     printed = [process.communicate(timeout=300) for process in running]
     for process, (_, errors) in zip(running, printed, strict=True):
         assert process.returncode == 0, errors
-    return [json.loads(output.splitlines()[-1]) for output, _ in printed]
+    errors = "".join(said for _, said in printed)
+    return [json.loads(output.splitlines()[-1]) for output, _ in printed], errors
 
 
-@pytest.mark.parametrize("kind", ["eager", "compiled", "backend"])
-def test_halves_of_a_batch_add_up(kind, tmp_path):
-    ((expected, rows),) = train(kind, 1, tmp_path)
-    for weights, seen in train(kind, 2, tmp_path):
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Weights and rows of one process on whole batches."""
+    ((expected,), _) = run("worker.py", "eager", 1, tmp_path_factory.mktemp("alone"))
+    return expected
+
+
+EXACT = [
+    "eager",
+    "compiled",
+    "around",
+    "backend",
+    "backend_around_own",
+    "sharded",
+    "sharded_layers",
+    "sharded_compiled",
+]
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_halves_of_a_batch_add_up(kind, alone, tmp_path):
+    expected, rows = alone
+    found, errors = run("worker.py", kind, 2, tmp_path)
+    for weights, seen in found:
         assert seen == rows
         for one, other in zip(weights, expected, strict=True):
-            torch.testing.assert_close(
-                torch.tensor(one), torch.tensor(other), rtol=1e-10, atol=1e-12
-            )
+            pair = [torch.tensor(values, dtype=torch.float64) for values in (one, other)]
+            torch.testing.assert_close(*pair, rtol=1e-10, atol=1e-12)
+    assert "SngdWarning" not in errors
+
+
+@pytest.mark.parametrize("kind", ["backend_around", "sharded_backend"])
+def test_plain_gradients_are_warned_of_by_name(kind, tmp_path):
+    found, errors = run("worker.py", kind, 2, tmp_path)
+    assert [seen for _, seen in found] == [[], []]
+    assert "SngdWarning: 4 parameters compiled with backend='sngd' receive plain" in errors
+
+
+def test_what_cannot_be_sharded_is_refused(tmp_path):
+    ((messages,), _) = run("refusals.py", "", 1, tmp_path)
+    assert messages == {
+        "reconstruct": "0.weight is sharded already: fully_shard(reconstruct(model))",
+        "fold": (
+            "0.weight is sharded: gather get_model_state_dict(net, options=StateDictOptions("
+            "full_state_dict=True)) of torch.distributed.checkpoint.state_dict, load it into "
+            "reconstruct(model) in one process, and fold that"
+        ),
+        "read": (
+            "0.weight: .bias is read while its parts lie in several processes. A forward pass may "
+            "read it; .bias_prime is the sharded w'"
+        ),
+        "mesh": (
+            "Linear.weight: sharded over a mesh of 2 dimensions; a reconstructed weight needs "
+            "fully_shard on a mesh of one, init_device_mesh(device, (n,))"
+        ),
+    }
