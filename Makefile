@@ -13,7 +13,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-interpreter test-gpu test-triton-matrix lint format types docs bench
-.PHONY: bench-kernels bench-gpu kernel-table mutants wheel check clean FORCE
+.PHONY: bench-peers bench-exact bench-kernels bench-gpu kernel-table mutants wheel check clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +68,15 @@ docs: $(STAMP)  ## build the documentation, running every example in it
 
 bench: $(STAMP)  ## step time and memory against plain SGD
 	$(SCRIPT) benchmarks/step_time.py $(ARGS)
+
+# The data sets of the demo are those of the study.
+STUDY := PYTHONPATH=examples $(SCRIPT)
+
+bench-peers: $(STAMP)  ## loss and accuracy at equal time against what people use today
+	$(STUDY) benchmarks/convergence.py $(ARGS)
+
+bench-exact: $(STAMP)  ## SGD and SNGD against exact natural gradient descent
+	$(STUDY) benchmarks/exact_comparison.py $(ARGS)
 
 bench-layers: $(STAMP)  ## what small layers add to a step, and the fastest way to apply a root
 	$(SCRIPT) benchmarks/small_layers.py $(ARGS)

@@ -1,11 +1,12 @@
 """Ways to train a network, each as one function that takes a step."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
 import torch
-import torch.nn.functional as F
+import typer
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW, Muon, Optimizer
@@ -16,22 +17,42 @@ Step = Callable[[Tensor, Tensor], Tensor]
 """Trains on one batch and returns its loss."""
 
 LARGEST_NORM = 1.0
+LARGEST_FISHER_NORM = 1.0
+"""SNGD's trust region: on reconstructed parameters, clipping bounds the norm of the Fisher."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the task asks of every contender: a learning rate, a loss, the largest gradient norm."""
+
+    rate: float
+    criterion: nn.Module = field(default_factory=nn.CrossEntropyLoss)
+    largest_norm: float = LARGEST_NORM
 
 
 @dataclass(frozen=True)
 class Trainee:
-    """A network and the function that trains it."""
+    """A network, the function that trains it, and what makes the plain network of it again."""
 
     network: nn.Module
     step: Step
+    finish: Callable[[nn.Module], nn.Module] = lambda network: network
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to train, and the package it needs beyond torch, by its import name."""
+    """A way to train.
+
+    Args:
+        name: For tables.
+        prepare: Makes the trainee; it may change the model.
+        rates: Learning rates to try, the likeliest first.
+        package: What it needs beyond torch, by its import name.
+    """
 
     name: str
-    prepare: Callable[[nn.Module], Trainee]
+    prepare: Callable[[nn.Module, Recipe], Trainee]
+    rates: tuple[float, ...]
     package: str | None = None
 
     @property
@@ -40,15 +61,16 @@ class Contender:
         return self.package is None or find_spec(self.package) is not None
 
 
-def usual_loop(network: nn.Module, optimizers: Sequence[Optimizer]) -> Trainee:
+def usual_loop(network: nn.Module, optimizers: Sequence[Optimizer], recipe: Recipe) -> Trainee:
     """The training step that every tutorial shows, with clipped gradients."""
 
-    def step(inputs: Tensor, labels: Tensor) -> Tensor:
+    def step(inputs: Tensor, targets: Tensor) -> Tensor:
         for optimizer in optimizers:
             optimizer.zero_grad()
-        loss = F.cross_entropy(network(inputs), labels)
+        loss: Tensor = recipe.criterion(network(inputs), targets)
         loss.backward()
-        clip_grad_norm_(network.parameters(), LARGEST_NORM)
+        if math.isfinite(recipe.largest_norm):
+            clip_grad_norm_(network.parameters(), recipe.largest_norm)
         for optimizer in optimizers:
             optimizer.step()
         return loss.detach()
@@ -56,34 +78,53 @@ def usual_loop(network: nn.Module, optimizers: Sequence[Optimizer]) -> Trainee:
     return Trainee(network, step)
 
 
-def plain_sgd(model: nn.Module) -> Trainee:
+def plain_sgd(model: nn.Module, recipe: Recipe) -> Trainee:
     """SGD with momentum: what all others are compared with."""
-    return usual_loop(model, [SGD(model.parameters(), lr=0.03, momentum=0.9)])
+    return usual_loop(model, [SGD(model.parameters(), lr=recipe.rate, momentum=0.9)], recipe)
 
 
-def natural_gradient(model: nn.Module) -> Trainee:
-    """The same SGD on the reconstructed network, default configuration."""
+def natural_gradient(model: nn.Module, recipe: Recipe) -> Trainee:
+    """The same SGD on the reconstructed network, default configuration, in its trust region."""
     network = sngd.reconstruct(model)
-    return usual_loop(network, [SGD(network.parameters(), lr=0.03, momentum=0.9)])
+    clipped = replace(recipe, largest_norm=LARGEST_FISHER_NORM)
+    return replace(plain_sgd(network, clipped), finish=sngd.fold)
 
 
-def adamw(model: nn.Module) -> Trainee:
+def adamw(model: nn.Module, recipe: Recipe) -> Trainee:
     """AdamW with PyTorch's defaults."""
-    return usual_loop(model, [AdamW(model.parameters())])
+    return usual_loop(model, [AdamW(model.parameters(), lr=recipe.rate)], recipe)
 
 
-def muon(model: nn.Module) -> Trainee:
-    """Muon for the matrices, AdamW for all that is not one."""
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    others = [p for p in model.parameters() if p.dim() != 2]
-    return usual_loop(model, [Muon(matrices), AdamW(others)])
+def muon(model: nn.Module, recipe: Recipe) -> Trainee:
+    """Muon for the matrices, AdamW for the rest and for embeddings, at one rate and one decay."""
+    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    matrices = [p for p in model.parameters() if p.dim() == 2 and p not in tables]
+    others = [p for p in model.parameters() if p.dim() != 2 or p in tables]
+    spread = Muon(matrices, lr=recipe.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    return usual_loop(model, [spread, AdamW(others, lr=recipe.rate)], recipe)
 
 
-REFERENCE = Contender("SGD", plain_sgd)
-SNGD = Contender("SNGD", natural_gradient)
-BUILT_IN = (REFERENCE, SNGD, Contender("AdamW", adamw), Contender("Muon (torch, bfloat16)", muon))
+SGD_RATES = (0.1, 0.03, 0.3, 0.01)
+ADAMW_RATES = (1e-3, 3e-3, 3e-4, 1e-2)
+NATURAL_RATES = (0.03, 0.1, 0.01, 0.3)
+
+REFERENCE = Contender("SGD", plain_sgd, SGD_RATES)
+SNGD = Contender("SNGD", natural_gradient, NATURAL_RATES)
+ADAMW = Contender("AdamW", adamw, ADAMW_RATES)
+BUILT_IN = (REFERENCE, SNGD, ADAMW, Contender("Muon (torch, bfloat16)", muon, ADAMW_RATES))
 
 
 def limit_to_one_thread() -> None:
     """Time on one thread: times vary less, and small networks gain little from a second one."""
     torch.set_num_threads(1)
+
+
+def chosen(
+    only: Sequence[str] | None, among: Sequence[Contender], always: Contender
+) -> list[Contender]:
+    """The one that is always there, and those whose names contain one of the given texts."""
+    wanted = [text.lower() for text in only or [""]]
+    unknown = [text for text in wanted if not any(text in c.name.lower() for c in among)]
+    if unknown:
+        raise typer.BadParameter(f"no contender is called {unknown[0]!r}")
+    return [c for c in among if c is always or any(text in c.name.lower() for text in wanted)]

@@ -4,112 +4,140 @@ Statistics and inverses are renewed every `INTERVAL` steps where a package lets 
 """
 
 import itertools
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD
 
-from contenders import LARGEST_NORM, Contender, Trainee, usual_loop
+from contenders import (
+    ADAMW_RATES,
+    LARGEST_FISHER_NORM,
+    NATURAL_RATES,
+    SGD_RATES,
+    Contender,
+    Recipe,
+    Trainee,
+    usual_loop,
+)
 
 INTERVAL = 10
-RATE = 1e-3
 DAMPING = 1e-3
 
 
-def asdl_kfac(model: nn.Module) -> Trainee:
-    """ASDL's K-FAC (one Monte-Carlo sample) before SGD."""
+@torch.no_grad()
+def stay_in_trust_region(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
+    """Shorten natural gradients, given what they were made of, to SNGD's largest Fisher norm."""
+    naturals = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    squared = sum(float((a * b).sum()) for a, b in zip(naturals, gradients, strict=True))
+    if squared > LARGEST_FISHER_NORM**2:
+        for natural in naturals:
+            natural.mul_(LARGEST_FISHER_NORM / squared**0.5)
+
+
+def asdl_kfac(model: nn.Module, recipe: Recipe) -> Trainee:
+    """ASDL's K-FAC (one Monte-Carlo sample) before SGD, in the trust region that SNGD has."""
     # ASDL marks NVTX ranges, which a build of torch without CUDA refuses.
     if not torch.cuda.is_available():
         torch.cuda.nvtx.range_push = lambda message: 0
         torch.cuda.nvtx.range_pop = lambda: 0
     asdl = import_module("asdl")
     config = asdl.PreconditioningConfig(preconditioner_upd_interval=INTERVAL, damping=DAMPING)
-    maker = asdl.KfacGradientMaker(model, config)
-    optimizer = SGD(model.parameters(), lr=RATE, momentum=0.9)
-    criterion = nn.CrossEntropyLoss()
+    loss_type = "mse" if isinstance(recipe.criterion, nn.MSELoss) else "cross_entropy"
+    maker = asdl.KfacGradientMaker(model, config, loss_type=loss_type)
+    parameters = list(model.parameters())
+    optimizer = SGD(parameters, lr=recipe.rate, momentum=0.9)
+    precondition = maker.precondition
 
-    def step(inputs: Tensor, labels: Tensor) -> Tensor:
+    def precondition_and_shorten() -> None:
+        gradients = [p.grad.clone() for p in parameters if p.grad is not None]
+        precondition()
+        stay_in_trust_region(parameters, gradients)
+
+    maker.precondition = precondition_and_shorten
+
+    def step(inputs: Tensor, targets: Tensor) -> Tensor:
         optimizer.zero_grad()
         outputs = maker.setup_model_call(model, inputs)
-        maker.setup_loss_call(criterion, outputs, labels)
+        maker.setup_loss_call(recipe.criterion, outputs, targets)
         config.data_size = len(inputs)
         loss: Tensor = maker.forward_and_backward()[1]
-        clip_grad_norm_(model.parameters(), LARGEST_NORM)
         optimizer.step()
         return loss.detach()
 
     return Trainee(model, step)
 
 
-def curvlinops_kfac(model: nn.Module) -> Trainee:
-    """K-FAC (one Monte-Carlo sample) of the present batch by curvlinops, before SGD."""
+def curvlinops_kfac(model: nn.Module, recipe: Recipe) -> Trainee:
+    """K-FAC (one Monte-Carlo sample) of the present batch by curvlinops, in SNGD's trust region."""
     kfac, inverse = import_module("curvlinops.kfac"), import_module("curvlinops.inverse")
-    parameters, criterion = list(model.parameters()), nn.CrossEntropyLoss()
-    optimizer = SGD(parameters, lr=RATE, momentum=0.9)
+    parameters, criterion = list(model.parameters()), recipe.criterion
+    optimizer = SGD(parameters, lr=recipe.rate, momentum=0.9)
     steps = itertools.count()
     present: dict[str, Any] = {}
 
-    def step(inputs: Tensor, labels: Tensor) -> Tensor:
+    def step(inputs: Tensor, targets: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss: Tensor = criterion(model(inputs), labels)
+        loss: Tensor = criterion(model(inputs), targets)
         loss.backward()
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if next(steps) % INTERVAL == 0:
             factors = kfac.KFACLinearOperator(
-                model, criterion, parameters, [(inputs, labels)], check_deterministic=False
+                model, criterion, parameters, [(inputs, targets)], check_deterministic=False
             )
             present["inverse"] = inverse.KFACInverseLinearOperator(factors, damping=DAMPING)
         for parameter, natural in zip(parameters, present["inverse"] @ gradients, strict=True):
             parameter.grad = natural
-        clip_grad_norm_(parameters, LARGEST_NORM)
+        stay_in_trust_region(parameters, gradients)
         optimizer.step()
         return loss.detach()
 
     return Trainee(model, step)
 
 
-def singd(model: nn.Module) -> Trainee:
+def singd(model: nn.Module, recipe: Recipe) -> Trainee:
     """SINGD with dense factors: K-FAC without inverses."""
-    optimizer = import_module("singd.optim.optimizer").SINGD(model, lr=RATE, T=INTERVAL)
-    return usual_loop(model, [optimizer])
+    optimizer = import_module("singd.optim.optimizer").SINGD(model, lr=recipe.rate, T=INTERVAL)
+    return usual_loop(model, [optimizer], recipe)
 
 
-def heavyball_soap(model: nn.Module) -> Trainee:
+def heavyball_soap(model: nn.Module, recipe: Recipe) -> Trainee:
     """SOAP by HeavyBall, uncompiled."""
     heavyball = import_module("heavyball")
     heavyball.utils.compile_mode = None
-    optimizer = heavyball.SOAP(model.parameters(), lr=RATE, precondition_frequency=INTERVAL)
-    return usual_loop(model, [optimizer])
+    optimizer = heavyball.SOAP(model.parameters(), lr=recipe.rate, precondition_frequency=INTERVAL)
+    return usual_loop(model, [optimizer], recipe)
 
 
-def library_soap(model: nn.Module) -> Trainee:
+def library_soap(model: nn.Module, recipe: Recipe) -> Trainee:
     """SOAP by pytorch_optimizer."""
     library = import_module("pytorch_optimizer")
-    optimizer = library.SOAP(model.parameters(), lr=RATE, precondition_frequency=INTERVAL)
-    return usual_loop(model, [optimizer])
+    optimizer = library.SOAP(model.parameters(), lr=recipe.rate, precondition_frequency=INTERVAL)
+    return usual_loop(model, [optimizer], recipe)
 
 
-def library_shampoo(model: nn.Module) -> Trainee:
+def library_shampoo(model: nn.Module, recipe: Recipe) -> Trainee:
     """Shampoo by pytorch_optimizer."""
     library = import_module("pytorch_optimizer")
     optimizer = library.ScalableShampoo(
         model.parameters(),
-        lr=RATE,
+        lr=recipe.rate,
         start_preconditioning_step=1,
         preconditioning_compute_steps=INTERVAL,
         statistics_compute_steps=INTERVAL,
     )
-    return usual_loop(model, [optimizer])
+    return usual_loop(model, [optimizer], recipe)
 
+
+SOAP_RATES = (3e-3, 1e-3, 1e-2, 3e-4)
 
 PEERS = (
-    Contender("K-FAC (asdfghjkl)", asdl_kfac, "asdl"),
-    Contender("K-FAC (curvlinops)", curvlinops_kfac, "curvlinops"),
-    Contender("SINGD (singd)", singd, "singd"),
-    Contender("SOAP (heavyball)", heavyball_soap, "heavyball"),
-    Contender("SOAP (pytorch-optimizer)", library_soap, "pytorch_optimizer"),
-    Contender("Shampoo (pytorch-optimizer)", library_shampoo, "pytorch_optimizer"),
+    Contender("K-FAC (asdfghjkl)", asdl_kfac, NATURAL_RATES, "asdl"),
+    Contender("K-FAC (curvlinops)", curvlinops_kfac, NATURAL_RATES, "curvlinops"),
+    Contender("SINGD (singd)", singd, ADAMW_RATES, "singd"),
+    Contender("SOAP (heavyball)", heavyball_soap, SOAP_RATES, "heavyball"),
+    Contender("SOAP (pytorch-optimizer)", library_soap, SOAP_RATES, "pytorch_optimizer"),
+    Contender("Shampoo (pytorch-optimizer)", library_shampoo, SGD_RATES, "pytorch_optimizer"),
 )

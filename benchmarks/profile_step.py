@@ -81,7 +81,10 @@ def profiled(workload: Workload, contender: contenders.Contender, steps: int) ->
 
     An event counts with the time that the events inside it leave.
     """
-    trainee, batches = contender.prepare(workload.model()), workload.batches()
+    trainee, batches = (
+        contender.prepare(workload.model(), contenders.Recipe(0.03)),
+        workload.batches(),
+    )
     for _ in range(WARM_UP):
         trainee.step(*next(batches))
     taken: dict[str, Milliseconds] = {f"step {i}": defaultdict(float) for i in range(steps)}

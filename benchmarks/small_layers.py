@@ -13,10 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.optim import SGD
 
 import sngd_compile as sngd
-from contenders import Trainee, limit_to_one_thread, usual_loop
+from contenders import Recipe, Trainee, limit_to_one_thread, plain_sgd
 from interleave import CYCLE, WARM_UP, Ratio, take_turns
 from workloads import CLASSES
 
@@ -87,7 +86,7 @@ def trainee(workload: Workload, with_small: bool) -> Trainee:
     small = [site.name for site in sngd.explain(model).sites if site.rule in SMALL]
     overrides = None if with_small else dict.fromkeys(small)
     network = sngd.reconstruct(model, overrides=overrides)
-    return usual_loop(network, [SGD(network.parameters(), lr=0.03, momentum=0.9)])
+    return plain_sgd(network, Recipe(0.03))
 
 
 def measure(workload: Workload, steps: int) -> Ratio:

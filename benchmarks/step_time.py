@@ -14,7 +14,16 @@ import typer
 from rich.console import Console
 
 import sngd_compile as sngd
-from contenders import BUILT_IN, REFERENCE, SNGD, Contender, Trainee, limit_to_one_thread
+from contenders import (
+    BUILT_IN,
+    REFERENCE,
+    SNGD,
+    Contender,
+    Recipe,
+    Trainee,
+    chosen,
+    limit_to_one_thread,
+)
 from gate import GateError, check_network
 from interleave import CYCLE, WARM_UP, take_turns
 from memory import fisher_memory, memory_table
@@ -37,7 +46,7 @@ def warmed_up(contender: Contender, workload: Workload) -> Trainee | str:
         with warnings.catch_warnings():
             if contender.package:
                 warnings.simplefilter("ignore")
-            trainee = contender.prepare(workload.model())
+            trainee = contender.prepare(workload.model(), Recipe(contender.rates[0]))
             times = take_turns({contender.name: trainee}, workload.batches(), WARM_UP)
     except Exception as error:
         if contender.package is None:
@@ -74,15 +83,6 @@ def measure(workload: Workload, contenders: list[Contender], steps: int) -> Resu
     return Result(workload.name, workload.batch_size, rows, memory)
 
 
-def chosen(only: list[str] | None) -> list[Contender]:
-    """The reference, and the contenders whose names contain one of the given texts."""
-    wanted = [text.lower() for text in only or [""]]
-    unknown = [text for text in wanted if not any(text in c.name.lower() for c in ALL)]
-    if unknown:
-        raise typer.BadParameter(f"no contender is called {unknown[0]!r}")
-    return [c for c in ALL if c is REFERENCE or any(text in c.name.lower() for text in wanted)]
-
-
 @app.command()
 def main(
     steps: Annotated[int, typer.Option(min=CYCLE, help="Rounded up to whole cycles.")] = 3 * CYCLE,
@@ -92,7 +92,7 @@ def main(
     """Time training steps beside plain SGD's."""
     limit_to_one_thread()
     steps = -(-steps // CYCLE) * CYCLE
-    contenders = chosen(only)
+    contenders = chosen(only, ALL, REFERENCE)
     results = []
     for workload in WORKLOADS:
         console.print(f"{workload.name}: {steps} steps of each of {len(contenders)}")

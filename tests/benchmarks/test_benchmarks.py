@@ -15,7 +15,7 @@ import profile_step
 import reconstruct_time
 import sngd_compile as sngd
 import step_time
-from contenders import Contender, Trainee
+from contenders import Contender, Recipe, Trainee
 from interleave import CYCLE, Ratio, Times
 from workloads import CLASSES, WORKLOADS, Workload
 
@@ -57,17 +57,17 @@ def command(main: object) -> typer.Typer:
     return app
 
 
-def absent(model: nn.Module) -> Trainee:
+def absent(model: nn.Module, recipe: Recipe) -> Trainee:
     raise AssertionError("a package that is missing was used")
 
 
-def broken(model: nn.Module) -> Trainee:
+def broken(model: nn.Module, recipe: Recipe) -> Trainee:
     raise RuntimeError
 
 
 def test_step_time_from_end_to_end(tmp_path, monkeypatch):
-    missing = Contender("missing peer", absent, "no_package_has_this_name")
-    failing = Contender("failing peer", broken, "torch")
+    missing = Contender("missing peer", absent, (0.1,), "no_package_has_this_name")
+    failing = Contender("failing peer", broken, (0.1,), "torch")
     monkeypatch.setattr(step_time, "ALL", (*contenders.BUILT_IN, missing, failing))
     status, printed = run(step_time.app, "--steps", CYCLE, "--output", tmp_path)
     assert status == 0, printed
@@ -87,9 +87,12 @@ def test_step_time_from_end_to_end(tmp_path, monkeypatch):
 
 
 def test_only_takes_parts_of_names():
-    assert [c.name for c in step_time.chosen(["adam"])] == ["SGD", "AdamW"]
+    everyone, always = contenders.BUILT_IN, contenders.REFERENCE
+    chosen = contenders.chosen(["adam"], everyone, always)
+    assert [contender.name for contender in chosen] == ["SGD", "AdamW"]
+    assert contenders.chosen(None, everyone, always) == list(everyone)
     with pytest.raises(typer.BadParameter, match="no contender is called 'unheard-of'"):
-        step_time.chosen(["unheard-of"])
+        contenders.chosen(["unheard-of"], everyone, always)
 
 
 def test_nothing_is_shown_when_the_network_is_wrong(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ TARGETS += [
     "types",
     "docs",
     "bench",
+    "bench-peers",
+    "bench-exact",
     "bench-layers",
     "bench-kernels",
     "bench-gpu",
