@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from sngd_compile.errors import ConfigError
 
-Fisher = Literal["shared"]
+Fisher = Literal["shared", "diagonal"]
 RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz"]
 
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
@@ -38,7 +38,8 @@ class Config:
             draws whole images, at least 16; a normalisation, a scale or slopes at least 256
             samples, an embedding bag all of them.
         seed: Seed of that subset; integer >= 0. The global generator is never touched.
-        fisher: Local Fisher. "shared": `E[x~ x~^T]`, one for all outputs of a layer.
+        fisher: Local Fisher. "shared": `E[x~ x~^T]`, one for all outputs of a layer. "diagonal":
+            its diagonal alone, D numbers, whose root costs a step and a refresh next to nothing.
         max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
             plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,

@@ -8,7 +8,8 @@ def test_linear(law, case, root):
 """
 
 from laws.case import Case, conv_case, conv_rows, linear_case, linear_rows
-from laws.suite import LAWS, every_law, factor_is_the_jacobians_moment
+from laws.suite import factor_is_the_jacobians_moment
+from laws.table import LAWS, every_law
 
 __all__ = [
     "LAWS",

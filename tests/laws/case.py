@@ -30,6 +30,7 @@ class Case:
         bias: Name of the bias that joins its local Fisher, or None.
         arrange: The weight -> `[O, K]`, one output a row, groups one after the other.
         diagonal: Whether the factor keeps the diagonal alone.
+        fisher: `Config.fisher`.
         draw: Makes an input from a seeded generator; None for normal numbers off centre.
     """
 
@@ -42,6 +43,7 @@ class Case:
     bias: str | None = "bias"
     arrange: Callable[[Tensor], Tensor] = by_output
     diagonal: bool = False
+    fisher: str = "shared"
     draw: Callable[[torch.Generator], Tensor] | None = None
 
     def build(self) -> nn.Module:

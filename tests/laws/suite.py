@@ -1,10 +1,8 @@
 """The laws themselves, each a function of a case and a kind of root, in float64."""
 
-from collections.abc import Callable, Sequence
-from itertools import product
+from collections.abc import Callable
 from operator import attrgetter
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
@@ -23,7 +21,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
 
 
-def configuration(root: str) -> Config:
+def configuration(root: str, fisher: str = "shared") -> Config:
     """Observe every row of every step; renew the root after steps 1, 3 and 5."""
     return Config(
         refresh_every=5,
@@ -33,19 +31,20 @@ def configuration(root: str) -> Config:
         damping_abs=ABSOLUTE,
         max_rows=None,
         root=root,
+        fisher=fisher,
     )
 
 
 def observed(case: Case, root: str) -> nn.Module:
     """Reconstruct the layer and renew its root from one batch."""
-    net = sngd.reconstruct(case.build(), configuration(root))
+    net = sngd.reconstruct(case.build(), configuration(root, case.fisher))
     net(case.input())
     return sngd.refresh_(net)
 
 
 def trained(case: Case, root: str, steps: int = 4) -> tuple[nn.Module, torch.optim.SGD]:
     """Reconstruct the layer and train it, with momentum and refreshes on the way."""
-    net = sngd.reconstruct(case.build(), configuration(root))
+    net = sngd.reconstruct(case.build(), configuration(root, case.fisher))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
     for step in range(steps):
         optimizer.zero_grad()
@@ -63,7 +62,7 @@ def loss(outputs: Tensor) -> Tensor:
 def rewriting_keeps_the_function(case: Case, root: str) -> None:
     """Law 1: outputs in both modes, and gradients of the input and of every parameter."""
     model = case.build()
-    net = sngd.reconstruct(model, configuration(root))
+    net = sngd.reconstruct(model, configuration(root, case.fisher))
     for training in (True, False):
         given = [differentiable(case.input()) for _ in range(2)]
         outputs = [net.train(training)(given[0]), model.train(training)(given[1])]
@@ -216,28 +215,3 @@ def second_moment_is_that_of_the_rows(case: Case, root: str) -> None:
             close(use.add_second_moment(bias, torch.ones_like(moment)), 1 + moment)
             squares = rows.square().sum(-2)
             close(use.add_diagonal(bias, torch.ones_like(squares)), 1 + squares)
-
-
-OF_THE_ROOT: tuple[Law, ...] = (
-    rewriting_keeps_the_function,
-    refreshing_keeps_the_function,
-    folding_gives_the_plain_layer,
-    descent_is_natural,
-    root_whitens_the_factor,
-)
-OF_THE_FACTOR: tuple[Law, ...] = (
-    factor_is_the_mean_of_the_rows,
-    factor_is_the_jacobians_moment,
-    second_moment_is_that_of_the_rows,
-)
-LAWS = [*product(OF_THE_ROOT, ("cholesky", "symmetric")), *product(OF_THE_FACTOR, ("cholesky",))]
-
-
-def every_law(cases: Sequence[Case], without: Sequence[Law] = ()) -> pytest.MarkDecorator:
-    """Run a test of arguments `law`, `case`, `root` for every law on every case."""
-    listed = [
-        pytest.param(law, case, root, id=f"{case.name}-{law.__name__}-{root}")
-        for case, (law, root) in product(cases, LAWS)
-        if law not in without
-    ]
-    return pytest.mark.parametrize(("law", "case", "root"), listed)

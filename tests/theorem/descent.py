@@ -72,6 +72,8 @@ class Layer:
         factor = self.average / self.weight
         trace = factor.diagonal(dim1=-2, dim2=-1).sum(-1).mean()
         damping = config.damping_rel_trace * trace + config.damping_abs
+        if config.fisher == "diagonal":
+            factor = factor * torch.eye(factor.shape[-1])
         self.inverse = torch.linalg.inv(factor + damping * torch.eye(factor.shape[-1]))
 
 
