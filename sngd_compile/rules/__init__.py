@@ -14,6 +14,7 @@ from sngd_compile.rules import (
     product,
     scale,
     transposed_convolution,
+    whole_table,
 )
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import RULES, register_rule, rule_for
@@ -50,4 +51,5 @@ __all__ = [
     "runs_known_forward",
     "scale",
     "transposed_convolution",
+    "whole_table",
 ]

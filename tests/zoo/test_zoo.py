@@ -80,6 +80,20 @@ def test_it_trains_and_folds(case: ZooCase):
     assert_same_loss(case, plain, model)
 
 
+@pytest.mark.parametrize(
+    "case", [c for c in ZOO if c.name in {"GPT-2", "Llama", "T5", "Mamba"}], indirect=True
+)
+def test_it_generates_what_the_folded_model_does(case: ZooCase):
+    net = sngd.reconstruct(case.build(), EARLY)
+    train(case, net, 3)
+    seen = [layer.rows_seen for layer in sngd.fisher_layers(net).values()]
+    prompt, options = case.inputs()["input_ids"], {"max_new_tokens": 6, "do_sample": False}
+    generated = net.eval().generate(prompt, **options)
+    assert generated.shape[1] > 1
+    assert torch.equal(generated, sngd.fold(net).generate(prompt, **options))
+    assert seen == [layer.rows_seen for layer in sngd.fisher_layers(net).values()]
+
+
 def test_it_accounts_for_every_parameter(case: ZooCase):
     model = case.build()
     plan = sngd.explain(model)

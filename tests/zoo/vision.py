@@ -50,8 +50,34 @@ def convnext() -> torch.nn.Module:
     return hf.ConvNextForImageClassification(config)
 
 
+def detr() -> torch.nn.Module:
+    """A detection transformer on a frozen backbone."""
+    backbone = hf.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+        out_features=["stage2"],
+    )
+    sides = ("encoder", "decoder")
+    layers = {f"{side}_layers": 1 for side in sides} | {f"{side}_ffn_dim": 48 for side in sides}
+    heads = {f"{side}_attention_heads": 2 for side in sides}
+    config = hf.DetrConfig(
+        backbone_config=backbone, d_model=32, num_queries=5, num_labels=3, **layers, **heads
+    )
+    return hf.DetrForObjectDetection(config)
+
+
+def detect() -> dict[str, Any]:
+    """Find one box in each image."""
+    box = torch.tensor([[0.5, 0.4, 0.2, 0.3]])
+    labels = [{"class_labels": torch.tensor([kind]), "boxes": box} for kind in (1, 2)]
+    return {"pixel_values": torch.randn(2, 3, 32, 32), "labels": labels}
+
+
 VISION = [
     ZooCase("ResNet", resnet, large),
     ZooCase("ViT", vit, small),
     ZooCase("ConvNeXt", convnext, large),
+    ZooCase("DETR", detr, detect, dtype=torch.float32),  # its loss has no float64
 ]
