@@ -39,17 +39,17 @@ def invert_factor(matrices: Tensor, damping: Tensor, bias: bool) -> tuple[Tensor
     """
     if matrices.numel() == 0:
         return matrices.new_empty(matrices.shape), flaws_of_nothing(matrices)
-    info = flaws(matrices)
-    damped = matrices.roll((1, 1), (-2, -1)) if bias else matrices.clone()
+    info, inverse = flaws(matrices), torch.zeros_like(matrices)
+    damped = matrices.clone()
     damped.diagonal(dim1=-2, dim2=-1).add_(damping[:, None])
-    lower, pivots = torch.linalg.cholesky_ex(damped)
-    # An infinite pivot passes as a factor.
-    infinite = ~lower.diagonal(dim1=-2, dim2=-1).isfinite()
-    pivots = torch.where(pivots == 0, _first(infinite), pivots)
-    info = torch.where(info == 0, pivots, info)
     with autocast_off(damped.device):
-        inverse = invert_lower_(torch.zeros_like(damped), lower)
-    inverse = inverse.roll((-1, -1), (-2, -1)) if bias else inverse
+        if bias:
+            pivots = _invert_bias_first_(inverse, damped)
+        else:
+            lower, pivots = torch.linalg.cholesky_ex(damped)
+            pivots = _first_flaw(lower, pivots)
+            invert_lower_(inverse, lower)
+    info = torch.where(info == 0, pivots, info)
     flawed = info != 0
     if damped.device.type != "cpu" or bool(flawed.any()):  # only a device would have to wait
         inverse.masked_fill_(flawed[:, None, None], torch.nan)
@@ -71,6 +71,36 @@ def invert_lower_(out: Tensor, lower: Tensor) -> Tensor:
     second = invert_lower_(out[..., half:, half:], lower[..., half:, half:])
     out[..., half:, :half].baddbmm_(second, lower[..., half:, :half] @ first, beta=0, alpha=-1)
     return out
+
+
+def _invert_bias_first_(out: Tensor, damped: Tensor) -> Tensor:
+    """Fill `out` `[B, D, D]`, zeros, with the roots that eliminate the last row and column first.
+
+    The last column of A is `(v, g^2)`, A' the rest. With `C C^T = A' - v v^T / g^2` the root is
+    `[[C^-1, -C^-1 v / g^2], [0, 1 / g]]`.
+
+    Returns:
+        For each matrix, int32, the pivot that is not positive, counted from 1 in the order of
+        elimination; 0 where all are.
+    """
+    column, square = damped[..., :-1, -1:], damped[..., -1:, -1:]
+    schur = torch.baddbmm(damped[..., :-1, :-1], column, (column / square).mT, alpha=-1)
+    lower, pivots = torch.linalg.cholesky_ex(schur)
+    pivots = _first_flaw(lower, pivots)
+    inverse = invert_lower_(out[..., :-1, :-1], lower)
+    out[..., :-1, -1:].baddbmm_(inverse, column / square, beta=0, alpha=-1)
+    out[..., -1:, -1:] = square.rsqrt()
+    pivots = torch.where(pivots == 0, pivots, pivots + 1)
+    good = (square > 0) & square.isfinite()
+    return torch.where(good.flatten(), pivots, 1).int()
+
+
+def _first_flaw(lower: Tensor, pivots: Tensor) -> Tensor:
+    """Count the first infinite pivot of each factor too: it passes as a factor."""
+    if lower.shape[-1] == 0:
+        return pivots
+    infinite = ~lower.diagonal(dim1=-2, dim2=-1).isfinite()
+    return torch.where(pivots == 0, _first(infinite), pivots)
 
 
 def flaws_of_nothing(matrices: Tensor) -> Tensor:

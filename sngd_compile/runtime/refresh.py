@@ -112,8 +112,7 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
     Source: docs/method.md, refresh. Law 2 and the theorem tests test it.
     """
     dtype = next(root.buffers()).dtype
-    old = site.fisher.new_root(dtype)
-    copy_root_(old, site.fisher.root_buffers)
+    old = _present_root(site.fisher, dtype)
 
     def step(weight: Tensor, bias: Tensor | None) -> Pair:
         return root.unfold(*old.fold(weight, bias))
@@ -127,6 +126,16 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
     for name in LINEAR_STATES:
         move_(site, step, dtype, *_states(site, name, list(optimizers)))
     copy_root_(site.fisher.root_buffers, root)
+
+
+def _present_root(fisher: FisherLayer, dtype: torch.dtype) -> Root:
+    """Return the root in this dtype, a copy only where it has another."""
+    present = fisher.root_buffers
+    if next(present.buffers()).dtype == dtype:
+        return present
+    copied = fisher.new_root(dtype)
+    copy_root_(copied, present)
+    return copied
 
 
 def move_(
