@@ -82,11 +82,14 @@ def at_goal(places: list[Point | None]) -> tuple[str, str]:
 
 
 def table(study: Study) -> Table:
-    """The rows for the terminal."""
-    title = f"{study.task.title}, {study.data.name}"
-    shown = Table(*header(study), title=title)
+    """The rows for the terminal, least and largest below the median."""
+    shown = Table(*header(study), title=f"{study.task.title}, {study.data.name}")
     for outcome in study.outcomes:
-        shown.add_row(*cells(study, outcome))
+        name, *values = cells(study, outcome)
+        narrow = [text.replace(" (", "\n").replace(" to ", "-").rstrip(")") for text in values]
+        shown.add_row(name.replace(" (", "\n("), *narrow)
+    for column in shown.columns[1:]:
+        column.justify = "right"
     return shown
 
 
