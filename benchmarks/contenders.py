@@ -106,12 +106,13 @@ def muon(model: nn.Module, recipe: Recipe) -> Trainee:
 
 SGD_RATES = (0.1, 0.03, 0.3, 0.01)
 ADAMW_RATES = (1e-3, 3e-3, 3e-4, 1e-2)
+MUON_RATES = (3e-3, 1e-2, 1e-3, 3e-2)
 NATURAL_RATES = (0.03, 0.1, 0.01, 0.3)
 
 REFERENCE = Contender("SGD", plain_sgd, SGD_RATES)
 SNGD = Contender("SNGD", natural_gradient, NATURAL_RATES)
 ADAMW = Contender("AdamW", adamw, ADAMW_RATES)
-BUILT_IN = (REFERENCE, SNGD, ADAMW, Contender("Muon (torch, bfloat16)", muon, ADAMW_RATES))
+BUILT_IN = (REFERENCE, SNGD, ADAMW, Contender("Muon (torch, bfloat16)", muon, MUON_RATES))
 
 
 def limit_to_one_thread() -> None:

@@ -27,7 +27,7 @@ SECOND_CHOICE = ("K-FAC (curvlinops)", "SOAP (pytorch-optimizer)")
 """Other packages for a method that is there already: they run when `--only` names them."""
 
 app = typer.Typer(add_completion=False)
-console = Console()
+console = Console(width=120)
 
 
 def wanted(names: list[str] | None) -> list[Task]:

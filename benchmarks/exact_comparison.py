@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 RATES = 4
 
 app = typer.Typer(add_completion=False)
-console = Console()
+console = Console(width=120)
 
 
 def small_mlp() -> nn.Module:

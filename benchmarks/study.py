@@ -52,12 +52,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Study:
-    """All outcomes on one task, and the training loss that is the goal."""
+    """All outcomes on one task, and the training losses that are the goals, one nearer, one far."""
 
     task: Task
     data: Data
     protocol: Protocol
-    goal: float
+    goals: tuple[float, float]
     outcomes: list[Outcome]
 
 
@@ -87,7 +87,7 @@ def tune(protocol: Protocol, task: Task, data: Data) -> list[Tuned]:
 
 
 def study(protocol: Protocol, task: Task, data: Data, say: Callable[[str], None]) -> Study:
-    """Tune on half the budget, run fresh seeds, and set the goal by the reference."""
+    """Tune on half the budget, run fresh seeds, and set the goals by the reference."""
     budget = protocol.budget
     say(f"{task.title}: {protocol.rates} rates of each, {budget.limit / 2:.3g} {budget.unit}")
     tuned = tune(protocol, task, data)
@@ -99,14 +99,14 @@ def study(protocol: Protocol, task: Task, data: Data, say: Callable[[str], None]
     outcomes = [
         Outcome(each, [run for run in runs if run.contender is each.contender]) for each in tuned
     ]
-    goal = goal_of([run for run in runs if run.contender is protocol.reference], budget)
-    return Study(task, data, protocol, goal, outcomes)
+    leaders = [run for run in runs if run.contender is protocol.reference]
+    half, whole = (goal_of(leaders, budget.unit, end) for end in (budget.limit / 2, math.inf))
+    return Study(task, data, protocol, (half, whole), outcomes)
 
 
-def goal_of(runs: Sequence[Run], budget: Budget) -> float:
-    """The loss that every one of some runs reaches within half its budget."""
-    half = budget.limit / 2
-    return max(min(p.loss for p in run.points if (getattr(p, budget.unit)) <= half) for run in runs)
+def goal_of(runs: Sequence[Run], unit: str, end: float) -> float:
+    """The loss that every one of some runs reaches within some seconds or steps."""
+    return max(min(p.loss for p in run.points if getattr(p, unit) <= end) for run in runs)
 
 
 def crossing(run: Run, goal: float) -> Point | None:

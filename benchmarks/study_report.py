@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from race import Run
+from race import Point, Run
 from step_report import conditions
 from study import Outcome, Study, crossing, spread
 
@@ -21,10 +21,11 @@ EXPLANATION = """\
 All take turns in one process, on the same batches; whoever has used least of its {unit} takes the
 next step. Each contender tried {rates} learning rates on seed 0, over half the budget of
 {limit:.3g} {unit}, and then ran on {seeds} fresh seeds at the one with the lowest training loss; a
-star marks a rate at the edge of those tried. The goal is the training loss that {reference} reaches
-within half the budget on every seed: {goal:.3g}. Seconds are processor time of one thread, without
-batches and measurements. Medians; in brackets the least and the largest of the seeds. Load of the
-machine (processes that want to run, mean of a minute) before and after: {load}."""
+star marks a rate at the edge of those tried. The two goals are the training losses that {reference}
+reaches on every seed, one within half the budget, one within all of it. Seconds are processor time
+of one thread, without batches and measurements. Medians; in brackets the least and the largest of
+the seeds. Load of the machine (processes that want to run, mean of a minute) before and after:
+{load}."""
 
 
 def load_average() -> float:
@@ -50,8 +51,7 @@ def header(study: Study) -> list[str]:
         study.task.name,
         "rate",
         "ms a step",
-        "steps to goal",
-        "seconds to goal",
+        *(f"{unit} to {goal:.3g}" for goal in study.goals for unit in ("steps", "seconds")),
         "training loss in the end",
         f"{judged} in the end",
     ]
@@ -62,25 +62,34 @@ def cells(study: Study, outcome: Outcome) -> list[str]:
     name, runs = outcome.tuned.contender.name, outcome.runs
     why = outcome.tuned.failure or next((run.failure for run in runs if run.failure), None)
     if why:
-        return [name, *[""] * 5, why]
-    goals = [crossing(run, study.goal) for run in runs]
+        return [name, *[""] * 7, why]
+    reached = [[crossing(run, goal) for run in runs] for goal in study.goals]
     return [
         name,
         f"{outcome.tuned.best:g}{'*' if outcome.tuned.at_edge else ''}",
         spread([1e3 * run.seconds / run.steps for run in runs], ".1f"),
-        spread([goal.steps if goal else None for goal in goals], ".0f"),
-        spread([goal.seconds if goal else None for goal in goals], ".2f"),
+        *(text for places in reached for text in at_goal(places)),
         spread([run.loss for run in runs], ".3g"),
         spread([run.score for run in runs], ".1%" if study.task.classifies else ".3g"),
     ]
 
 
+def at_goal(places: list[Point | None]) -> tuple[str, str]:
+    """Steps and seconds to one goal."""
+    steps = [place.steps if place else None for place in places]
+    seconds = [place.seconds if place else None for place in places]
+    return spread(steps, ".0f"), spread(seconds, ".2f")
+
+
 def table(study: Study) -> Table:
-    """The rows for the terminal."""
-    title = f"{study.task.title}, {study.data.name}, goal {study.goal:.3g}"
-    shown = Table(*header(study), title=title)
+    """The rows for the terminal, least and largest below the median."""
+    shown = Table(*header(study), title=f"{study.task.title}, {study.data.name}")
     for outcome in study.outcomes:
-        shown.add_row(*cells(study, outcome))
+        name, *values = cells(study, outcome)
+        narrow = [text.replace(" (", "\n").replace(" to ", "-").rstrip(")") for text in values]
+        shown.add_row(name.replace(" (", "\n("), *narrow)
+    for column in shown.columns[1:]:
+        column.justify = "right"
     return shown
 
 
@@ -95,7 +104,7 @@ def settings(study: Study) -> dict[str, Any]:
         "rates": protocol.rates,
         "seeds": protocol.seeds,
         "reference": protocol.reference.name,
-        "goal": study.goal,
+        "goals": study.goals,
     }
 
 
@@ -104,7 +113,7 @@ def markdown(study: Study, name: str, under: dict[str, Any], load: str) -> str:
     lines = [f"# {study.task.title}, {study.data.name}, batch {study.task.batch_size}", ""]
     lines += [", ".join(f"{key}: {value}" for key, value in under.items()), ""]
     lines += [EXPLANATION.format(**settings(study), load=load), ""]
-    rows = [header(study), ["---"] * 7, *(cells(study, outcome) for outcome in study.outcomes)]
+    rows = [header(study), ["---"] * 9, *(cells(study, outcome) for outcome in study.outcomes)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", f"![Training loss over steps and seconds]({name}.png)", ""]
     return "\n".join(lines)
@@ -120,20 +129,20 @@ def outcome_content(study: Study, outcome: Outcome) -> dict[str, Any]:
             for rate, loss in outcome.tuned.losses.items()
         ],
         "failure": outcome.tuned.failure,
-        "runs": [run_content(run, study.goal) for run in outcome.runs],
+        "runs": [run_content(run, study.goals) for run in outcome.runs],
     }
 
 
-def run_content(run: Run, goal: float) -> dict[str, Any]:
+def run_content(run: Run, goals: tuple[float, float]) -> dict[str, Any]:
     """One run for the JSON file."""
-    reached = crossing(run, goal)
+    reached = [crossing(run, goal) for goal in goals]
     return {
         "seed": run.seed,
         "failure": run.failure,
         "steps": run.steps,
         "seconds": run.seconds,
         "score": None if run.failure else run.score,
-        "goal": asdict(reached) if reached else None,
+        "goals": [asdict(place) if place else None for place in reached],
         "points": [[point.steps, point.seconds, point.loss] for point in run.points],
     }
 
@@ -151,7 +160,8 @@ def save_plot(study: Study, path: Path) -> None:
                 panel.plot(along, losses, color=colormaps["tab10"](number), label=label, lw=1)
                 panel.set_xlabel(unit)
     for panel in panels:
-        panel.axhline(study.goal, color="black", linewidth=0.8, linestyle=":")
+        for goal in study.goals:
+            panel.axhline(goal, color="black", linewidth=0.8, linestyle=":")
         panel.grid(alpha=0.3)
     panels[0].set_yscale("log")
     panels[0].set_ylabel("training loss")

@@ -121,7 +121,7 @@ def test_comparison_from_end_to_end(tmp_path):
         assert [len(run["points"]) for run in result["runs"]] == [17, 17]
     # Where SGD has just reached the goal, the exact method has passed it.
     for sgd, exact in zip(results["SGD"]["runs"], results["exact NGD"]["runs"], strict=True):
-        assert exact["goal"]["steps"] < sgd["goal"]["steps"] <= 8
+        assert exact["goals"][0]["steps"] < sgd["goals"][0]["steps"] <= 8
         assert exact["points"][0][2] == sgd["points"][0][2]
     assert "exact NGD" in (tmp_path / "exact.md").read_text()
     assert (tmp_path / "exact.png").read_bytes().startswith(b"\x89PNG")

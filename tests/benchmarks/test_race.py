@@ -134,9 +134,9 @@ def test_study_tries_as_many_rates_of_each_and_takes_the_best():
         assert [run.seed for run in outcome.runs] == [1, 2]
         assert [run.steps for run in outcome.runs] == [30, 30]
     for run in done.outcomes[0].runs:
-        reached = crossing(run, done.goal)
-        assert reached is not None
-        assert 0 < reached.steps <= 15
+        half, whole = (crossing(run, goal) for goal in done.goals)
+        assert 0 < half.steps <= 15
+        assert half.steps <= whole.steps <= 30
 
 
 def test_every_contender_has_as_many_rates_apart_by_about_three():
@@ -153,10 +153,10 @@ def run_with(losses: list[float]):
     return run
 
 
-def test_goal_is_what_the_reference_reaches_in_half_the_budget_on_every_seed():
-    runs = [run_with([3.0, 1.5, 2.0, 0.1]), run_with([3.0, 2.0, 1.0, 0.5])]
-    assert goal_of(runs, Budget(40, "steps")) == 1.5
-    assert goal_of(runs, Budget(1.0, "seconds")) == 2.0
+def test_goals_are_what_the_reference_reaches_in_a_part_of_the_budget_on_every_seed():
+    runs = [run_with([3.0, 1.5, 2.0, 0.1, 0.1]), run_with([3.0, 2.0, 1.0, 0.5, 0.2])]
+    assert [goal_of(runs, "steps", end) for end in (10, 20, math.inf)] == [2.0, 1.5, 0.2]
+    assert goal_of(runs, "seconds", 0.5) == 2.0
 
 
 def test_crossing_lies_between_two_measurements():
