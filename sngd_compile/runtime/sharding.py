@@ -58,6 +58,7 @@ def check_mesh(name: str, parameter: Tensor | None) -> None:
     sharded: Any = parameter
     if is_sharded(parameter) and sharded.device_mesh.ndim > 1:
         raise ModelError(
-            f"{name}: sharded over a mesh of {sharded.device_mesh.ndim} dimensions; a reconstructed "
-            "weight needs fully_shard on a mesh of one, init_device_mesh(device, (n,))"
+            f"{name}: sharded over a mesh of {sharded.device_mesh.ndim} dimensions; a "
+            "reconstructed weight needs fully_shard on a mesh of one, "
+            "init_device_mesh(device, (n,))"
         )
