@@ -12,6 +12,7 @@ TARGETS += [
     "docs",
     "bench",
     "bench-layers",
+    "bench-compiled",
     "bench-kernels",
     "bench-gpu",
     "kernel-table",
