@@ -82,6 +82,9 @@ bench-layers: $(STAMP)  ## what small layers add to a step, and the fastest way 
 	$(SCRIPT) benchmarks/small_layers.py $(ARGS)
 	$(SCRIPT) benchmarks/triangular.py
 
+bench-compiled: $(STAMP)  ## compiled step and compile time against the compiled plain network
+	$(SCRIPT) benchmarks/compiled_step.py $(ARGS)
+
 bench-kernels: $(STAMP)  ## the kernels' CPU paths against unfold and eigh
 	$(SCRIPT) benchmarks/conv_second_moment.py
 	$(SCRIPT) benchmarks/cholesky_inverse.py

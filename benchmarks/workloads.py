@@ -1,9 +1,11 @@
-"""What is timed: two networks, and an endless supply of batches for them."""
+"""What is timed: a few networks, and an endless supply of batches for them."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 CLASSES = 10
@@ -60,3 +62,31 @@ WORKLOADS = (
     Workload("MLP 784-512-512-10", mlp, (784,), 256, bar=1.6),
     Workload("conv net 16-32-32, 28x28", conv_net, (1, 28, 28), 128, bar=1.2),
 )
+
+
+class Transformer(nn.Module):
+    """One block of width 256 over the tokens of a sequence, and a classifier of their mean."""
+
+    def __init__(self, width: int = 256):
+        super().__init__()
+        self.before_attention, self.before_feed = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.project, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Classify sequences `[N, T, width]`."""
+        heads = self.project(self.before_attention(tokens)).unflatten(-1, (3, 4, -1))
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        tokens = tokens + self.out(attended.transpose(1, 2).flatten(2))
+        tokens = tokens + self.down(F.gelu(self.up(self.before_feed(tokens))))
+        scores: Tensor = self.head(tokens.mean(1))
+        return scores
+
+
+COMPILED_WORKLOADS = (
+    *WORKLOADS,
+    Workload("Transformer block 256, 4096 tokens", Transformer, (256, 256), 16, bar=math.inf),
+)
+"""Those timed compiled; no bar is set there."""

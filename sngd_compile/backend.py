@@ -16,10 +16,11 @@ from torch import Tensor, fx, nn
 
 from sngd_compile.compiled import COMPILED, note_left
 from sngd_compile.config import Config
+from sngd_compile.dump import dump_graph
 from sngd_compile.errors import ConfigError
 from sngd_compile.frame import Frame, Reference, Slot, analyse, describe
 from sngd_compile.passes.natural import FrameRewriter
-from sngd_compile.passes.runner import logged, logger
+from sngd_compile.passes.runner import logged, logger, trace_artifact
 from sngd_compile.runtime.natural import Form, inputs_of
 from sngd_compile.runtime.parameters import ParameterState, find_modules, meet, state_of
 
@@ -59,6 +60,7 @@ def sngd(module: fx.GraphModule, examples: Sequence[Any], **options: Any) -> Run
         return inner(module, examples)
     frame = analyse(module, examples, config)
     logger.debug("plan of a frame\n%s", describe(frame))
+    trace_artifact("sngd_plan", lambda: describe(frame))
     note_left((_example(where, examples), reason) for _, where, reason in frame.left)
     if not frame.slots:
         return inner(module, examples)
@@ -150,6 +152,7 @@ class CompiledFrame:
         for step in (rewriter.precondition_, rewriter.observe_):
             with logged(step.__name__, rewriter.module.graph):
                 step()
+        trace_artifact("sngd_graph", lambda: dump_graph(rewriter.module.graph))
         return rewriter.finished(), [] if examples is None else self._examples(forms, examples)
 
     def _examples(self, forms: Sequence[Form | None], examples: Sequence[Any]) -> list[Tensor]:

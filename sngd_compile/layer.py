@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from sngd_compile.attributes import Names, attributes_of, fisher_of, folded_pairs
 from sngd_compile.composites import members_of
-from sngd_compile.dump import dump_plan
+from sngd_compile.dump import dump_graph, dump_plan
 from sngd_compile.errors import ModelError
 from sngd_compile.matching import RESERVED_NAMES
 from sngd_compile.passes import PASSES, run_passes
-from sngd_compile.passes.runner import logger
+from sngd_compile.passes.runner import logger, trace_artifact
 from sngd_compile.program import Program
 from sngd_compile.rematching import match_again
 from sngd_compile.rules import RULES, runs_known_forward
@@ -147,6 +147,7 @@ def reconstruct_(plan: Plan) -> None:
     STATISTICS.update(RULES)  # before any forward: a compiled one cannot add to a table
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("plan\n%s", dump_plan(plan))
+    trace_artifact("sngd_plan", lambda: dump_plan(plan))
     layers: dict[int, FisherLayer] = {}
     for module_plan in plan.modules:
         for site, place in module_plan.sites:
@@ -163,8 +164,10 @@ def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) ->
     places = [place for _, place in plan.sites]
     program = None
     if plan.graph is not None:
-        run_passes(plan.graph, places, PASSES)
-        program = Program(plan.graph)
+        graph = plan.graph
+        run_passes(graph, places, PASSES)
+        trace_artifact("sngd_graph", lambda: dump_graph(graph))
+        program = Program(graph)
     for site, place in plan.sites:
         fisher = layers[id(site)]
         fisher.train(module.training)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import fx
+from torch._logging._internal import trace_structured_artifact
 
 from sngd_compile.dump import dump_difference, dump_graph
 from sngd_compile.site import Place
@@ -40,3 +41,8 @@ def logged(name: str, graph: fx.Graph) -> Iterator[None]:
     before = dump_graph(graph)
     yield
     logger.debug("pass %s\n%s", name, dump_difference(before, dump_graph(graph)))
+
+
+def trace_artifact(name: str, payload: Callable[[], str]) -> None:
+    """Put a text among the artifacts that `TORCH_TRACE` collects (seen on torch 2.13)."""
+    trace_structured_artifact(name, "string", payload)

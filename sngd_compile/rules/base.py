@@ -62,11 +62,12 @@ class Rule(ABC):
 
     A rule has a `name`, the `targets` it understands, their `signature`, `match` and `rows`. The
     rest has defaults: one sample is one row, and the second moment is that of `rows`. A target is
-    a function, or a method of `torch.Tensor`. `kind` is "diagonal" where the factor is by nature.
+    a function, a method of `torch.Tensor`, or the `"namespace::name"` of an operator that another
+    package registers. `kind` is "diagonal" where the factor is by nature.
     """
 
     name: ClassVar[str]
-    targets: ClassVar[tuple[Callable[..., Any], ...]]
+    targets: ClassVar[tuple[Callable[..., Any] | str, ...]]
     signature: ClassVar[inspect.Signature]
     least_samples: ClassVar[int] = 1
     kind: ClassVar[str] = "shared"

@@ -27,7 +27,8 @@ class GroupedProduct(Rule):
 
     name = "grouped product"
     # The public function calls the private one, seen on torch 2.11 to 2.13.
-    targets = (F.grouped_mm, torch._grouped_mm)
+    # The operator is what transformers compiles instead, where the function takes bfloat16 alone.
+    targets = (F.grouped_mm, torch._grouped_mm, "transformers::grouped_mm_fallback")
     signature = inspect.signature(lambda rows, weight, offs=None, bias=None, out_dtype=None: ...)
 
     def match(self, call: Call) -> Use | str:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from sngd_compile.errors import RuleError
@@ -52,6 +53,10 @@ def register_rule(rule_class: RuleClass) -> RuleClass:
 
 def rule_for(target: Callable[..., Any] | str) -> Rule | None:
     """Return the rule that understands calls of `target`, a function or the name of a method."""
+    if isinstance(target, torch._ops.OpOverload):  # seen on torch 2.11 to 2.13
+        target = target.overloadpacket
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return _by_target.get(target, _by_target.get(target._qualified_op_name))
     return _by_target.get(getattr(Tensor, target, None) if isinstance(target, str) else target)
 
 

@@ -59,5 +59,6 @@ def check_mesh(name: str, parameter: Tensor | None) -> None:
     if is_sharded(parameter) and sharded.device_mesh.ndim > 1:
         raise ModelError(
             f"{name}: sharded over a mesh of {sharded.device_mesh.ndim} dimensions; a "
-            "reconstructed weight needs a mesh of one: init_device_mesh(device, (n,))"
+            "reconstructed weight needs fully_shard on a mesh of one, "
+            "init_device_mesh(device, (n,))"
         )

@@ -8,6 +8,7 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
+import compiled_step
 import contenders
 import gate
 import memory
@@ -40,6 +41,7 @@ def _tiny_on_one_thread(monkeypatch: pytest.MonkeyPatch):
     threads = torch.get_num_threads()
     for script in (step_time, memory, profile_step):
         monkeypatch.setattr(script, "WORKLOADS", TINY)
+    monkeypatch.setattr(compiled_step, "COMPILED_WORKLOADS", TINY)
     yield
     torch.set_num_threads(threads)
 
@@ -165,3 +167,25 @@ def test_reconstruct_time_from_end_to_end():
     assert status == 0, printed
     assert "hooks a layer, µs" in printed
     assert "(<= 12)" in printed
+
+
+def test_compiled_steps_from_end_to_end():
+    arguments = ("--steps", 1, "--backend", "eager")
+    status, printed = run(command(compiled_step.main), *arguments)
+    assert status == 0, printed
+    assert all(workload.name in printed for workload in TINY)
+
+
+def test_compiled_steps_are_not_timed_when_the_network_is_wrong(monkeypatch):
+    original = sngd.reconstruct
+
+    def wrong(model: nn.Module) -> nn.Module:
+        network = original(model)
+        with torch.no_grad():
+            next(network.parameters()).mul_(1.1)
+        return network
+
+    monkeypatch.setattr(sngd, "reconstruct", wrong)
+    status, printed = run(command(compiled_step.main), "--backend", "eager")
+    assert status == 1
+    assert "the network is wrong. tiny MLP: its first loss is" in printed

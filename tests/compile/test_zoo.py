@@ -38,10 +38,7 @@ def losses(case: ZooCase, net: nn.Module) -> list[float]:
     return found
 
 
-def test_a_reconstructed_model_is_one_graph(case: ZooCase, request: pytest.FixtureRequest):
-    if case.name == "Mixtral":
-        reason = "compiled, its experts meet an operator of transformers that no rule takes"
-        request.applymarker(pytest.mark.xfail(reason=reason))
+def test_a_reconstructed_model_is_one_graph(case: ZooCase):
     try:
         case.loss_of(torch.compile(case.build(), backend="eager", fullgraph=True))
     except Exception as error:

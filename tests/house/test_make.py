@@ -14,6 +14,7 @@ TARGETS += [
     "bench-peers",
     "bench-exact",
     "bench-layers",
+    "bench-compiled",
     "bench-kernels",
     "bench-gpu",
     "kernel-table",

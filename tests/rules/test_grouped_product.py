@@ -36,6 +36,35 @@ class Turned(Experts):
         return F.grouped_mm(x, self.weight, offs=ENDS)
 
 
+class ForeignOperator(Experts):
+    """Three experts by the operator that transformers compiles, which takes any dtype."""
+
+    def __init__(self, has_overload: bool):
+        super().__init__()
+        packet = torch.ops.transformers.grouped_mm_fallback
+        self.product = packet.default if has_overload else packet
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give every row to the expert of its group."""
+        return self.product(x, self.weight.transpose(-2, -1), ENDS)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("has_overload", [False, True])
+@pytest.mark.parametrize("backend", [None, "eager", "aot_eager"])
+def test_an_operator_of_another_package_is_known_by_its_name(backend, has_overload):
+    pytest.importorskip("transformers.integrations.moe")
+    model, x = ForeignOperator(has_overload), torch.randn(8, 8)
+    net = sngd.reconstruct(model, Config(max_rows=None))
+    run = net if backend is None else torch.compile(net, backend=backend, fullgraph=True)
+    torch.testing.assert_close(run(x), model(x))
+    (layer,) = sngd.fisher_layers(sngd.refresh_(net)).values()
+    assert layer.rows_seen == 8
+    torch.testing.assert_close(layer.factor[0], x[:3].mT @ x[:3] / 8)
+    assert not layer.factor[1].any()
+
+
 @pytest.mark.parametrize("model_class", [Experts, Turned])
 def test_every_expert_has_the_second_moment_of_its_rows(model_class):
     model, x = model_class(), torch.randn(8, 8)

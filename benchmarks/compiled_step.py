@@ -1,0 +1,127 @@
+"""Step time of the compiled reconstructed network over the compiled plain one's, and compile time.
+
+Both take turns in one process on one thread, as in `step_time.py`. Caches of compiled code are off.
+Nothing is shown unless the first step, in which every root is the identity, has the plain loss.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+import torch
+import torch._functorch.config
+import torch._inductor.config
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.optim import SGD
+
+import sngd_compile as sngd
+from contenders import Trainee, limit_to_one_thread, usual_loop
+from gate import FUNCTION_TOLERANCE, GateError
+from interleave import CYCLE, WARM_UP, Ratio, Times, take_turns
+from workloads import COMPILED_WORKLOADS, Workload
+
+PLAIN, NATURAL = "SGD", "SNGD"
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one workload took.
+
+    Args:
+        workload: Its name.
+        step: Mean step time over the plain one's.
+        milliseconds: Mean step time, plain and reconstructed.
+        first: Seconds of the first step, plain and reconstructed: nearly all is compilation.
+    """
+
+    workload: str
+    step: Ratio
+    milliseconds: tuple[float, float]
+    first: tuple[float, float]
+
+
+def compiled(network: nn.Module, backend: str) -> Trainee:
+    """SGD on a network that is compiled to one graph."""
+    whole = cast(nn.Module, torch.compile(network, backend=backend, fullgraph=True))
+    return usual_loop(whole, [SGD(whole.parameters(), lr=0.03, momentum=0.9)])
+
+
+def first_step(trainee: Trainee, workload: Workload) -> tuple[float, float]:
+    """Return the seconds and the loss of the step that compiles."""
+    inputs, labels = next(workload.batches())
+    start = time.perf_counter()
+    loss = trainee.step(inputs, labels)
+    return time.perf_counter() - start, float(loss)
+
+
+def measure(workload: Workload, backend: str, steps: int) -> Result:
+    """Time both networks on one workload; raise GateError where they differ."""
+    torch._dynamo.reset()
+    model = workload.model()
+    networks = {PLAIN: model, NATURAL: sngd.reconstruct(model)}
+    trainees = {name: compiled(network, backend) for name, network in networks.items()}
+    firsts = {name: first_step(trainee, workload) for name, trainee in trainees.items()}
+    loss, expected = firsts[NATURAL][1], firsts[PLAIN][1]
+    if not abs(loss - expected) <= FUNCTION_TOLERANCE * abs(expected):
+        raise GateError(f"{workload.name}: its first loss is {loss}, the plain one's {expected}")
+    take_turns(trainees, workload.batches(), WARM_UP)
+    times = take_turns(trainees, workload.batches(), steps)
+    return Result(
+        workload.name,
+        Ratio.of(times[NATURAL], times[PLAIN]),
+        (_milliseconds(times[PLAIN]), _milliseconds(times[NATURAL])),
+        (firsts[PLAIN][0], firsts[NATURAL][0]),
+    )
+
+
+def _milliseconds(times: Times) -> float:
+    return 1e3 * sum(times.seconds) / len(times.seconds)
+
+
+def results_table(results: list[Result]) -> Table:
+    """Both ratios, and the times that they are of."""
+    table = Table("", "step, ms", "SNGD", "ratio", "first, s", "SNGD", "ratio")
+    for result in results:
+        step, (plain, natural) = result.step, result.first
+        table.add_row(
+            result.workload,
+            *(f"{milliseconds:.2f}" for milliseconds in result.milliseconds),
+            f"{step.mean:.2f} ({step.low:.2f} to {step.high:.2f})",
+            f"{plain:.1f}",
+            f"{natural:.1f}",
+            f"{natural / plain:.2f}",
+        )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def main(
+    steps: Annotated[int, typer.Option(min=1, help="Rounded up to whole cycles.")] = 3 * CYCLE,
+    backend: Annotated[str, typer.Option(help="Of torch.compile.")] = "inductor",
+) -> None:
+    """Time compiled training steps, reconstructed and plain."""
+    limit_to_one_thread()
+    results = []
+    with (
+        torch._inductor.config.patch(fx_graph_cache=False),
+        torch._functorch.config.patch(enable_autograd_cache=False),
+    ):
+        # The first compilation of a process loads the compiler.
+        torch.compile(nn.Linear(2, 2), backend=backend)(torch.ones(1, 2)).sum().backward()
+        for workload in COMPILED_WORKLOADS:
+            try:
+                results.append(measure(workload, backend, -(-steps // CYCLE) * CYCLE))
+            except GateError as error:
+                console.print(f"Nothing is timed, the network is wrong. {error}")
+                raise typer.Exit(1) from error
+    console.print(results_table(results))
+
+
+if __name__ == "__main__":
+    typer.run(main)
