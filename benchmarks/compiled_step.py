@@ -15,10 +15,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.optim import SGD
 
 import sngd_compile as sngd
-from contenders import Trainee, limit_to_one_thread, usual_loop
+from contenders import Recipe, Trainee, limit_to_one_thread, plain_sgd
 from gate import FUNCTION_TOLERANCE, GateError
 from interleave import CYCLE, WARM_UP, Ratio, Times, take_turns
 from workloads import COMPILED_WORKLOADS, Workload
@@ -48,7 +47,7 @@ class Result:
 def compiled(network: nn.Module, backend: str) -> Trainee:
     """SGD on a network that is compiled to one graph."""
     whole = cast(nn.Module, torch.compile(network, backend=backend, fullgraph=True))
-    return usual_loop(whole, [SGD(whole.parameters(), lr=0.03, momentum=0.9)])
+    return plain_sgd(whole, Recipe(0.03))
 
 
 def first_step(trainee: Trainee, workload: Workload) -> tuple[float, float]:
