@@ -82,16 +82,17 @@ def refresh_sites(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> Non
     due = []
     for site in sites:
         report_rejected(site.fisher)
+        site.fisher.close_step_()
         add_up_(site.fisher)
         if site.fisher.absorb_():
             due.append(site)
     for site, found in zip(due, next_roots([site.fisher for site in due]), strict=True):
         fisher = site.fisher
         if found is not None:
-            root, damping = found
+            root, dampings = found
             site.change_root_(root, optimizers)
-            fisher.absolute_damping.fill_(damping)
-        elif bool(fisher.factor.any()):
+            fisher.take_dampings_(dampings)
+        elif fisher.damped():
             _warn_once(
                 fisher,
                 "singular",
@@ -183,13 +184,13 @@ def report_rejected(fisher: FisherLayer) -> None:
 
 
 def report_unobserved(fisher: FisherLayer) -> None:
-    """Warn once by name when a layer trains but its inputs never meet a rule."""
+    """Warn once by name when a layer trains but what it needs never meets a rule."""
     used = f": it enters {fisher.unmatched}, which no rule understands" if fisher.unmatched else ""
     _warn_once(
         fisher,
         "unobserved",
-        f"no input has been observed although it receives gradients{used}. Its steps are plain "
-        "gradient descent",
+        f"no {fisher.unseen} has been observed although it receives gradients{used}. Its steps are "
+        "plain gradient descent",
     )
 
 

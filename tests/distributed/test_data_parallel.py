@@ -36,7 +36,7 @@ def train(kind: str, size: int, folder: Path) -> list:
     return [json.loads(output.splitlines()[-1]) for output, _ in printed]
 
 
-@pytest.mark.parametrize("kind", ["eager", "compiled", "backend"])
+@pytest.mark.parametrize("kind", ["eager", "compiled", "backend", "kronecker"])
 def test_halves_of_a_batch_add_up(kind, tmp_path):
     ((expected, rows),) = train(kind, 1, tmp_path)
     for weights, seen in train(kind, 2, tmp_path):

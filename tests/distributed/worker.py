@@ -18,7 +18,8 @@ def network(kind: str):
     model = mlp()
     if kind == "backend":
         return model, compiled(model, "aot_eager")
-    net = sngd.reconstruct(model, SETTING)
+    two_sided = SETTING.replace(fisher="kronecker", damping_abs=1.0)
+    net = sngd.reconstruct(model, two_sided if kind == "kronecker" else SETTING)
     return net, torch.compile(net, backend="aot_eager") if kind == "compiled" else net
 
 
