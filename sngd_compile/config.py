@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from sngd_compile.errors import ConfigError
 
-Fisher = Literal["shared", "diagonal"]
+Fisher = Literal["shared", "diagonal", "kronecker"]
 RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz"]
 
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
@@ -39,7 +39,9 @@ class Config:
             samples, an embedding bag all of them.
         seed: Seed of that subset; integer >= 0. The global generator is never touched.
         fisher: Local Fisher. "shared": `E[x~ x~^T]`, one for all outputs of a layer. "diagonal":
-            its diagonal alone, D numbers, whose root costs a step and a refresh next to nothing.
+            its diagonal alone, D numbers, whose root costs next to nothing. "kronecker":
+            `E[x~ x~^T] (x) E[g g^T]`, g the gradient of the loss by the outputs, as in K-FAC; a
+            layer that cannot have it takes "shared", and the plan says why.
         max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
             plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -86,7 +86,10 @@ def decide(
         if bias not in free or not _joins(bias, found[0], held, holdings):
             bias = None
         free.discard(bias)
-        decisions[parameter] = _decision(parameter, bias, *found)
+        decision = _decision(parameter, bias, *found)
+        if decision.kind == "kronecker":
+            decision = _two_sided(decision, held)
+        decisions[parameter] = decision
     return decisions, reasons
 
 
@@ -137,6 +140,42 @@ def _decision(
             f"{config.max_factor_bytes:,}: only its diagonal is kept"
         )
     return Decision(bias, tuple(weight.shape), dtype, layout, rule, kind, config, note)
+
+
+def _two_sided(decision: Decision, held: Sequence[Holding]) -> Decision:
+    """Take one side where the output side cannot be had, and say why."""
+    reason = _without_outputs(decision, held)
+    if not reason:
+        return decision
+    note = f'fisher = "kronecker" is not to be had, "shared" is kept: {reason}'
+    return replace(decision, kind="shared", note=note)
+
+
+def _without_outputs(decision: Decision, held: Sequence[Holding]) -> str:
+    """Say why the gradients at the outputs of a weight's calls cannot be observed, or ""."""
+    layout, limit = decision.layout, decision.config.max_factor_bytes
+    bytes_of_factor = (layout.groups or 1) * layout.outputs**2 * 8
+    if bytes_of_factor > limit:
+        return f"a factor of its outputs, {bytes_of_factor:,} bytes, is above max_factor_bytes"
+    if decision.dtype == torch.float16:
+        return "w' would be as small as the gradients, which float16 cannot hold; use bfloat16"
+    reasons = (_hidden_outputs(holding, layout) for holding in held)
+    return next((reason for reason in reasons if reason), "")
+
+
+def _hidden_outputs(holding: Holding, layout: Layout) -> str:
+    """Say why the outputs of the calls in one module cannot be seen, or ""."""
+    uses = holding.found if isinstance(holding.found, tuple) else ()
+    if holding.findings.graph is None and uses:
+        return "a frame compiled with backend='sngd' observes inputs only; use reconstruct"
+    if holding.findings.graph is None:
+        return "its module's forward runs as it is, and its outputs are not seen"
+    for call in uses:
+        if not RULES[call.rule].has_output_rows:
+            return f"the rule {call.rule} does not say what rows its outputs have"
+        if call.use.layout.swapped_width(layout):
+            return "one of its calls takes its inputs for its outputs"
+    return ""
 
 
 def _common_bias(layout: Layout, held: Sequence[Holding]) -> Tensor | None:

@@ -135,7 +135,8 @@ class _Planner:
                 calls = holding.found if isinstance(holding.found, tuple) else ()
                 uses = tuple(call.against(decision.layout) for call in calls)
             bias = _name_of(decision.bias, owner.module)
-            places.append(Place(owner.name, holding.name, bias, uses))
+            two_sided = decision.kind == "kronecker"
+            places.append(Place(owner.name, holding.name, bias, uses, two_sided))
         return tuple(places)
 
     def _note(self, weight: Tensor) -> str:

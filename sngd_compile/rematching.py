@@ -42,5 +42,6 @@ def match_again(
         )
         if not fits:
             return None
-        places.append(Place("", name, bias, uses))
+        two_sided = layers[name].output_side is not None
+        places.append(Place("", name, bias, uses, two_sided))
     return (findings.graph, places) if findings.graph is not None else None

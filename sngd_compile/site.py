@@ -56,12 +56,14 @@ class Place:
         bias_name: Attribute name of the bias that joins the local Fisher, or None.
         uses: The calls in the module's captured graph that the weight enters; None where the
             module runs as it is and its calls are met as they happen.
+        has_output_side: Whether the gradients of the calls' outputs are observed.
     """
 
     module_name: str
     weight_name: str
     bias_name: str | None
     uses: tuple[GraphUse, ...] | None = field(repr=False)
+    has_output_side: bool = False
 
     @property
     def name(self) -> str:
@@ -90,7 +92,7 @@ class Site:
         dtype: Dtype of the weight.
         layout: How the weight is laid out as matrices.
         rule: Name of the rule that matched.
-        kind: "shared" or "diagonal".
+        kind: "shared", "diagonal" or "kronecker".
         config: Of this weight.
         note: Why the kind is not the configured one, or "".
     """
@@ -150,7 +152,9 @@ class Site:
     def step_work(self) -> int:
         """Multiply-adds that the root adds to a step at the most: one triangle each way."""
         elements, width = prod(self.layout.matrix), self.layout.width
-        return 2 * elements if self.kind == "diagonal" else elements * width
+        if self.kind == "diagonal":
+            return 2 * elements
+        return elements * (width + self._output_width)
 
     @property
     def refresh_work(self) -> int:
@@ -158,7 +162,14 @@ class Site:
         elements, width = prod(self.layout.matrix), self.layout.width
         if self.kind == "diagonal":
             return 3 * 2 * elements
-        return (self.layout.groups or 1) * width**3 // 3 + 3 * 3 * elements * width // 2
+        other = self._output_width
+        factors = (self.layout.groups or 1) * (width**3 + other**3) // 3
+        return factors + 3 * 3 * elements * (width + other) // 2
+
+    @property
+    def _output_width(self) -> int:
+        """Rows of the output side's factor; 0 without one."""
+        return self.layout.outputs if self.kind == "kronecker" else 0
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import cast
 from torch import fx
 
 from sngd_compile.rules.embedding import Embedding
+from sngd_compile.runtime.observe_gradient import observe_gradient
 from sngd_compile.runtime.reparameterise import fold, local_embedding, local_linear
 from sngd_compile.site import GraphUse, Place
 
@@ -27,7 +28,8 @@ def associate_(graph: fx.Graph, places: Sequence[Place]) -> None:
             if call.swapped and call.rule != Embedding.name:
                 continue
             source = cast(fx.Node, call.use.inputs[0])
-            local = _local(graph, place, call, replaced.get(source, source))
+            source = _as_seen(replaced.get(source, source))
+            local = _local(graph, place, call, source)
             if local is not None:
                 call.node.replace_all_uses_with(local)
                 graph.erase_node(call.node)
@@ -35,6 +37,11 @@ def associate_(graph: fx.Graph, places: Sequence[Place]) -> None:
     for node in reversed(graph.nodes):
         if not node.users and _reads_fold(node):
             graph.erase_node(node)
+
+
+def _as_seen(node: fx.Node) -> fx.Node:
+    """Return what stands for the output of a call whose gradient is observed."""
+    return next((user for user in node.users if user.target is observe_gradient), node)
 
 
 def _local(graph: fx.Graph, place: Place, call: GraphUse, source: fx.Node) -> fx.Node | None:

@@ -8,7 +8,8 @@ from torch import fx
 
 from sngd_compile.rules import RULES
 from sngd_compile.runtime.observe import STATISTICS, observe
-from sngd_compile.site import Place
+from sngd_compile.runtime.observe_gradient import observe_gradient
+from sngd_compile.site import GraphUse, Place
 
 
 def observe_(graph: fx.Graph, places: Sequence[Place]) -> None:
@@ -16,7 +17,8 @@ def observe_(graph: fx.Graph, places: Sequence[Place]) -> None:
 
     The node stands after the use, so that a wrong input raises the error of the original call. It
     adds to buffers that nothing else in the graph reads, so its place changes no result. A weight
-    with several uses gets several nodes and one sum.
+    with several uses gets several nodes and one sum. Where the Fisher layer has an output side, a
+    second node shows it the gradient of the call's output, in the backward pass.
     """
     for place in places:
         for call in place.uses or ():
@@ -29,3 +31,13 @@ def observe_(graph: fx.Graph, places: Sequence[Place]) -> None:
                 use = call.use
                 arguments = (fisher, call.rule, use.inputs, use.geometry, training)
                 graph.call_function(observe, arguments + ((call.swapped,) if call.swapped else ()))
+            if place.has_output_side:
+                _observe_gradient_(graph, call, fisher, training)
+
+
+def _observe_gradient_(graph: fx.Graph, call: GraphUse, fisher: fx.Node, training: fx.Node) -> None:
+    """Let whoever reads a call read `observe_gradient` of it, the call's output itself."""
+    arguments = (fisher, call.node, call.rule, call.use.geometry, training)
+    with graph.inserting_after(fisher):
+        seen = graph.call_function(observe_gradient, arguments)
+    call.node.replace_all_uses_with(seen, lambda user: user is not seen)

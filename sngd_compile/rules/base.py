@@ -128,6 +128,22 @@ class Rule(ABC):
             out[..., -1].add_(rows.shape[-2])
         return out
 
+    def output_rows(self, outputs: Tensor, geometry: Sequence[int]) -> Tensor:
+        """Return the outputs of a call, or their gradient, by sample and position.
+
+        A rule that has it takes `Config(fisher="kronecker")`, whose second factor is that of the
+        gradients; for one that has not, the plan says so and takes "shared".
+
+        Returns:
+            `[samples, positions, O]`, or `[samples, positions, groups, O]`.
+        """
+        raise NotImplementedError(f"{self.name} does not say what rows its outputs have")
+
+    @property
+    def has_output_rows(self) -> bool:
+        """Whether the rule says what rows its outputs have."""
+        return type(self).output_rows is not Rule.output_rows
+
     def bind(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], parameters: Mapping[Any, Tensor]
     ) -> Call:

@@ -147,6 +147,13 @@ class Convolution(Rule):
             out=out,
         )
 
+    def output_rows(self, outputs: Tensor, geometry: Sequence[int]) -> Tensor:
+        """Return `[N, positions, O]` or `[N, positions, groups, O]`: an image is a sample."""
+        layer = Geometry.decode(geometry)
+        images = outputs if outputs.dim() == len(layer.kernel) + 2 else outputs[None]
+        rows = images.flatten(2).mT
+        return rows if layer.groups == 1 else rows.unflatten(-1, (layer.groups, -1))
+
 
 def per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
     """Return one number per spatial axis."""

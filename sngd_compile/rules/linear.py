@@ -39,3 +39,7 @@ class Linear(Rule):
     def rows(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
         """Return the inputs themselves, `[N, K]`."""
         return inputs[0]
+
+    def output_rows(self, outputs: Tensor, geometry: Sequence[int]) -> Tensor:
+        """Return `[N, 1, O]`: every row is a sample."""
+        return outputs.reshape(-1, 1, outputs.shape[-1])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from sngd_compile.errors import SngdWarning
 from sngd_compile.runtime.fisher import FisherLayer
-from sngd_compile.runtime.roots import Root, decompose_all_
+from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
+from sngd_compile.runtime.roots import FactorRoot, Root, decompose_all_
 
-NextRoot = tuple[Root, float]
-"""A root and the damping in it."""
+NextRoot = tuple[Root, tuple[float, ...]]
+"""A root and the damping in it, of a kronecker kind in each of its two."""
 
 
 @torch.no_grad()
@@ -27,21 +30,46 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
         For each layer the root and its damping; None where the factor has no root: it is zero and
         undamped, or not positive definite. The present root then stays.
     """
-    found: list[NextRoot | None] = [None] * len(layers)
-    batches: dict[Any, list[tuple[int, Root, Tensor, float]]] = defaultdict(list)
-    for index, layer in enumerate(layers):
+    batches: dict[Any, list[tuple[FisherLayer, FactorRoot, Tensor]]] = defaultdict(list)
+    sides: list[list[FactorRoot]] = []
+    dampings: list[tuple[float, ...]] = []
+    for layer in layers:
         damped = layer.damped()
-        if damped is not None:
-            matrix, damping = damped
-            # It is filled by the decomposition: an identity would be written for nothing.
-            root = layer.new_root(matrix.dtype, torch.device("meta"))
+        # They are filled by the decomposition: an identity would be written for nothing.
+        empty = layer.new_root(damped[0][0].dtype, torch.device("meta")) if damped else None
+        sides.append(_sides(empty))
+        dampings.append(tuple(damping for _, damping in damped))
+        for root, (matrix, _) in zip(sides[-1], damped, strict=True):
             shape = (root.has_bias, matrix.shape, matrix.dtype, matrix.device)
-            batches[layer.config.root, layer.kind, *shape].append((index, root, matrix, damping))
+            batches[layer.config.root, type(root), *shape].append((layer, root, matrix))
+    definite: dict[int, bool] = {}
     for (method, *_), batch in batches.items():
-        roots, matrices = [root for _, root, _, _ in batch], [m for _, _, m, _ in batch]
-        definite, instead = decompose_all_(roots, matrices, method)
-        for (index, root, _, damping), good in zip(batch, definite, strict=True):
-            found[index] = (root, damping) if good else None
-            if instead and good:
-                layers[index].warn_once("instead", f"{instead}. eigh was taken instead")
-    return found
+        roots, matrices = [root for _, root, _ in batch], [matrix for _, _, matrix in batch]
+        good, instead = decompose_all_(roots, matrices, method)
+        definite |= {id(root): fine for root, fine in zip(roots, good, strict=True)}
+        for layer, root, _ in batch if instead else ():
+            if definite[id(root)]:
+                warn_once(layer, "instead", f"{instead}. eigh was taken instead")
+    return [
+        (_joined(roots), found) if roots and all(definite[id(root)] for root in roots) else None
+        for roots, found in zip(sides, dampings, strict=True)
+    ]
+
+
+def _sides(root: Root | None) -> list[FactorRoot]:
+    """List the roots that are decomposed one by one."""
+    if isinstance(root, KroneckerRoot):
+        return [root.input_root, root.output_root]
+    return [] if root is None else [root]
+
+
+def _joined(roots: Sequence[FactorRoot]) -> Root:
+    """Return the root of a layer whose sides these are."""
+    return roots[0] if len(roots) == 1 else KroneckerRoot(*cast(Sequence[FullRoot], roots))
+
+
+def warn_once(layer: FisherLayer, kind: str, text: str) -> None:
+    """Warn by name, the first time that this kind of thing happens to this layer."""
+    if kind not in layer.warned:
+        layer.warned.add(kind)
+        warnings.warn(f"{layer.name}: {text}.", SngdWarning, stacklevel=3)

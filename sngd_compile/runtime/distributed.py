@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sngd_compile.runtime.fisher import ROWS, FisherLayer
+from sngd_compile.runtime.output_side import STEPS
 from sngd_compile.runtime.sharding import group_of, is_sharded
 
 _IGNORED = "_ddp_params_and_buffers_to_ignore"  # read by DistributedDataParallel, torch 1.8 on
@@ -59,7 +60,13 @@ def add_up_(fisher: FisherLayer) -> None:
     group = _groups.get(fisher)
     if group is None:
         return
-    torch.distributed.all_reduce(fisher.sum, group=group)
-    rows = fisher.tally[ROWS : ROWS + 1].clone()
-    torch.distributed.all_reduce(rows, group=group)
-    fisher.tally[ROWS : ROWS + 1].copy_(rows)
+    _add_up_(fisher.sum, fisher.tally[ROWS : ROWS + 1], group)
+    if fisher.output_side is not None:
+        _add_up_(fisher.output_side.total, fisher.output_side.tally[STEPS : STEPS + 1], group)
+
+
+def _add_up_(sum: Tensor, count: Tensor, group: Any) -> None:
+    torch.distributed.all_reduce(sum, group=group)
+    everywhere = count.clone()
+    torch.distributed.all_reduce(everywhere, group=group)
+    count.copy_(everywhere)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
 from sngd_compile.config import Config
-from sngd_compile.errors import SngdWarning
 from sngd_compile.layout import Layout
-from sngd_compile.runtime.roots import Root, copy_root_, root_class
+from sngd_compile.runtime.kronecker import KroneckerRoot
+from sngd_compile.runtime.output_side import OutputSide
+from sngd_compile.runtime.roots import FULL_ROOTS, Root, copy_root_, root_class
 from sngd_compile.runtime.schedule import Schedule
 
 ROWS, REJECTED = 0, 1  # entries of FisherLayer.tally
+
+Damped = tuple[Tensor, float]
+"""A damped factor and the damping in it."""
 
 
 class FisherLayer(nn.Module):
@@ -27,13 +31,13 @@ class FisherLayer(nn.Module):
         name: Qualified name of the weight, for messages.
         layout: How the weight is laid out as matrices `[*, O, K]`.
         has_bias: Whether the last coordinate of a row is the bias's 1.
-        kind: "shared", a full matrix, or "diagonal".
+        kind: "shared", a full matrix; "diagonal"; or "kronecker", two full matrices.
         config: Damping, schedule, kind of root.
         dtype: Dtype of the statistics and of the root; float32 or float64.
         device: Where the buffers live.
 
     Attributes:
-        kind: Local Fisher, "shared" or "diagonal".
+        kind: Local Fisher, "shared", "diagonal" or "kronecker".
         size: D, weights of one output, bias included.
         groups: Local Fishers side by side; None for one without a groups axis.
         factor: G as estimated, without damping, `[D, D]` or `[groups, D, D]`, in the order of
@@ -41,6 +45,7 @@ class FisherLayer(nn.Module):
             until the first refresh.
         unmatched: Where the weight was last used in a way that no rule understands, or "".
         scale: Multiple of the factor that is damped and inverted.
+        output_side: Of a kronecker kind, what is known of the gradients at the layer's outputs.
 
     Source: arXiv 2412.07441; docs/method.md. Laws 5, 6, 7 test the factor and the root.
     """
@@ -77,9 +82,9 @@ class FisherLayer(nn.Module):
         self.register_buffer("average_weight", torch.zeros((), dtype=torch.float64, device=device))
         # With a zero factor, a damping of 1 is what makes the identity the root.
         self.register_buffer("absolute_damping", torch.ones((), dtype=torch.float64, device=device))
-        self.root_buffers: Root = root_class(kind, config.root)(
-            self.size, has_bias, self.groups, dtype, device
-        )
+        is_kronecker = kind == "kronecker"
+        self.output_side: OutputSide | None = OutputSide(layout, device) if is_kronecker else None
+        self.root_buffers: Root = self.new_root(dtype, device)
         self.schedule = Schedule(config, self.size)
         self.warned: set[str] = set()
 
@@ -94,22 +99,38 @@ class FisherLayer(nn.Module):
         return self.root_buffers.matrix()
 
     @property
+    def output_root(self) -> Tensor | None:
+        """R_B with `R_B^T R_B = (B + damping)^-1`, `[*, O, O]`; None without an output side."""
+        root = self.root_buffers
+        return root.output_root.matrix() if isinstance(root, KroneckerRoot) else None
+
+    @property
     def rows_seen(self) -> int:
         """Rows observed so far, those since the last refresh included."""
         return int(self.absorbed_rows) + int(self.tally[ROWS])
 
+    @property
+    def unseen(self) -> str:
+        """What has never been observed, "input" or "output gradient"; "" where nothing lacks."""
+        if not self.rows_seen:
+            return "input"
+        is_blind = self.output_side is not None and self.output_side.is_empty
+        return "output gradient" if is_blind else ""
+
     @torch.no_grad()
     def absorb_(self) -> bool:
-        """Move the sum into the average over time; return False where no row was seen.
+        """Move the sums into the averages over time; return False where no row was seen.
 
         `G <- a G + (1 - a) mean` with `a = ema_decay^(observed steps)`, divided by the weights
         given so far (bias correction), so the first mean counts in full.
         """
         rows = int(self.tally[ROWS])
+        kept = self.config.ema_decay ** max(1, self.schedule.observed_steps)
+        if self.output_side is not None:
+            self.output_side.absorb_(kept)
         if rows == 0:
             self.schedule.observed_steps = 0
             return False
-        kept = self.config.ema_decay ** max(1, self.schedule.observed_steps)
         old = kept * float(self.average_weight)
         total = old + 1.0 - kept
         self.factor.mul_(old / total).add_(self.sum, alpha=(1.0 - kept) / (total * rows))
@@ -121,26 +142,66 @@ class FisherLayer(nn.Module):
         return True
 
     @torch.no_grad()
-    def damped(self) -> tuple[Tensor, float] | None:
-        """Return `scale G + damping` and the damping; None for a factor of zeros, undamped.
+    def damped(self) -> tuple[Damped, ...]:
+        """Return `scale G + damping` and the damping; () for a factor of zeros, undamped.
 
         float32 serves while the damping bounds the condition number by 1e4, float64 beyond that.
+        A kronecker kind has two, of its input and of its output side, in float64.
         """
-        diagonal = self._diagonal(self.factor)
-        trace = float(diagonal.sum(-1).double().mean()) * self.scale
+        trace = _trace(self._diagonal(self.factor)) * self.scale
+        if self.output_side is not None:
+            return self._damped_sides(trace, self.output_side)
         damping = self.config.damping_rel_trace * trace + self.config.damping_abs
         if damping == 0.0 and trace == 0.0:
-            return None
+            return ()
         narrow = self.factor.dtype == torch.float32 and damping >= 1e-4 * trace
         dtype = torch.float32 if narrow else torch.float64
         damped = torch.mul(self.factor.to(dtype), self.scale)
         self._diagonal(damped).add_(damping)
-        return damped, damping
+        return ((damped, damping),)
+
+    def _damped_sides(self, trace: float, other: OutputSide) -> tuple[Damped, ...]:
+        """Share the damping of `A (x) B` between the two: `A + pi d`, `B + d / pi`.
+
+        `d^2 = damping_rel_trace^2 trace(A) trace(B) + damping_abs`, and `pi^2` is the mean
+        eigenvalue of A over that of B.
+        """
+        other_trace = _trace(self._diagonal(other.factor))
+        if trace == 0.0 or other_trace == 0.0:
+            return ()
+        relative = self.config.damping_rel_trace**2 * trace * other_trace
+        damping = sqrt(relative + self.config.damping_abs)
+        pi = sqrt(trace * other.size / (self.size * other_trace))
+        damped = []
+        for factor, share in ((self.factor, damping * pi), (other.factor, damping / pi)):
+            matrix = factor.to(torch.float64, copy=True)
+            self._diagonal(matrix).add_(share)
+            damped.append((matrix, share))
+        return tuple(damped)
+
+    def take_dampings_(self, dampings: Sequence[float]) -> None:
+        """Remember the damping inside a new root, of a kronecker kind for both sides."""
+        self.absolute_damping.fill_(dampings[0])
+        if self.output_side is not None:
+            self.output_side.absolute_damping.fill_(dampings[1])
+
+    def close_step_(self, valid: bool = True) -> None:
+        """Count what the step that ends has shown; forget it where it was skipped."""
+        if self.output_side is not None and valid:
+            self.output_side.close_step_()
+        elif self.output_side is not None:
+            self.output_side.discard_step_()
 
     def new_root(self, dtype: torch.dtype, device: torch.device | None = None) -> Root:
         """Return an identity root of this layer's kind and shape, on its device or another."""
-        kind = root_class(self.kind, self.config.root)
-        return kind(self.size, self.has_bias, self.groups, dtype, device or self.factor.device)
+        where = device or self.factor.device
+        if self.kind == "kronecker":
+            kind = FULL_ROOTS[self.config.root]
+            inputs = kind(self.size, self.has_bias, self.groups, dtype, where)
+            outputs = kind(self.layout.outputs, False, self.groups, dtype, where)
+            return KroneckerRoot(inputs, outputs)
+        simple = root_class(self.kind, self.config.root)
+        return simple(self.size, self.has_bias, self.groups, dtype, where)
 
     def _diagonal(self, factor: Tensor) -> Tensor:
         return factor if self.kind == "diagonal" else factor.diagonal(dim1=-2, dim2=-1)
@@ -150,14 +211,10 @@ class FisherLayer(nn.Module):
         for name in ("sum", "tally", "factor", "average_weight", "absorbed_rows"):
             self.get_buffer(name).zero_()
         self.absolute_damping.fill_(1.0)
+        if self.output_side is not None:
+            self.output_side.forget_()
         copy_root_(self.root_buffers, self.new_root(self.factor.dtype))
         self.schedule.restore(0, 0)
-
-    def warn_once(self, kind: str, text: str) -> None:
-        """Warn by name, the first time that this kind of thing happens to this layer."""
-        if kind not in self.warned:
-            self.warned.add(kind)
-            warnings.warn(f"{self.name}: {text}.", SngdWarning, stacklevel=3)
 
     def get_extra_state(self) -> Tensor:
         """Return the schedule, so that a resumed run refreshes when the first would have."""
@@ -183,3 +240,8 @@ class FisherLayer(nn.Module):
                     moved = buffer.to(moved.device)
                 module._buffers[name] = moved
         return self
+
+
+def _trace(diagonal: Tensor) -> float:
+    """Return the trace, for groups their mean."""
+    return float(diagonal.sum(-1).double().mean())

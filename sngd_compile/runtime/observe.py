@@ -40,6 +40,10 @@ class Statistics(Protocol):
         """Add the sum of the rows' squares to `out`."""
         ...
 
+    def output_rows(self, outputs: Tensor, geometry: Sequence[int]) -> Tensor:
+        """Return outputs, or their gradient, as rows of one layer or of groups."""
+        ...
+
 
 STATISTICS: dict[str, Statistics] = {}
 """Rules by name; the observing op carries the name in its graph."""
@@ -120,7 +124,7 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     rows_each = statistics.rows_per_sample(samples, geometry)
     if samples[0].shape[0] * rows_each == 0:
         return
-    samples = _subset(samples, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
+    samples = draw(samples, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
     samples = [t.to(sum.dtype) if t.is_floating_point() else t for t in samples]
     finite = _square_sum(samples).isfinite()
     if samples[0].device.type != "cpu":  # no wait for the device: rows of zeros add nothing
@@ -151,7 +155,7 @@ def _add_rows(
         statistics.second_moment(samples, geometry, bias, sum)
 
 
-def _subset(
+def draw(
     samples: list[Tensor], most_rows: int, rows_each: int, least: int, gate: Tensor
 ) -> list[Tensor]:
     """Draw whole samples without replacement, at least `least`, to get about `most_rows` rows."""

@@ -139,12 +139,15 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
     """Count the step of every site the optimizer drives, and refresh those that are due."""
     found_inf = getattr(optimizer, "found_inf", None)
     if optimizer in _skipped or (found_inf is not None and bool(found_inf)):
+        for site in _bind(optimizer).sites:
+            site.fisher.close_step_(valid=False)
         return
     due = []
     for site in _bind(optimizer).sites:
         schedule = site.fisher.schedule
         if schedule.observing:
             report_rejected(site.fisher)
+            site.fisher.close_step_()
         if schedule.advance():
             if _is_unobserved(site):
                 report_unobserved(site.fisher)
@@ -154,9 +157,9 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _is_unobserved(site: Site) -> bool:
-    """Say whether a weight learns from inputs that nobody showed to its Fisher layer."""
+    """Say whether a weight learns from what nobody showed to its Fisher layer."""
     gradient, fisher = site.weight.grad, site.fisher
-    if gradient is None or fisher.rows_seen or "rejected" in fisher.warned:
+    if gradient is None or not fisher.unseen or "rejected" in fisher.warned:
         return False
     return bool(whole(gradient.any()))  # an empty batch has a gradient too, of zeros
 

@@ -201,7 +201,7 @@ def _carry_over_(old: FisherLayer, new: FisherLayer) -> None:
     (found,) = next_roots([new]) if int(new.absorbed_rows) else (None,)
     if found is not None:
         copy_root_(new.root_buffers, found[0])
-        new.absolute_damping.fill_(found[1])
+        new.take_dampings_(found[1])
 
 
 def _configure_(state: ParameterState, config: Config) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sngd_compile.runtime.decomposition import next_roots
+from sngd_compile.runtime.decomposition import next_roots, warn_once
 from sngd_compile.runtime.diagonal import Pair
 from sngd_compile.runtime.distributed import add_up_
 from sngd_compile.runtime.fisher import REJECTED, FisherLayer
@@ -81,17 +81,19 @@ def refresh_sites(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> Non
     due = []
     for site in sites:
         report_rejected(site.fisher)
+        site.fisher.close_step_()
         add_up_(site.fisher)
         if site.fisher.absorb_():
             due.append(site)
     for site, found in zip(due, next_roots([site.fisher for site in due]), strict=True):
         fisher = site.fisher
         if found is not None:
-            root, damping = found
+            root, dampings = found
             site.change_root_(root, optimizers)
-            fisher.absolute_damping.fill_(damping)
-        elif bool(fisher.factor.any()):
-            fisher.warn_once(
+            fisher.take_dampings_(dampings)
+        elif fisher.damped():
+            warn_once(
+                fisher,
                 "singular",
                 "its damped factor is not positive definite, so its root stays as it was; raise "
                 f"damping_rel_trace (now {fisher.config.damping_rel_trace}) or damping_abs",
@@ -181,7 +183,8 @@ def report_rejected(fisher: FisherLayer) -> None:
     rejected = int(fisher.tally[REJECTED])
     if rejected:
         fisher.tally[REJECTED].zero_()
-        fisher.warn_once(
+        warn_once(
+            fisher,
             "rejected",
             f"{rejected} forward pass(es) brought it inputs that are not finite, or too large to "
             "square; nothing was observed from them. Look for the first layer that overflows",
@@ -189,10 +192,11 @@ def report_rejected(fisher: FisherLayer) -> None:
 
 
 def report_unobserved(fisher: FisherLayer) -> None:
-    """Warn once by name when a layer trains but its inputs never meet a rule."""
+    """Warn once by name when a layer trains but what it needs never meets a rule."""
     used = f": it enters {fisher.unmatched}, which no rule understands" if fisher.unmatched else ""
-    fisher.warn_once(
+    warn_once(
+        fisher,
         "unobserved",
-        f"no input has been observed although it receives gradients{used}. Its steps are plain "
-        "gradient descent",
+        f"no {fisher.unseen} has been observed although it receives gradients{used}. Its steps are "
+        "plain gradient descent",
     )

@@ -17,9 +17,13 @@ from torch import Tensor
 import sngd_kernels
 from sngd_compile.runtime.cholesky import CholeskyRoot
 from sngd_compile.runtime.diagonal import DiagonalRoot
+from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
 from sngd_compile.runtime.symmetric import SymmetricRoot
 
-Root = CholeskyRoot | SymmetricRoot | DiagonalRoot
+FactorRoot = FullRoot | DiagonalRoot
+"""Of one factor."""
+
+Root = FactorRoot | KroneckerRoot
 Decomposed = tuple[list[bool], str]
 FULL_ROOTS: dict[str, type[CholeskyRoot] | type[SymmetricRoot]] = {
     "cholesky": CholeskyRoot,
@@ -35,13 +39,15 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Residual before the last step, which squares it."""
 
 
-def root_class(kind: str, root: str) -> type[Root]:
+def root_class(kind: str, root: str) -> type[FactorRoot]:
     """Return the class of the root of a factor of this kind, `root` being the configured one."""
     return DiagonalRoot if kind == "diagonal" else FULL_ROOTS[root]
 
 
 @torch.no_grad()
-def decompose_all_(roots: Sequence[Root], damped: Sequence[Tensor], method: str) -> Decomposed:
+def decompose_all_(
+    roots: Sequence[FactorRoot], damped: Sequence[Tensor], method: str
+) -> Decomposed:
     """Become the roots of matrices of one shape, in one call.
 
     Args:

@@ -58,8 +58,19 @@ EXACT = [
 
 @pytest.mark.parametrize("kind", EXACT)
 def test_halves_of_a_batch_add_up(kind, alone, tmp_path):
+    assert_same_walk(kind, alone, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["kronecker", "sharded_kronecker"])
+def test_gradients_of_outputs_add_up(kind, tmp_path):
+    ((expected,), _) = run("worker.py", "kronecker", 1, tmp_path)
+    assert_same_walk(kind, expected, tmp_path)
+
+
+def assert_same_walk(kind, alone, folder):
+    """Compare the weights of two processes with those of one."""
     expected, rows = alone
-    found, errors = run("worker.py", kind, 2, tmp_path)
+    found, errors = run("worker.py", kind, 2, folder)
     for weights, seen in found:
         assert seen == rows
         for one, other in zip(weights, expected, strict=True):

@@ -40,11 +40,17 @@ def shard_(net: nn.Module, size: int, layers: bool) -> nn.Module:
     return fully_shard(net, mesh=mesh)
 
 
+def setting(kind: str) -> sngd.Config:
+    """Return the configuration; of a kronecker one the damping is in no unit of the gradients."""
+    two_sided = SETTING.replace(fisher="kronecker", damping_abs=1.0)
+    return two_sided if "kronecker" in kind else SETTING
+
+
 def prepare(kind: str, size: int) -> tuple[nn.Module, nn.Module]:
     """Return the network and what is trained; alone, the network as it is."""
     net = Own() if kind == "backend_around_own" else mlp()
     if "backend" not in kind:
-        net = sngd.reconstruct(net, SETTING)
+        net = sngd.reconstruct(net, setting(kind))
     compile_net = compiled if "backend" in kind else torch.compile
     trained = net
     if "sharded" in kind:
@@ -63,7 +69,7 @@ def whole(net: nn.Module, kind: str) -> nn.Module:
     if "sharded" not in kind or not dist.is_initialized():
         return net
     state = get_model_state_dict(net, options=StateDictOptions(full_state_dict=True))
-    alone = sngd.reconstruct(mlp(), SETTING)
+    alone = sngd.reconstruct(mlp(), setting(kind))
     alone.load_state_dict(state)
     return alone
 

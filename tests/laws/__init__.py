@@ -10,6 +10,7 @@ def test_linear(law, case, root):
 from laws.case import Case, conv_case, conv_rows, linear_case, linear_rows
 from laws.suite import factor_is_the_jacobians_moment
 from laws.table import LAWS, every_law
+from laws.two_sided import every_two_sided_law
 
 __all__ = [
     "LAWS",
@@ -17,6 +18,7 @@ __all__ = [
     "conv_case",
     "conv_rows",
     "every_law",
+    "every_two_sided_law",
     "factor_is_the_jacobians_moment",
     "linear_case",
     "linear_rows",

@@ -33,7 +33,7 @@ def wrap_decomposition(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
 
     def damped(original: Any, fisher: FisherLayer) -> Any:
         found = original(fisher)
-        return found and (change(found[0]), found[1])
+        return tuple((change(matrix), damping) for matrix, damping in found)
 
     wrap(FisherLayer, "damped", damped)
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Conv1d, Conv2d, Conv3d
 
-from laws import Case, conv_case, conv_rows, every_law
+from laws import Case, conv_case, conv_rows, every_law, every_two_sided_law
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -70,4 +70,9 @@ CASES = [
 
 @every_law(CASES)
 def test_convolution(law, case, root):
+    law(case, root)
+
+
+@every_two_sided_law(CASES)
+def test_convolution_with_an_output_side(law, case, root):
     law(case, root)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laws import Case, every_law, linear_case, linear_rows
+from laws import Case, every_law, every_two_sided_law, linear_case, linear_rows
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -79,4 +79,9 @@ CASES = [
 
 @every_law(CASES)
 def test_linear(law, case, root):
+    law(case, root)
+
+
+@every_two_sided_law(CASES)
+def test_linear_with_an_output_side(law, case, root):
     law(case, root)

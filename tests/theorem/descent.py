@@ -50,6 +50,13 @@ class Layer:
             return {weight: columns.reshape(weight.shape)}
         return {weight: columns[:, :-1].reshape(weight.shape), bias: columns[:, -1]}
 
+    def precondition(self, gradient: Tensor) -> Tensor:
+        """Multiply by the inverse."""
+        return gradient @ self.inverse
+
+    def close_step(self) -> None:
+        """Hear that a step ends."""
+
     def observe(self, inputs: Tensor, step: int | None) -> None:
         """Keep the rows of one forward pass."""
         if step is None:
@@ -69,7 +76,10 @@ class Layer:
         self.weight = kept * self.weight + (1 - kept)
         self.rows.clear()
         self.observed_steps.clear()
-        factor = self.average / self.weight
+        self.invert(self.average / self.weight, config)
+
+    def invert(self, factor: Tensor, config: Config) -> None:
+        """Damp and invert."""
         trace = factor.diagonal(dim1=-2, dim2=-1).sum(-1).mean()
         damping = config.damping_rel_trace * trace + config.damping_abs
         if config.fisher == "diagonal":
@@ -85,17 +95,26 @@ class NaturalDescent:
         config: Schedule, average and damping.
         sgd: `lr` and optionally `momentum`, `nesterov`, `weight_decay`.
         clip: Largest Fisher norm of the gradient, or None.
+        layer: What preconditions a linear layer or a convolution.
     """
 
     def __init__(
-        self, model: nn.Module, config: Config, sgd: dict[str, float], clip: float | None = None
+        self,
+        model: nn.Module,
+        config: Config,
+        sgd: dict[str, float],
+        clip: float | None = None,
+        layer: type[Layer] = Layer,
     ):
         self.model, self.config, self.clip = model, config, clip
         self.sgd = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, **sgd}
         self.steps = 0
         kinds = (nn.Linear, nn.Conv2d, Gain)
         modules = [module for module in model.modules() if isinstance(module, kinds)]
-        self.layers = [Layer(module, self.observed_step) for module in modules]
+        self.layers = [
+            (Layer if isinstance(module, Gain) else layer)(module, self.observed_step)
+            for module in modules
+        ]
         self.velocity = {p: torch.zeros_like(p) for p in model.parameters()}
 
     def observed_step(self) -> int | None:
@@ -109,13 +128,15 @@ class NaturalDescent:
         gradient = {p: p.grad for p in self.model.parameters()}
         natural = dict(gradient)
         for layer in self.layers:
-            natural |= layer.parts(layer.matrix(gradient.__getitem__) @ layer.inverse)
+            natural |= layer.parts(layer.precondition(layer.matrix(gradient.__getitem__)))
         scale = 1.0
         if self.clip is not None:
             squares = sum((gradient[p] * natural[p]).sum() for p in natural)
             scale = min(1.0, self.clip / (float(squares) ** 0.5 + 1e-6))
         for parameter, direction in natural.items():
             self.move(parameter, scale * direction)
+        for layer in self.layers:
+            layer.close_step()
         self.steps += 1
         due = self.steps % self.config.refresh_every == 0
         if due or self.steps in self.config.early_refreshes:

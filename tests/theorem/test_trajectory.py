@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import sngd_compile as sngd
 from sngd_compile import Config
 from sngd_compile.config import RootKind
-from theorem.descent import NaturalDescent
+from theorem.descent import Layer, NaturalDescent
+from theorem.kfac import KroneckerLayer
 from theorem.networks import MLP, ConvNet, Residual, batch, loss
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -61,6 +62,34 @@ SETTINGS = [
         config={"ema_decay": 0.0},
     ),
 ]
+KRONECKER = {"fisher": "kronecker"}
+SLOW = {"lr": 2e-3, "weight_decay": 0.05}
+SETTINGS += [
+    Setting(name="kronecker", sgd=HEAVY_BALL | SLOW, config=KRONECKER),
+    *(
+        Setting(name=f"kronecker-{name}", sgd=HEAVY_BALL, clip=0.1, config=KRONECKER | config)
+        for name, config in [
+            ("symmetric", {"root": "symmetric"}),
+            ("absolute", {"damping_rel_trace": 0.0, "damping_abs": 0.1}),
+            ("thin", {"observe_every": 3}),
+        ]
+    ),
+    Setting(
+        name="kronecker-micro-batches",
+        sgd=HEAVY_BALL,
+        config=KRONECKER,
+        parts=(4, 7, 2),
+        clip=0.1,
+    ),
+    Setting(
+        name="kronecker-refresh-between-micro-batches",
+        sgd=HEAVY_BALL,
+        config=KRONECKER | {"ema_decay": 0.0},
+        parts=(8, 5),
+        clip=0.14,
+        refresh_after_part=0,
+    ),
+]
 
 
 def configuration(setting: Setting) -> Config:
@@ -104,7 +133,8 @@ def test_sgd_on_the_network_is_natural_descent_on_the_model(network, setting):
     config, sgd = configuration(setting), {"lr": 0.05, **setting.sgd}
     net = sngd.reconstruct(model, config)
     optimizer = torch.optim.SGD(net.parameters(), **sgd)
-    reference = NaturalDescent(model, config, sgd, setting.clip)
+    layer = KroneckerLayer if config.fisher == "kronecker" else Layer
+    reference = NaturalDescent(model, config, sgd, setting.clip, layer)
     for step in range(STEPS):
         data = batch(model, step)
         gradients(net, data, setting, lambda: sngd.refresh_(net))

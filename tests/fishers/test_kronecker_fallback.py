@@ -1,0 +1,57 @@
+"""Where `Config(fisher="kronecker")` is not to be had, "shared" is taken and the plan says why."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import sngd_compile as sngd
+from sngd_compile import Config
+
+CONFIG = Config(fisher="kronecker", max_rows=None)
+
+
+class Tied(nn.Module):
+    """A table that is also the head."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Look up, then score."""
+        return F.linear(F.embedding(x, self.table), self.table)
+
+
+FALLBACKS = [
+    (nn.LayerNorm(4), "the rule norm|the rule layer", CONFIG),
+    (nn.LSTM(3, 4), "its module's forward runs as it is", CONFIG),
+    (Tied(), "the rule embedding|takes its inputs", CONFIG),
+    (nn.Linear(3, 4, dtype=torch.float16), "use bfloat16", CONFIG),
+    (nn.Linear(3, 40), "above max_factor_bytes", CONFIG.replace(max_factor_bytes=1000)),
+]
+
+
+@pytest.mark.parametrize(("model", "reason", "config"), FALLBACKS, ids=lambda v: type(v).__name__)
+def test_a_layer_that_cannot_have_it_says_why(model, reason, config):
+    explained = sngd.explain(model, config)
+    assert {site.kind for site in explained.sites} == {"shared"}
+    for site in explained.sites:
+        assert any(part in site.note for part in reason.split("|")), site.note
+        assert '"shared" is kept' in site.note
+    text = str(explained)
+    assert all(site.note in text for site in explained.sites)
+    net = sngd.reconstruct(model, config)
+    assert all(layer.output_side is None for layer in sngd.fisher_layers(net).values())
+    assert [site.note for site in sngd.explain(net).sites] == [s.note for s in explained.sites]
+
+
+def test_a_model_compiled_with_the_backend_says_why():
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    compiled = torch.compile(
+        model, backend="sngd", options={"fisher": "kronecker", "inner_backend": "eager"}
+    )
+    compiled(torch.randn(4, 5)).sum().backward()
+    sites = sngd.explain(compiled).sites
+    assert [site.kind for site in sites] == ["shared", "shared"]
+    assert all("use reconstruct" in site.note for site in sites)
