@@ -35,6 +35,8 @@ SETTINGS: dict[str, sngd.Config] = {
     "observe_every=1": sngd.Config(observe_every=1),
     "max_rows=64": sngd.Config(max_rows=64),
     "ema_decay=0.995": sngd.Config(ema_decay=0.995),
+    'fisher="diagonal"': sngd.Config(fisher="diagonal"),
+    'fisher="kronecker"': sngd.Config(fisher="kronecker"),
     'root="symmetric"': sngd.Config(root="symmetric"),
     "Config.paper()": sngd.Config.paper(),
 }
