@@ -41,7 +41,8 @@ class Config:
         fisher: Local Fisher. "shared": `E[x~ x~^T]`, one for all outputs of a layer. "diagonal":
             its diagonal alone, D numbers, whose root costs next to nothing. "kronecker":
             `E[x~ x~^T] (x) E[g g^T]`, g the gradient of the loss by the outputs, as in K-FAC; a
-            layer that cannot have it takes "shared", and the plan says why.
+            layer that cannot have it takes "shared", and the plan says why. Its steps have another
+            unit: start from a learning rate of 0.003 and `damping_rel_trace=1e-2`.
         max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
             plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
