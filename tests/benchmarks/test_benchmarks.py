@@ -153,7 +153,7 @@ def test_every_kind_of_step_is_profiled(monkeypatch):
     assert [kind for kind, groups in kinds.items() if groups.get("refresh")] == ["refresh"]
     assert [kind for kind, groups in kinds.items() if groups.get("observation")] == ["observed"]
     assert "guard" not in kinds["plain"]
-    assert kinds["steady"]["matrix products"] > kinds["plain"]["matrix products"]
+    assert all(groups["matrix products"] > 0 for groups in kinds.values())
 
 
 def test_profile_from_end_to_end():
