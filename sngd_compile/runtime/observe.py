@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -176,15 +176,5 @@ def _square_sum(samples: Sequence[Tensor]) -> Tensor:
 
 
 @observe_.register_fake
-def _(  # noqa: PLR0913, PLR0917 - as the op
-    sum: Tensor,
-    tally: Tensor,
-    gate: Tensor,
-    inputs: Sequence[Tensor],
-    rule: str,
-    geometry: Sequence[int],
-    bias: bool,
-    diagonal: bool,
-    swapped: int,
-) -> None:
+def _(*arguments: Any) -> None:
     return None

@@ -72,7 +72,10 @@ class _Observed(torch.autograd.Function):
         return (g, None, None, None, None, None)
 
 
-@torch.library.custom_op("sngd::observe_gradient_", mutates_args=("sum", "tally"))
+# A CUDA graph would replay what the gate said while it was recorded.
+@torch.library.custom_op(
+    "sngd::observe_gradient_", mutates_args=("sum", "tally"), tags=torch.Tag.cudagraph_unsafe
+)
 def observe_gradient_(
     sum: Tensor,
     tally: Tensor,
@@ -108,12 +111,5 @@ def observe_gradient_(
 
 
 @observe_gradient_.register_fake
-def _(
-    sum: Tensor,
-    tally: Tensor,
-    gate: Tensor,
-    gradient: Tensor,
-    rule: str,
-    geometry: Sequence[int],
-) -> None:
+def _(*arguments: Any) -> None:
     return None

@@ -26,7 +26,7 @@ def test_training_follows_eager(network, shape, mode):
 
 
 def test_a_cuda_graph_never_holds_what_looks_at_a_gate():
-    for name in ("observe_", "recurrent_layer", "recurrent_layer_backward"):
+    for name in ("observe_", "observe_gradient_", "recurrent_layer", "recurrent_layer_backward"):
         assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.sngd, name).default.tags
 
 
