@@ -19,7 +19,7 @@ from exact_natural import EXACT
 from race import Budget
 from study import Protocol, study
 from study_report import load_average, save, table
-from tasks import Data, Task
+from tasks import Data, Task, with_labels
 from workloads import CLASSES
 
 RESULTS = Path(__file__).parent / "results"
@@ -36,10 +36,7 @@ def small_mlp() -> nn.Module:
 
 def digits() -> Data:
     """Scikit-learn's digits."""
-    data = load(Name.DIGITS)
-    return Data(
-        data.name, (data.train_inputs, data.train_labels), (data.test_inputs, data.test_labels)
-    )
+    return with_labels(load(Name.DIGITS))
 
 
 TASK = Task("digits", "MLP 64-20-10", small_mlp, digits, 64, 200, nn.CrossEntropyLoss())

@@ -116,12 +116,16 @@ def enlarged(digits: Tensor) -> Tensor:
     return nn.functional.interpolate(pictures, (28, 28), mode="bilinear").flatten(1)
 
 
-def labelled() -> Data:
-    """Images and their classes."""
-    data = images()
+def with_labels(data: Dataset) -> Data:
+    """Inputs and their classes."""
     return Data(
         data.name, (data.train_inputs, data.train_labels), (data.test_inputs, data.test_labels)
     )
+
+
+def labelled() -> Data:
+    """Images and their classes."""
+    return with_labels(images())
 
 
 def unlabelled() -> Data:
@@ -154,31 +158,20 @@ def text() -> Data:
 
 
 LABELS = nn.CrossEntropyLoss()
+
+
+def of_characters(name: str, title: str, build: Callable[[], nn.Module]) -> Task:
+    """The task of predicting the next character; gradients are clipped, as is the custom there."""
+    return Task(name, title, build, text, 32, 400, LABELS, measured=300, largest_norm=1.0)
+
+
 TASKS = (
     Task("mlp", "MLP 784-512-512-10", mlp, labelled, 256, 400, LABELS),
     Task("conv", "conv net 8-16-32", conv_net, labelled, 128, 500, LABELS),
     Task("resnet", "ResNet 8-16-32 with BatchNorm", resnet, labelled, 128, 300, LABELS),
-    Task(
-        "lstm",
-        "character LSTM of width 96",
-        lambda: CharacterLSTM(KNOWN),
-        text,
-        32,
-        400,
-        LABELS,
-        measured=300,
-        largest_norm=1.0,
-    ),
-    Task(
-        "gpt",
-        "character GPT, two blocks of width 64",
-        lambda: CharacterGPT(KNOWN, LENGTH),
-        text,
-        32,
-        400,
-        LABELS,
-        measured=300,
-        largest_norm=1.0,
+    of_characters("lstm", "character LSTM of width 96", lambda: CharacterLSTM(KNOWN)),
+    of_characters(
+        "gpt", "character GPT, two blocks of width 64", lambda: CharacterGPT(KNOWN, LENGTH)
     ),
     Task(
         "autoencoder",

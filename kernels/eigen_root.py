@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .cholesky_inverse import check_square
-from .factors import NOT_FINITE, flaws, flaws_of_nothing
+from .factors import NOT_FINITE, flaws
 from .rows import autocast_off
 
 
@@ -30,7 +30,7 @@ def eigen_root_ex(matrices: Tensor) -> tuple[Tensor, Tensor]:
     check_square(matrices)
     lead = matrices.shape[:-2]
     batch = matrices.detach().reshape(lead.numel(), *matrices.shape[-2:])
-    info = flaws_of_nothing(batch) if batch.numel() == 0 else flaws(batch)
+    info = flaws(batch)
     # One matrix that is not finite would have the solver fail for all of them.
     usable = (info != NOT_FINITE)[:, None, None]
     wide = torch.where(usable, batch.double(), torch.eye(batch.shape[-1], device=batch.device))

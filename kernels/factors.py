@@ -18,6 +18,8 @@ NOT_SYMMETRIC = -2
 
 def flaws(matrices: Tensor) -> Tensor:
     """Return, int32 `[B]`, NOT_FINITE, NOT_SYMMETRIC or 0 for each of `matrices` `[B, D, D]`."""
+    if matrices.numel() == 0:
+        return torch.zeros(len(matrices), dtype=torch.int32, device=matrices.device)
     skew = (matrices - matrices.mT).abs_().amax((-2, -1))
     largest = matrices.diagonal(dim1=-2, dim2=-1).abs().amax(-1)
     # A difference with an infinity or a NaN, itself or its mirror image, is not finite.
@@ -38,7 +40,7 @@ def invert_factor(matrices: Tensor, damping: Tensor, bias: bool) -> tuple[Tensor
         `R` `[B, D, D]`, NaN where the matrix has none, and `info`, int32 `[B]`.
     """
     if matrices.numel() == 0:
-        return matrices.new_empty(matrices.shape), flaws_of_nothing(matrices)
+        return matrices.new_empty(matrices.shape), flaws(matrices)
     info, inverse = flaws(matrices), torch.zeros_like(matrices)
     damped = matrices.clone()
     damped.diagonal(dim1=-2, dim2=-1).add_(damping[:, None])
@@ -101,11 +103,6 @@ def _first_flaw(lower: Tensor, pivots: Tensor) -> Tensor:
         return pivots
     infinite = ~lower.diagonal(dim1=-2, dim2=-1).isfinite()
     return torch.where(pivots == 0, _first(infinite), pivots)
-
-
-def flaws_of_nothing(matrices: Tensor) -> Tensor:
-    """Return `info` for empty matrices: nothing is wrong with them."""
-    return torch.zeros(len(matrices), dtype=torch.int32, device=matrices.device)
 
 
 def _first(marks: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sngd_compile.errors import ModelError
 from sngd_compile.interception import folded_weight, guarded_weight, is_in_forward
-from sngd_compile.runtime.diagonal import Pair
 from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.pairs import Pair
 from sngd_compile.runtime.reparameterise import fold
 from sngd_compile.runtime.sharding import is_sharded
 

@@ -13,7 +13,7 @@ from sngd_compile.layer import fold_module_, reconstructed_modules
 from sngd_compile.runtime.distributed import keep_out_of_broadcast
 from sngd_compile.runtime.optimizers import known_optimizers, sites_of
 from sngd_compile.runtime.refresh import refresh_sites
-from sngd_compile.runtime.sharding import is_sharded
+from sngd_compile.runtime.sharding import sharded_name
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -82,10 +82,10 @@ def _require_module(net: object) -> None:
 
 
 def _require_whole(net: nn.Module) -> None:
-    for name, parameter in net.named_parameters():
-        if is_sharded(parameter):
-            raise ModelError(
-                f"{name} is sharded: gather get_model_state_dict(net, options=StateDictOptions("
-                "full_state_dict=True)) of torch.distributed.checkpoint.state_dict, load it into "
-                "reconstruct(model) in one process, and fold that"
-            )
+    name = sharded_name(net)
+    if name is not None:
+        raise ModelError(
+            f"{name} is sharded: gather get_model_state_dict(net, options=StateDictOptions("
+            "full_state_dict=True)) of torch.distributed.checkpoint.state_dict, load it into "
+            "reconstruct(model) in one process, and fold that"
+        )

@@ -12,7 +12,7 @@ from sngd_compile.errors import AlreadyReconstructedError, ConfigError, ModelErr
 from sngd_compile.layer import reconstruct_, reconstructed_modules
 from sngd_compile.plan import Overrides, make_plan
 from sngd_compile.runtime.distributed import keep_out_of_broadcast
-from sngd_compile.runtime.sharding import is_sharded
+from sngd_compile.runtime.sharding import sharded_name
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -59,9 +59,9 @@ def reconstruct(
             raise AlreadyReconstructedError(
                 f"{where} is reconstructed already; fold first, or keep training it as it is"
             )
-        for name, parameter in model.named_parameters():
-            if is_sharded(parameter):
-                raise ModelError(f"{name} is sharded already: fully_shard(reconstruct(model))")
+        name = sharded_name(model)
+        if name is not None:
+            raise ModelError(f"{name} is sharded already: fully_shard(reconstruct(model))")
         if not inplace:
             model = _copied(model)
     reconstruct_(make_plan(model, config or Config(), overrides or {}))

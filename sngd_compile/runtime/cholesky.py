@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sngd_compile.runtime.diagonal import Pair
+from sngd_compile.runtime.pairs import Pair, identity
 from sngd_compile.runtime.triangular import (
     multiply,
     multiply_transposed,
@@ -58,9 +58,8 @@ class CholeskyRoot(nn.Module):
         super().__init__()
         lead = () if groups is None else (groups,)
         width = size - 1 if has_bias else size
-        eye = torch.eye(width, dtype=dtype, device=device).expand(*lead, width, width)
         self.has_bias = has_bias
-        self.register_buffer("inverse", eye.clone())
+        self.register_buffer("inverse", identity(width, groups, dtype, device))
         self.register_buffer("gain", torch.ones(*lead, 1, dtype=dtype, device=device))
         self.register_buffer("shift", torch.zeros(*lead, width, dtype=dtype, device=device))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-Pair = tuple[Tensor, Tensor | None]
+from sngd_compile.runtime.pairs import Pair, SelfAdjointRoot
 
 
-class DiagonalRoot(nn.Module):
+class DiagonalRoot(SelfAdjointRoot):
     """The root `R = diag(d + damping)^(-1/2)` of a diagonal factor `d`.
 
     Args:
@@ -59,14 +59,6 @@ class DiagonalRoot(nn.Module):
         if bias is None:
             return weight / gain, None
         return weight / gain[..., :-1], bias / gain[..., -1]
-
-    def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
-        """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
-        return self.fold(weight, bias)
-
-    def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
-        """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
-        return self.unfold(weight, bias)
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `W' (R x~)` for rows `[N, K]`: the activation side."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sngd_compile.config import Config
 from sngd_compile.layout import Layout
+from sngd_compile.runtime.average import absorb_
 from sngd_compile.runtime.kronecker import KroneckerRoot
 from sngd_compile.runtime.output_side import OutputSide
 from sngd_compile.runtime.roots import FULL_ROOTS, Root, copy_root_, root_class
@@ -121,8 +122,7 @@ class FisherLayer(nn.Module):
     def absorb_(self) -> bool:
         """Move the sums into the averages over time; return False where no row was seen.
 
-        `G <- a G + (1 - a) mean` with `a = ema_decay^(observed steps)`, divided by the weights
-        given so far (bias correction), so the first mean counts in full.
+        The past counts `ema_decay^(observed steps)`.
         """
         rows = int(self.tally[ROWS])
         kept = self.config.ema_decay ** max(1, self.schedule.observed_steps)
@@ -131,10 +131,7 @@ class FisherLayer(nn.Module):
         if rows == 0:
             self.schedule.observed_steps = 0
             return False
-        old = kept * float(self.average_weight)
-        total = old + 1.0 - kept
-        self.factor.mul_(old / total).add_(self.sum, alpha=(1.0 - kept) / (total * rows))
-        self.average_weight.fill_(total)
+        absorb_(self.factor, self.average_weight, self.sum, rows, kept)
         self.absorbed_rows.add_(rows)
         self.sum.zero_()
         self.tally[ROWS].zero_()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from sngd_compile.runtime.cholesky import CholeskyRoot
-from sngd_compile.runtime.diagonal import Pair
+from sngd_compile.runtime.pairs import Pair, join, split
 from sngd_compile.runtime.symmetric import SymmetricRoot
 
 FullRoot = CholeskyRoot | SymmetricRoot
@@ -63,8 +62,5 @@ def _on_outputs(
     change: Callable[[Tensor, Tensor | None], Pair], weight: Tensor, bias: Tensor | None
 ) -> Pair:
     """Apply a map of rows to the columns of `[W b]`, `[*, O, K]` and `[*, O]`."""
-    joined = weight if bias is None else torch.cat([weight, bias[..., None]], -1)
-    changed = change(joined.mT, None)[0].mT
-    if bias is None:
-        return changed.contiguous(), None
-    return changed[..., :-1].contiguous(), changed[..., -1]
+    changed_weight, changed_bias = split(change(join(weight, bias).mT, None)[0].mT, bias)
+    return changed_weight.contiguous(), changed_bias

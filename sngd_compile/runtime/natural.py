@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sngd_compile.config import Config
 from sngd_compile.layout import Layout
-from sngd_compile.runtime.diagonal import Pair
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.observe import add_to_sum
+from sngd_compile.runtime.pairs import Pair
 from sngd_compile.runtime.roots import FactorRoot, root_class
 
 Encoded = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, str, str]

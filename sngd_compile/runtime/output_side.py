@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sngd_compile.layout import Layout
+from sngd_compile.runtime.average import absorb_
 
 SAMPLES, STEPS = 0, 1  # entries of OutputSide.tally
 
@@ -82,10 +83,7 @@ class OutputSide(nn.Module):
         steps = int(self.tally[STEPS])
         if steps == 0:
             return
-        old = kept * float(self.average_weight)
-        total = old + 1.0 - kept
-        self.factor.mul_(old / total).add_(self.total, alpha=(1.0 - kept) / (total * steps))
-        self.average_weight.fill_(total)
+        absorb_(self.factor, self.average_weight, self.total, steps, kept)
         self.total.zero_()
         self.tally[STEPS].zero_()
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sngd_compile.runtime.decomposition import next_roots, warn_once
-from sngd_compile.runtime.diagonal import Pair
 from sngd_compile.runtime.distributed import add_up_
 from sngd_compile.runtime.fisher import REJECTED, FisherLayer
+from sngd_compile.runtime.pairs import Pair
 from sngd_compile.runtime.reparameterise import as_matrices
 from sngd_compile.runtime.roots import Root, copy_root_
 from sngd_compile.runtime.sharding import put_, whole

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from sngd_compile.runtime.diagonal import Pair
 from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.pairs import Pair
 
 
 def as_matrices(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> Pair:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sngd_compile.errors import ModelError
 
@@ -17,6 +17,11 @@ from sngd_compile.errors import ModelError
 def is_sharded(tensor: Tensor | None) -> bool:
     """Say whether this is a `DTensor`, without importing what makes them."""
     return isinstance(tensor, Tensor) and hasattr(tensor, "placements")
+
+
+def sharded_name(model: nn.Module) -> str | None:
+    """Name a parameter of a model that is sharded; None where none is."""
+    return next((name for name, p in model.named_parameters() if is_sharded(p)), None)
 
 
 @overload

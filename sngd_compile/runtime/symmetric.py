@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from sngd_compile.runtime.diagonal import Pair
+from sngd_compile.runtime.pairs import Pair, SelfAdjointRoot, identity, join, split
 
 
-class SymmetricRoot(nn.Module):
+class SymmetricRoot(SelfAdjointRoot):
     """The symmetric root `R = G^(-1/2)`.
 
     Args:
@@ -34,10 +34,8 @@ class SymmetricRoot(nn.Module):
     ) -> None:
         """Start as the identity."""
         super().__init__()
-        lead = () if groups is None else (groups,)
         self.has_bias = has_bias
-        eye = torch.eye(size, dtype=dtype, device=device).expand(*lead, size, size)
-        self.register_buffer("symmetric", eye.clone())
+        self.register_buffer("symmetric", identity(size, groups, dtype, device))
 
     def take_(self, root: Tensor) -> None:
         """Become the root `R` `[*, D, D]`, the bias last."""
@@ -49,20 +47,12 @@ class SymmetricRoot(nn.Module):
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
-        return _split(_join(weight, bias) @ self.symmetric, bias)
+        return split(join(weight, bias) @ self.symmetric, bias)
 
     def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
-        joined = _join(weight, bias)
-        return _split(torch.linalg.solve(self.symmetric, joined, left=False), bias)
-
-    def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
-        """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
-        return self.fold(weight, bias)
-
-    def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
-        """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
-        return self.unfold(weight, bias)
+        joined = join(weight, bias)
+        return split(torch.linalg.solve(self.symmetric, joined, left=False), bias)
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
@@ -70,11 +60,3 @@ class SymmetricRoot(nn.Module):
             return F.linear(F.linear(rows, self.symmetric), weight)
         rotated = F.linear(rows, self.symmetric[:, :-1], self.symmetric[:, -1])
         return F.linear(rotated[:, :-1], weight) + rotated[:, -1:] * bias
-
-
-def _join(weight: Tensor, bias: Tensor | None) -> Tensor:
-    return weight if bias is None else torch.cat([weight, bias[..., None]], -1)
-
-
-def _split(joined: Tensor, bias: Tensor | None) -> Pair:
-    return (joined, None) if bias is None else (joined[..., :-1], joined[..., -1])
