@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from race import Point, Run
+from report import show_losses_along
 from step_report import conditions
 from study import Outcome, Study, crossing, spread
 
@@ -163,8 +164,7 @@ def save_plot(study: Study, path: Path) -> None:
         for goal in study.goals:
             panel.axhline(goal, color="black", linewidth=0.8, linestyle=":")
         panel.grid(alpha=0.3)
-    panels[0].set_yscale("log")
-    panels[0].set_ylabel("training loss")
+    show_losses_along(panels[0])
     panels[0].legend(fontsize="small")
     figure.suptitle(f"{study.task.title}, {study.data.name}")
     figure.savefig(path, dpi=100)

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from rich.table import Table
@@ -81,6 +82,15 @@ def at_goal(value: float | None, form: str) -> str:
     return "not reached" if value is None else format(value, form)
 
 
+def show_losses_along(panel: Axes) -> None:
+    """Makes the upright axis one of training losses: logarithmic, with plain numbers."""
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
+    panel.set_ylabel("training loss")
+
+
 def save_plot(runs: list[Run], goal: float, title: str, path: Path) -> None:
     """Draws the loss of every run over steps and over seconds."""
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -95,11 +105,7 @@ def save_plot(runs: list[Run], goal: float, title: str, path: Path) -> None:
         panel.axhline(goal, color="black", linewidth=0.8, linestyle=":")
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
-    over_steps.set_yscale("log")
-    over_steps.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    over_steps.yaxis.set_major_formatter("{x:g}")
-    over_steps.yaxis.set_minor_formatter(NullFormatter())
-    over_steps.set_ylabel("training loss")
+    show_losses_along(over_steps)
     over_steps.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
