@@ -111,6 +111,21 @@ class CholeskyRoot(nn.Module):
             weight = weight + bias[..., None] * self.shift[..., None, :]
         return solve_transposed(self.inverse, weight), bias
 
+    def leading_to(self, new: CholeskyRoot) -> CholeskyRoot:
+        """Return `R R_new^-1`, the map from `w'` of this root to `w'` of a new one.
+
+        It has the same form, triangular with the bias first. So once it is made, `w'` and each
+        momentum take one product, `fold`, and a gradient takes one solve, `from_prime`.
+        """
+        groups = self.inverse.shape[0] if self.inverse.dim() > 2 else None
+        size = self.inverse.shape[-1] + self.has_bias
+        nowhere = torch.device("meta")  # nothing is written that is then replaced
+        between = CholeskyRoot(size, self.has_bias, groups, self.inverse.dtype, nowhere)
+        between.inverse = solve(new.inverse, self.inverse)
+        between.shift = (self.shift - _times_vector(between.inverse, new.shift)) / new.gain
+        between.gain = self.gain / new.gain
+        return between
+
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
         whitened = multiply_transposed(self.inverse, rows)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sngd_compile.layout import Layout
+from sngd_compile.runtime.cholesky import CholeskyRoot
 from sngd_compile.runtime.decomposition import next_roots, warn_once
 from sngd_compile.runtime.distributed import add_up_
 from sngd_compile.runtime.fisher import REJECTED, FisherLayer
@@ -114,20 +116,33 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
     Source: docs/method.md, refresh. Law 2 and the theorem tests test it.
     """
     dtype = next(root.buffers()).dtype
-    old = _present_root(site.fisher, dtype)
-
-    def step(weight: Tensor, bias: Tensor | None) -> Pair:
-        return root.unfold(*old.fold(weight, bias))
-
-    def gradient(weight: Tensor, bias: Tensor | None) -> Pair:
-        return root.to_prime(*old.from_prime(weight, bias))
-
+    step, gradient = _moves(_present_root(site.fisher, dtype), root, site.fisher.layout)
     move_(site, step, dtype, site.weight, site.bias)
     bias_gradient = None if site.bias is None else site.bias.grad
     move_(site, gradient, dtype, site.weight.grad, bias_gradient)
     for name in LINEAR_STATES:
         move_(site, step, dtype, *_states(site, name, list(optimizers)))
     copy_root_(site.fisher.root_buffers, root)
+
+
+Move = Callable[[Tensor, Tensor | None], Pair]
+"""What a weight and its bias become."""
+
+
+def _moves(old: Root, new: Root, layout: Layout) -> tuple[Move, Move]:
+    """Return how `w'` and how its gradient move from one root to the next."""
+    outputs, width = layout.outputs, layout.width
+    if isinstance(old, CholeskyRoot) and isinstance(new, CholeskyRoot) and 4 * outputs >= width:
+        between = old.leading_to(new)  # pays when three pairs of enough rows are moved
+        return between.fold, between.from_prime
+
+    def step(weight: Tensor, bias: Tensor | None) -> Pair:
+        return new.unfold(*old.fold(weight, bias))
+
+    def gradient(weight: Tensor, bias: Tensor | None) -> Pair:
+        return new.to_prime(*old.from_prime(weight, bias))
+
+    return step, gradient
 
 
 def _present_root(fisher: FisherLayer, dtype: torch.dtype) -> Root:
@@ -142,7 +157,7 @@ def _present_root(fisher: FisherLayer, dtype: torch.dtype) -> Root:
 
 def move_(
     site: Site,
-    change: Callable[[Tensor, Tensor | None], Pair],
+    change: Move,
     dtype: torch.dtype,
     weight: Tensor | None,
     bias: Tensor | None,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 Batched = tuple[Tensor, int]
 """A tensor with a leading axis for the samples of a vmap, and that axis."""
@@ -17,25 +18,25 @@ Batched = tuple[Tensor, int]
 BLOCK = 128
 """Columns of one block of a product; wide enough for a GEMM to run at full speed."""
 
+FEW = 16
+"""Rows for which one whole product takes no longer than its blocks do."""
+
+
+_are_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+
 
 def multiply(lower: Tensor, x: Tensor) -> Tensor:
     """Return `x A`, differentiable in x."""
     if lower.shape[-1] == 1:
         return x * lower  # one weight per output: a number for every group
-    if lower.dim() > 2 or lower.shape[-1] <= BLOCK:
-        return x @ lower
-    product: Tensor = _Multiply.apply(x, lower)  # type: ignore[no-untyped-call]
-    return product
+    return _product(_Multiply, x, lower) if _has_blocks(x, lower) else x @ lower
 
 
 def multiply_transposed(lower: Tensor, x: Tensor) -> Tensor:
     """Return `x A^T`, differentiable in x."""
     if lower.shape[-1] == 1:
         return x * lower
-    if lower.dim() > 2 or lower.shape[-1] <= BLOCK:
-        return x @ lower.mT
-    product: Tensor = _MultiplyTransposed.apply(x, lower)  # type: ignore[no-untyped-call]
-    return product
+    return _product(_MultiplyTransposed, x, lower) if _has_blocks(x, lower) else x @ lower.mT
 
 
 def solve(lower: Tensor, x: Tensor) -> Tensor:
@@ -52,6 +53,25 @@ def solve_transposed(lower: Tensor, x: Tensor) -> Tensor:
         return x / lower
     solved: Tensor = torch.linalg.solve_triangular(lower.mT, x, upper=True, left=False)
     return solved
+
+
+def _has_blocks(x: Tensor, lower: Tensor) -> bool:
+    """Whether a product is large enough to spare the zeros."""
+    is_large = lower.dim() == 2 and lower.shape[-1] > BLOCK
+    return is_large and not statically_known_true(x.shape[-2] <= FEW)
+
+
+def _product(function: type[_Multiply | _MultiplyTransposed], x: Tensor, lower: Tensor) -> Tensor:
+    """Apply the function; at once where nothing differentiates it, traces it or maps it.
+
+    `apply` costs as much as several blocks. Asking for transforms is private, seen on torch 2.11 to
+    2.13.
+    """
+    differentiated = x.requires_grad and torch.is_grad_enabled()
+    if torch.compiler.is_compiling() or differentiated or _are_transforms_active():
+        product: Tensor = function.apply(x, lower)  # type: ignore[no-untyped-call]
+        return product
+    return function.forward(x, lower)
 
 
 class _Multiply(torch.autograd.Function):

@@ -5,7 +5,8 @@ import torch
 from torch.autograd import gradcheck
 from torch.func import grad, vmap
 
-from sngd_compile.runtime.triangular import BLOCK, multiply, multiply_transposed
+from sngd_compile.runtime import triangular
+from sngd_compile.runtime.triangular import BLOCK, FEW, multiply, multiply_transposed
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -21,8 +22,19 @@ def triangle(width, *lead):
 
 
 @pytest.fixture(params=PRODUCTS)
-def both(request):
+def both(request, monkeypatch):
+    monkeypatch.setattr(triangular, "FEW", -1)
     return PRODUCTS[request.param]
+
+
+@pytest.mark.parametrize("rows", [FEW, FEW + 1])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_few_rows_and_more(name, rows):
+    product, dense = PRODUCTS[name]
+    lower, x = triangle(BLOCK + 5), torch.randn(rows, BLOCK + 5, requires_grad=True)
+    found = product(lower, x)
+    torch.testing.assert_close(found, dense(lower, x))
+    assert ("Multiply" in found.grad_fn.name()) == (rows > FEW)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
