@@ -50,10 +50,15 @@ class Row:
         return [self.contender, *numbers, show(self.ratio), self.verdict()]
 
     def verdict(self) -> str:
-        """Say whether the bar is met."""
+        """Say whether the bar is met, if there is one."""
         if self.bar is None or self.ratio is None:
             return ""
-        return f"{'pass' if self.ratio.mean <= self.bar else 'miss'} (<= {self.bar:g})"
+        return verdict(self.ratio.mean, self.bar)
+
+
+def verdict(ratio: float, bar: float) -> str:
+    """Say whether a bar is met, and which."""
+    return f"{'pass' if ratio <= bar else 'miss'} (<= {bar:g})"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What is timed: a few networks, and an endless supply of batches for them."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -87,6 +86,6 @@ class Transformer(nn.Module):
 
 COMPILED_WORKLOADS = (
     *WORKLOADS,
-    Workload("Transformer block 256, 4096 tokens", Transformer, (256, 256), 16, bar=math.inf),
+    Workload("Transformer block 256, 4096 tokens", Transformer, (256, 256), 16, bar=1.25),
 )
-"""Those timed compiled; no bar is set there."""
+"""Those timed compiled."""

@@ -5,7 +5,7 @@ Legend: A lower triangular `[*, K, K]`, a constant in backward passes; x `[*, N,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,14 +29,14 @@ def multiply(lower: Tensor, x: Tensor) -> Tensor:
     """Return `x A`, differentiable in x."""
     if lower.shape[-1] == 1:
         return x * lower  # one weight per output: a number for every group
-    return _product(_Multiply, x, lower) if _has_blocks(x, lower) else x @ lower
+    return _product(x, lower, False) if _has_blocks(x, lower) else x @ lower
 
 
 def multiply_transposed(lower: Tensor, x: Tensor) -> Tensor:
     """Return `x A^T`, differentiable in x."""
     if lower.shape[-1] == 1:
         return x * lower
-    return _product(_MultiplyTransposed, x, lower) if _has_blocks(x, lower) else x @ lower.mT
+    return _product(x, lower, True) if _has_blocks(x, lower) else x @ lower.mT
 
 
 def solve(lower: Tensor, x: Tensor) -> Tensor:
@@ -61,80 +61,89 @@ def _has_blocks(x: Tensor, lower: Tensor) -> bool:
     return is_large and not statically_known_true(x.shape[-2] <= FEW)
 
 
-def _product(function: type[_Multiply | _MultiplyTransposed], x: Tensor, lower: Tensor) -> Tensor:
-    """Apply the function; at once where nothing differentiates it, traces it or maps it.
+def _product(x: Tensor, lower: Tensor, transposed: bool) -> Tensor:
+    """Multiply by blocks; at once where nothing differentiates it, traces it or maps it.
 
     `apply` costs as much as several blocks. Asking for transforms is private, seen on torch 2.11 to
     2.13.
     """
     differentiated = x.requires_grad and torch.is_grad_enabled()
     if torch.compiler.is_compiling() or differentiated or _are_transforms_active():
-        product: Tensor = function.apply(x, lower)  # type: ignore[no-untyped-call]
+        product: Tensor = _Multiply.apply(x, lower, transposed)  # type: ignore[no-untyped-call]
         return product
-    return function.forward(x, lower)
+    return _multiply_blocks(x, lower, transposed)
 
 
 class _Multiply(torch.autograd.Function):
-    """`x A` by blocks of columns: those from `s` on need the rows from `s` on."""
+    """`x A` or `x A^T` by blocks of columns."""
 
     @staticmethod
-    def forward(x: Tensor, lower: Tensor) -> Tensor:
-        """Multiply the lower part of every block of columns."""
-        starts = range(0, lower.shape[-1], BLOCK)
-        return _side_by_side(x, [(x[:, s:], lower[s:, s : s + BLOCK]) for s in starts])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the matrix."""
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Return `g A^T`."""
-        (lower,) = ctx.saved_tensors
-        return multiply_transposed(lower, gradients[0]), None
-
-    @staticmethod
-    def vmap(info: Any, dims: tuple[int | None, ...], x: Tensor, lower: Tensor) -> Batched:
-        """Multiply the rows of all samples at once."""
-        return _of_samples(multiply, info.batch_size, dims, x, lower)
-
-
-class _MultiplyTransposed(torch.autograd.Function):
-    """`x A^T` by blocks of columns: those up to `e` need the columns up to `e`."""
-
-    @staticmethod
-    def forward(x: Tensor, lower: Tensor) -> Tensor:
-        """Multiply the lower part of every block of rows."""
-        ends = [(s, min(s + BLOCK, lower.shape[-1])) for s in range(0, lower.shape[-1], BLOCK)]
-        return _side_by_side(x, [(x[:, :end], lower[start:end, :end].mT) for start, end in ends])
+    def forward(x: Tensor, lower: Tensor, transposed: bool) -> Tensor:
+        """Multiply the lower part of every block."""
+        if torch.compiler.is_compiling():
+            product: Tensor = torch.ops.sngd.multiply_blocks(x, lower, transposed, None)
+            return product
+        return _multiply_blocks(x, lower, transposed)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the matrix."""
-        ctx.save_for_backward(inputs[1])
+        """Keep the matrix; for a graph the rows as well, see `multiply_blocks`."""
+        x, lower, ctx.transposed = inputs
+        kept = (x,) if torch.compiler.is_compiling() else ()
+        ctx.save_for_backward(lower, *kept)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Return `g A`."""
-        (lower,) = ctx.saved_tensors
-        return multiply(lower, gradients[0]), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Return `g A^T` or `g A`."""
+        lower, *kept = ctx.saved_tensors
+        (g,) = gradients
+        if kept:
+            other = torch.ops.sngd.multiply_blocks(g, lower, not ctx.transposed, kept[0])
+            return other, None, None
+        return _product(g, lower, not ctx.transposed), None, None
 
     @staticmethod
-    def vmap(info: Any, dims: tuple[int | None, ...], x: Tensor, lower: Tensor) -> Batched:
+    def vmap(
+        info: Any, dims: tuple[int | None, ...], x: Tensor, lower: Tensor, transposed: bool
+    ) -> Batched:
         """Multiply the rows of all samples at once."""
-        return _of_samples(multiply_transposed, info.batch_size, dims, x, lower)
+        product = multiply_transposed if transposed else multiply
+        return _of_samples(product, info.batch_size, dims, x, lower)
 
 
-def _side_by_side(x: Tensor, factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the products, one after the other in columns, each written where it belongs."""
-    if torch.compiler.is_compiling():  # Dynamo breaks at an `out` with strides
-        return torch.cat([a @ b for a, b in factors], -1)
+def _multiply_blocks(x: Tensor, lower: Tensor, transposed: bool) -> Tensor:
+    """Return `x A` or `x A^T`, each block of columns written where it belongs.
+
+    Those from `s` to `e` of `x A` need the rows of A from `s` on; of `x A^T` the columns up to `e`.
+    """
     product = torch.empty_like(x, memory_format=torch.contiguous_format)
-    columns = product.split(BLOCK, -1)
-    for (a, b), out in zip(factors, columns, strict=True):
-        torch.mm(a, b, out=out)
+    for index, columns in enumerate(product.split(BLOCK, -1)):
+        start, end = index * BLOCK, index * BLOCK + columns.shape[-1]
+        if transposed:
+            torch.mm(x[:, :end], lower[start:end, :end].mT, out=columns)
+        else:
+            torch.mm(x[:, start:], lower[start:, start:end], out=columns)
     return product
+
+
+def multiply_blocks(x: Tensor, lower: Tensor, transposed: bool, rows: Tensor | None) -> Tensor:
+    """Return `x A` or `x A^T`: one node in a graph.
+
+    `rows` are what a gradient x belongs to. They are not read: as an argument they are kept for
+    the backward pass, so that a ReLU before them finds its mask in them. Inductor stores the mask
+    itself otherwise, which takes a CPU as long as the product (torch 2.13).
+    """
+    return _multiply_blocks(x, lower, transposed)
+
+
+torch.library.define(
+    "sngd::multiply_blocks", "(Tensor x, Tensor lower, bool transposed, Tensor? rows) -> Tensor"
+)
+torch.library.impl("sngd::multiply_blocks", "default", multiply_blocks)
+torch.library.register_fake(
+    "sngd::multiply_blocks",
+    lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format),
+)
 
 
 def _of_samples(

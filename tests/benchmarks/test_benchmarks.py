@@ -180,6 +180,7 @@ def test_compiled_steps_from_end_to_end():
     status, printed = run(command(compiled_step.main), *arguments)
     assert status == 0, printed
     assert all(workload.name in printed for workload in TINY)
+    assert "(<= 1.5)" in printed
 
 
 @pytest.mark.usefixtures("wrong_networks")
