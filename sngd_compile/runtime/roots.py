@@ -63,7 +63,7 @@ def decompose_all_(
     batch = damped[0][None] if len(damped) == 1 else torch.stack([*damped])
     instead = ""
     if isinstance(first, DiagonalRoot):
-        found, info = batch.rsqrt(), ~((batch > 0) & batch.isfinite())
+        found, info = sngd_kernels.diagonal_root_ex(batch)
     elif isinstance(first, CholeskyRoot):
         found, info = sngd_kernels.cholesky_inverse_ex(batch, bias=first.has_bias)
     else:
