@@ -4,8 +4,10 @@ python benchmarks/numerics.py
 """
 
 import platform
+import time
 from collections.abc import Iterator
 from itertools import product
+from statistics import median
 from typing import Annotated, get_args
 
 import torch
@@ -16,11 +18,16 @@ from torch import Tensor, nn
 
 import sngd_compile as sngd
 from sngd_compile.config import RootKind
+from sngd_compile.layout import Layout
+from sngd_compile.runtime.decomposition import next_roots
+from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.roots import copy_root_
 
 INPUTS, OUTPUTS, ROWS = 256, 64, 2048
+WIDTHS, TIMED = (64, 256, 1024), 5
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
-console = Console(width=100)
+console = Console(width=160)
 
 
 def rows(dtype: torch.dtype, seed: int = 0, decades: float = 2.0) -> Tensor:
@@ -62,6 +69,34 @@ def of_the_root() -> Iterator[tuple[str, ...]]:
         yield str(dtype)[6:], f"{damping:.0e}", condition, *cells
 
 
+def time_of_a_root(dtype: torch.dtype, kind: str, width: int) -> str:
+    """Milliseconds of one root of a layer that has had one before: median, least, largest."""
+    config = sngd.Config(root=kind, damping_rel_trace=1e-3)
+    layout = Layout.plain((OUTPUTS, width))
+    layer = FisherLayer("layer", layout, False, "shared", config, dtype, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4 * width, width, generator=generator, dtype=dtype)
+    x *= torch.logspace(0, -2, width, dtype=dtype)
+    layer.factor.copy_(x.T @ x / len(x))
+    times = []
+    for _ in range(TIMED + 1):
+        start = time.perf_counter()
+        (found,) = next_roots([layer])
+        times.append(1e3 * (time.perf_counter() - start))
+        assert found is not None
+        copy_root_(layer.root_buffers, found[0])
+        layer.factor.mul_(1.001)  # the root before is near, and no longer exact
+    times = sorted(times[1:])
+    return f"{median(times):.1f} ({times[0]:.1f} to {times[-1]:.1f})"
+
+
+def of_the_time() -> Iterator[tuple[str, ...]]:
+    """What one root of one layer takes at a refresh."""
+    for dtype, width in product((torch.float32, torch.float64), WIDTHS):
+        cells = (time_of_a_root(dtype, kind, width) for kind in get_args(RootKind))
+        yield str(dtype)[6:], str(width), *cells
+
+
 def of_the_fold() -> Iterator[tuple[str, ...]]:
     """The network against its fold, applied to few rows (activation side) and to many."""
     for dtype in DTYPES:
@@ -100,7 +135,7 @@ def show(title: str, header: tuple[str, ...], lines: Iterator[tuple[str, ...]]) 
 
 
 def main(refreshes: Annotated[int, typer.Option(min=1)] = 1000) -> None:
-    """Print the errors as three tables."""
+    """Print errors and times as four tables."""
     torch.set_num_threads(1)
     console.print(f"Linear {INPUTS}-{OUTPUTS} with bias, torch {torch.__version__}, ", end="")
     console.print(f"python {platform.python_version()}, {platform.machine()}, one thread")
@@ -109,6 +144,8 @@ def main(refreshes: Annotated[int, typer.Option(min=1)] = 1000) -> None:
         ("dtype", "damping_rel_trace", "condition", *get_args(RootKind)),
         of_the_root(),
     )
+    header = ("dtype", "D", *get_args(RootKind))
+    show("one root, milliseconds: median (least to largest)", header, of_the_time())
     columns = ("dtype", "16 rows", f"{ROWS} rows")
     show("network against its fold, over the largest output", columns, of_the_fold())
     drift = ("dtype", *(f"{n} refreshes" for n in (1, 10, 100, 1000) if n <= refreshes))

@@ -26,7 +26,7 @@ def channel_sums(x: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
     """Return, of `x` `[N, C, P]`, the sum of every channel's squares and, with a bias, its sum."""
     wide = x.to(ACCUMULATION_DTYPE[x.dtype])
     with autocast_off(x.device):
-        squares = torch.einsum("ncp,ncp->c", wide, wide)
+        squares: Tensor = torch.einsum("ncp,ncp->c", wide, wide)
         return squares, wide.sum((0, 2)) if bias else None
 
 
@@ -35,7 +35,7 @@ def channel_matrices(squares: Tensor, sums: Tensor | None, count: int) -> Tensor
     if sums is None:
         return squares[:, None, None]
     counts = torch.full_like(sums, count)
-    return torch.stack([squares, sums, sums, counts], -1).unflatten(-1, (2, 2))
+    return torch.stack([squares, sums, sums, counts], -1).view(-1, 2, 2)
 
 
 def count_tokens(tokens: Tensor, entries: int, padding_idx: int | None) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from sngd_compile.errors import ConfigError
 
 Fisher = Literal["shared", "diagonal", "kronecker"]
-RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz"]
+RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz", "warm"]
 
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
 
@@ -47,7 +47,10 @@ class Config:
             plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
             the paper's root), or the same by iteration, "denman_beavers" or "newton_schulz", with
-            eigh where it does not converge. The trajectory is the same.
+            eigh where it does not converge. The trajectory is the same. "warm": one step from the
+            root before, by products alone, where that is near (residual at most 0.3), else
+            "cholesky" anew; `explain` counts both. Its residual is three quarters of the square
+            of that, or less.
 
     Raises:
         ConfigError: A value is outside its range; the text says which, and the range.

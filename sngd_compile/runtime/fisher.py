@@ -47,6 +47,8 @@ class FisherLayer(nn.Module):
         unmatched: Where the weight was last used in a way that no rule understands, or "".
         scale: Multiple of the factor that is damped and inverted.
         output_side: Of a kronecker kind, what is known of the gradients at the layer's outputs.
+        warm_roots: Roots since it was made or loaded that were a step from the one before.
+        fresh_roots: Roots since then that were found anew.
 
     Source: arXiv 2412.07441; docs/method.md. Laws 5, 6, 7 test the factor and the root.
     """
@@ -88,6 +90,7 @@ class FisherLayer(nn.Module):
         self.root_buffers: Root = self.new_root(dtype, device)
         self.schedule = Schedule(config, self.size)
         self.warned: set[str] = set()
+        self.warm_roots = self.fresh_roots = 0
 
     @property
     def damping(self) -> float:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import sngd_compile.layer
 from bug import CONVOLUTION, LINEAR, TRAJECTORY, caught_by, wrap
 from sngd_compile.config import Config
-from sngd_compile.runtime import refresh
+from sngd_compile.runtime import refresh, roots
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.roots import CholeskyRoot, SymmetricRoot
 
@@ -82,6 +82,12 @@ def inverse_for_root() -> None:
 def root_one_percent_off() -> None:
     """R is 1 % too long."""
     wrap_decomposition(lambda damped: damped / 1.01**2)
+
+
+@caught_by(("tests/roots/test_warm.py",))
+def warm_steps_from_far_roots() -> None:
+    """A step is taken from every finite root, however far away it is."""
+    roots.NEAR = 1e9
 
 
 @caught_by(LINEAR)
