@@ -5,7 +5,7 @@ python benchmarks/numerics.py
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from statistics import median
 from typing import Annotated, get_args
@@ -25,6 +25,7 @@ from sngd_compile.runtime.roots import copy_root_
 
 INPUTS, OUTPUTS, ROWS = 256, 64, 2048
 WIDTHS, TIMED = (64, 256, 1024), 5
+DAMPINGS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 console = Console(width=160)
@@ -55,7 +56,7 @@ def relative(difference: Tensor, reference: Tensor) -> str:
 
 def of_the_root() -> Iterator[tuple[str, ...]]:
     """The largest entry of `R (G + damping) R^T - I`, in float64, for every kind of root."""
-    for dtype, damping in product(DTYPES[:2], (1e-2, 1e-3, 1e-4, 1e-6)):
+    for dtype, damping in product(DTYPES[:2], DAMPINGS):
         cells, condition = [], ""
         for kind in get_args(RootKind):
             config = sngd.Config(damping_rel_trace=damping, root=kind, max_rows=None)
@@ -69,8 +70,8 @@ def of_the_root() -> Iterator[tuple[str, ...]]:
         yield str(dtype)[6:], f"{damping:.0e}", condition, *cells
 
 
-def time_of_a_root(dtype: torch.dtype, kind: str, width: int) -> str:
-    """Milliseconds of one root of a layer that has had one before: median, least, largest."""
+def layer_of(dtype: torch.dtype, kind: RootKind, width: int) -> FisherLayer:
+    """A Fisher layer that has seen correlated rows and has no root yet."""
     config = sngd.Config(root=kind, damping_rel_trace=1e-3)
     layout = Layout.plain((OUTPUTS, width))
     layer = FisherLayer("layer", layout, False, "shared", config, dtype, torch.device("cpu"))
@@ -78,23 +79,49 @@ def time_of_a_root(dtype: torch.dtype, kind: str, width: int) -> str:
     x = torch.randn(4 * width, width, generator=generator, dtype=dtype)
     x *= torch.logspace(0, -2, width, dtype=dtype)
     layer.factor.copy_(x.T @ x / len(x))
+    return layer
+
+
+def timed(call: Callable[[], object], after: Callable[[], object] = lambda: None) -> str:
+    """Milliseconds of a call, without what comes after it: median, least, largest."""
     times = []
     for _ in range(TIMED + 1):
         start = time.perf_counter()
-        (found,) = next_roots([layer])
+        call()
         times.append(1e3 * (time.perf_counter() - start))
-        assert found is not None
-        copy_root_(layer.root_buffers, found[0])
-        layer.factor.mul_(1.001)  # the root before is near, and no longer exact
+        after()
     times = sorted(times[1:])
     return f"{median(times):.1f} ({times[0]:.1f} to {times[-1]:.1f})"
 
 
+def time_of_a_root(dtype: torch.dtype, kind: RootKind, width: int) -> str:
+    """Time a root of a layer that has had one before, near by."""
+    layer, found = layer_of(dtype, kind, width), []
+
+    def take() -> None:
+        root = found.pop()
+        assert root is not None
+        copy_root_(layer.root_buffers, root[0])
+        layer.factor.mul_(1.001)  # the root before is near, and no longer exact
+
+    return timed(lambda: found.extend(next_roots([layer])), take)
+
+
+def time_of_applying(dtype: torch.dtype, kind: RootKind, width: int) -> str:
+    """Time the product of as many rows as the layer has inputs with its root."""
+    layer = layer_of(dtype, kind, width)
+    (found,) = next_roots([layer])
+    assert found is not None
+    rows = torch.randn(width, width, dtype=dtype)
+    return timed(lambda: found[0].fold(rows, None))
+
+
 def of_the_time() -> Iterator[tuple[str, ...]]:
-    """What one root of one layer takes at a refresh."""
-    for dtype, width in product((torch.float32, torch.float64), WIDTHS):
-        cells = (time_of_a_root(dtype, kind, width) for kind in get_args(RootKind))
-        yield str(dtype)[6:], str(width), *cells
+    """What one root of one layer takes at a refresh, and what it takes to apply it."""
+    for what, call in (("found", time_of_a_root), ("applied", time_of_applying)):
+        for dtype, width in product((torch.float32, torch.float64), WIDTHS):
+            cells = (call(dtype, kind, width) for kind in get_args(RootKind))
+            yield what, str(dtype)[6:], str(width), *cells
 
 
 def of_the_fold() -> Iterator[tuple[str, ...]]:
@@ -144,7 +171,7 @@ def main(refreshes: Annotated[int, typer.Option(min=1)] = 1000) -> None:
         ("dtype", "damping_rel_trace", "condition", *get_args(RootKind)),
         of_the_root(),
     )
-    header = ("dtype", "D", *get_args(RootKind))
+    header = ("root", "dtype", "D", *get_args(RootKind))
     show("one root, milliseconds: median (least to largest)", header, of_the_time())
     columns = ("dtype", "16 rows", f"{ROWS} rows")
     show("network against its fold, over the largest output", columns, of_the_fold())

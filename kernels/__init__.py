@@ -22,6 +22,7 @@ from .errors import (
 )
 from .explain import explain
 from .matmul_nt import matmul_nt
+from .nystrom import nystrom_root_ex
 from .roots import denman_beavers, newton_schulz, warm_root
 from .second_moment import second_moment
 from .squared_sum import squared_sum
@@ -49,6 +50,7 @@ __all__ = [
     "explain",
     "matmul_nt",
     "newton_schulz",
+    "nystrom_root_ex",
     "second_moment",
     "squared_sum",
     "token_counts",

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from sngd_compile.config import Config
 from sngd_compile.layout import Layout
 from sngd_compile.runtime.average import absorb_
+from sngd_compile.runtime.diagonal import DiagonalRoot
 from sngd_compile.runtime.kronecker import KroneckerRoot
 from sngd_compile.runtime.output_side import OutputSide
-from sngd_compile.runtime.roots import FULL_ROOTS, Root, copy_root_, root_class
+from sngd_compile.runtime.roots import Root, copy_root_, new_full_root
 from sngd_compile.runtime.schedule import Schedule
 
 ROWS, REJECTED = 0, 1  # entries of FisherLayer.tally
@@ -195,13 +196,13 @@ class FisherLayer(nn.Module):
     def new_root(self, dtype: torch.dtype, device: torch.device | None = None) -> Root:
         """Return an identity root of this layer's kind and shape, on its device or another."""
         where = device or self.factor.device
-        if self.kind == "kronecker":
-            kind = FULL_ROOTS[self.config.root]
-            inputs = kind(self.size, self.has_bias, self.groups, dtype, where)
-            outputs = kind(self.layout.outputs, False, self.groups, dtype, where)
-            return KroneckerRoot(inputs, outputs)
-        simple = root_class(self.kind, self.config.root)
-        return simple(self.size, self.has_bias, self.groups, dtype, where)
+        place = (self.groups, dtype, where)
+        if self.kind == "diagonal":
+            return DiagonalRoot(self.size, self.has_bias, *place)
+        inputs = new_full_root(self.config, self.size, self.has_bias, *place)
+        if self.kind != "kronecker":
+            return inputs
+        return KroneckerRoot(inputs, new_full_root(self.config, self.layout.outputs, False, *place))
 
     def _diagonal(self, factor: Tensor) -> Tensor:
         return factor if self.kind == "diagonal" else factor.diagonal(dim1=-2, dim2=-1)

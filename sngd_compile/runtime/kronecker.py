@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from sngd_compile.runtime.cholesky import CholeskyRoot
 from sngd_compile.runtime.dense import DenseRoot
+from sngd_compile.runtime.low_rank import LowRankRoot
 from sngd_compile.runtime.pairs import Pair, join, split
 from sngd_compile.runtime.symmetric import SymmetricRoot
 
-FullRoot = CholeskyRoot | SymmetricRoot | DenseRoot
+FullRoot = CholeskyRoot | SymmetricRoot | DenseRoot | LowRankRoot
 
 
 class KroneckerRoot(nn.Module):

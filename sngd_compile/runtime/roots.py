@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 import sngd_kernels
+from sngd_compile.config import Config
 from sngd_compile.runtime.cholesky import CholeskyRoot
 from sngd_compile.runtime.dense import DenseRoot
 from sngd_compile.runtime.diagonal import DiagonalRoot
 from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
+from sngd_compile.runtime.low_rank import LowRankRoot
 from sngd_compile.runtime.symmetric import SymmetricRoot
 
 FactorRoot = FullRoot | DiagonalRoot
@@ -32,6 +34,7 @@ FULL_ROOTS: dict[str, type[FullRoot]] = {
     "denman_beavers": SymmetricRoot,
     "newton_schulz": SymmetricRoot,
     "warm": DenseRoot,
+    "nystrom": LowRankRoot,
 }
 ITERATIONS: dict[str, Callable[..., Tensor]] = {
     "denman_beavers": sngd_kernels.denman_beavers,
@@ -47,6 +50,21 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 def root_class(kind: str, root: str) -> type[FactorRoot]:
     """Return the class of the root of a factor of this kind, `root` being the configured one."""
     return DiagonalRoot if kind == "diagonal" else FULL_ROOTS[root]
+
+
+def new_full_root(
+    config: Config,
+    size: int,
+    has_bias: bool,
+    groups: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> FullRoot:
+    """Return an identity as the configured root of a full factor."""
+    kind = FULL_ROOTS[config.root]
+    if issubclass(kind, LowRankRoot):
+        return kind(size, has_bias, groups, dtype, device, config.rank)
+    return kind(size, has_bias, groups, dtype, device)
 
 
 @dataclass(frozen=True)
@@ -85,8 +103,12 @@ def decompose_all_(
     first = roots[0]
     batch = damped[0][None] if len(damped) == 1 else torch.stack([*damped])
     instead, is_warm = "", [False] * len(roots)
+    gains: tuple[Tensor, ...] = ()
     if isinstance(first, DiagonalRoot):
         found, info = sngd_kernels.diagonal_root_ex(batch)
+    elif isinstance(first, LowRankRoot):
+        found, gain, info = sngd_kernels.nystrom_root_ex(batch, first.gains.shape[-1])
+        gains = (gain,)
     elif isinstance(first, DenseRoot):
         found, info, is_warm = _warm_roots(batch, first.has_bias, present)
     elif isinstance(first, CholeskyRoot):
@@ -94,9 +116,9 @@ def decompose_all_(
     else:
         found, info, instead = _symmetric_roots(batch, method)
     definite = [bool(good) for good in (info == 0).reshape(len(roots), -1).all(1)]
-    for root, matrix, good in zip(roots, found, definite, strict=True):
+    for root, good, *parts in zip(roots, definite, found, *gains, strict=True):
         if good:
-            root.take_(matrix)
+            root.take_(*parts)
     return Decomposed(definite, is_warm, instead)
 
 
