@@ -19,16 +19,16 @@ from torch import Tensor, nn
 import sngd_compile as sngd
 from sngd_compile.config import RootKind
 from sngd_compile.layout import Layout
-from sngd_compile.runtime.decomposition import next_roots
+from sngd_compile.runtime.decomposition import NextRoot, next_roots
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.roots import copy_root_
 
 INPUTS, OUTPUTS, ROWS = 256, 64, 2048
-WIDTHS, TIMED = (64, 256, 1024), 5
+WIDTHS, TIMED = (64, 256, 1024), 9
 DAMPINGS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
-console = Console(width=160)
+console = Console(width=220)
 
 
 def rows(dtype: torch.dtype, seed: int = 0, decades: float = 2.0) -> Tensor:
@@ -91,12 +91,13 @@ def timed(call: Callable[[], object], after: Callable[[], object] = lambda: None
         times.append(1e3 * (time.perf_counter() - start))
         after()
     times = sorted(times[1:])
-    return f"{median(times):.1f} ({times[0]:.1f} to {times[-1]:.1f})"
+    return f"{median(times):.2f} ({times[0]:.2f} to {times[-1]:.2f})"
 
 
 def time_of_a_root(dtype: torch.dtype, kind: RootKind, width: int) -> str:
     """Time a root of a layer that has had one before, near by."""
-    layer, found = layer_of(dtype, kind, width), []
+    layer = layer_of(dtype, kind, width)
+    found: list[NextRoot | None] = []
 
     def take() -> None:
         root = found.pop()

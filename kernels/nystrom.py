@@ -28,8 +28,9 @@ def nystrom_root_ex(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor
     Returns:
         `U` `[*, D, r]`, orthonormal columns; the gains `[*, r]`, increasing, the last one being the
         tail; and `info`, int32 `[*]`: 0 where they hold; k where the k-th pivot of `Q^T A Q` is not
-        positive or no more than rounding, -1 where an entry is not finite, -2 where the matrix is not symmetric. `U` and
-        gains are NaN wherever `info` is not 0.
+        positive, or r where the last eigenvalue is no more than rounding; -1 where an entry is not
+        finite, -2 where the matrix is not symmetric. `U` and gains are NaN wherever `info` is not
+        0.
 
     Raises:
         KernelTypeError: the dtype is neither float32 nor float64.

@@ -109,3 +109,15 @@ def test_the_plan_counts_two_skinny_products_each_way():
 def test_a_rank_below_1_is_refused():
     with pytest.raises(ConfigError, match=r"Config\.rank = 0: expected an integer in \[1, "):
         NYSTROM.replace(rank=0)
+
+
+def test_a_compiled_models_state_keeps_its_rank():
+    torch._dynamo.reset()
+    options = {"root": "nystrom", "rank": 3, "early_refreshes": (1, 2), "inner_backend": "eager"}
+    model, other = nn.Linear(5, 3), nn.Linear(5, 3)
+    train(torch.compile(model, backend="sngd", options=options), steps=2)
+    sngd.load_state_dict(other, sngd.state_dict(model))
+    train(torch.compile(other, backend="sngd", options=options), steps=2, first=2)
+    (layer,) = sngd.fisher_layers(other).values()
+    assert layer.root_buffers.gains.shape == (3,)
+    assert layer.config.rank == 3
