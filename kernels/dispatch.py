@@ -31,9 +31,20 @@ LIMITS = {
     "second_moment": Limits(HALVES_AND_FLOAT32),
     "conv_second_moment": Limits(HALVES_AND_FLOAT32),
     "unit_second_moment": Limits(HALVES_AND_FLOAT32),
+    "squared_sum": Limits(HALVES_AND_FLOAT32),
+    "channel_second_moment": Limits(HALVES_AND_FLOAT32),
     "cholesky_inverse": Limits((torch.float32,), largest=128),
     "matmul_nt": Limits((torch.float32,)),
 }
+
+WITHOUT_KERNEL = {
+    "token_counts": "PyTorch's count is one kernel already",
+    "bag_squared_sum": "PyTorch's sort and scattered sums are the work",
+    "diagonal_root_ex": "PyTorch's pointwise call is one kernel already",
+    "nystrom_root_ex": "its products and factors are torch.linalg's",
+    "eigen_root_ex": "an eigendecomposition is torch.linalg's",
+}
+"""Operations that take PyTorch's own calls on every device, whatever SNGD_KERNELS says, and why."""
 
 
 @dataclass(frozen=True)

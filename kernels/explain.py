@@ -5,14 +5,16 @@ from typing import Any
 
 from torch import Tensor
 
+from .channel_second_moment import channel_second_moment
 from .cholesky_inverse import cholesky_inverse, cholesky_inverse_ex
 from .conv_geometry import conv_geometry
 from .conv_moment import choose_conv
 from .conv_second_moment import conv_second_moment
-from .dispatch import LIMITS, Choice, choose
+from .dispatch import LIMITS, WITHOUT_KERNEL, Choice, choose
 from .errors import KernelValueError
 from .matmul_nt import matmul_nt
 from .second_moment import second_moment
+from .squared_sum import squared_sum
 from .unit_second_moment import unit_second_moment
 
 OPERATIONS: dict[str, str] = {
@@ -21,6 +23,8 @@ OPERATIONS: dict[str, str] = {
         (second_moment, "second_moment"),
         (conv_second_moment, "conv_second_moment"),
         (unit_second_moment, "unit_second_moment"),
+        (squared_sum, "squared_sum"),
+        (channel_second_moment, "channel_second_moment"),
         (cholesky_inverse, "cholesky_inverse"),
         (cholesky_inverse_ex, "cholesky_inverse"),
         (matmul_nt, "matmul_nt"),
@@ -42,15 +46,18 @@ def explain(op: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Choice:
         The choice: `op`, `path` (`"triton"` or `"reference"`) and `reason`.
 
     Raises:
-        KernelValueError: `op` is no operation with a kernel, or SNGD_KERNELS has another value.
+        KernelValueError: `op` is no operation with a path, or SNGD_KERNELS has another value.
         KernelUnavailableError: SNGD_KERNELS=triton forces a kernel that this call cannot have.
 
     Checked by tests/ops/test_explain.py.
     """
     name = op if isinstance(op, str) else op.__name__
+    if name in WITHOUT_KERNEL:
+        return Choice(name, "reference", WITHOUT_KERNEL[name])
     if name not in OPERATIONS:
         raise KernelValueError(
-            f"op is {name!r}; expected one of {', '.join(LIMITS)}: the roots are made of them"
+            f"op is {name!r}; expected one of {', '.join([*LIMITS, *WITHOUT_KERNEL])}: the roots "
+            "by iteration are made of them"
         )
     if name == "conv_second_moment":
         return _explain_convolution(*args, **kwargs)

@@ -102,9 +102,11 @@ def _first_flaw(lower: Tensor, pivots: Tensor) -> Tensor:
     if lower.shape[-1] == 0:
         return pivots
     infinite = ~lower.diagonal(dim1=-2, dim2=-1).isfinite()
-    return torch.where(pivots == 0, _first(infinite), pivots)
+    return torch.where(pivots == 0, first_mark(infinite), pivots)
 
 
-def _first(marks: Tensor) -> Tensor:
-    """Count, from 1, where the first mark of each row stands; 0 without any."""
+def first_mark(marks: Tensor) -> Tensor:
+    """Count, from 1, where the first mark of each row stands; 0 without any, or without columns."""
+    if marks.shape[-1] == 0:
+        return torch.zeros(marks.shape[:-1], dtype=torch.int32, device=marks.device)
     return (marks.int().argmax(-1).int() + 1) * marks.any(-1)

@@ -72,3 +72,36 @@ def conv_second_moment_reference(
         second_moment_reference(group.flatten(1), bias=bias) for group in patches.chunk(groups, 1)
     ]
     return moments[0] if groups == 1 else torch.stack(moments)
+
+
+def squared_sum_reference(x: Tensor, *, bias: bool = False) -> Tensor:
+    """Take the diagonals of the second moments of `x` `[N, D]` or `[groups, N, D]`."""
+    if x.dim() == 3:
+        return torch.stack([squared_sum_reference(group, bias=bias) for group in x])
+    return second_moment_reference(x, bias=bias).diagonal()
+
+
+def channel_second_moment_reference(x: Tensor, *, bias: bool = False) -> Tensor:
+    """Take the second moment of every channel of `x` `[N, C, P]`, one after the other."""
+    channels = x.transpose(0, 1).flatten(1)
+    return torch.stack([second_moment_reference(c[:, None], bias=bias) for c in channels])
+
+
+def token_counts_reference(
+    tokens: Tensor, entries: int, *, padding_idx: int | None = None
+) -> Tensor:
+    """Add the indicators of the tokens that are no padding."""
+    rows = functional.one_hot(tokens.long(), entries)
+    if padding_idx is not None:
+        rows[:, padding_idx] = 0
+    return rows.sum(0)
+
+
+def bag_squared_sum_reference(
+    bags: Tensor, tokens: Tensor, weights: Tensor, entries: int
+) -> Tensor:
+    """Write down what every bag holds of every entry, `[B, V]`, and add the squares up."""
+    rows = weights.new_zeros(int(bags.max()) + 1, entries)
+    for bag, token, weight in zip(bags, tokens, weights, strict=True):
+        rows[bag, token] += weight
+    return squared_sum_reference(rows)

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sngd_compile.errors import SngdWarning
 from sngd_compile.matching import ADDED, LONE_BIAS
 from sngd_compile.plan import reason_to_leave, tied_names
+from sngd_compile.runtime.decomposition import root_history
 from sngd_compile.runtime.parameters import REASONS, ParameterState, modules_alive, state_of
 from sngd_compile.site import ModulePlan, Place, Plan, Site, Skip
 
@@ -160,4 +161,5 @@ def _site(state: ParameterState, named: Mapping[Tensor, Sequence[str]]) -> Site:
         Place("", name, biases[min(i, len(biases) - 1)], None) for i, name in enumerate(names)
     )
     shape, config = tuple(weight.shape), state.fisher.config
-    return Site(places, shape, weight.dtype, form.layout, state.rule, form.kind, config, state.note)
+    note = "; ".join(text for text in (state.note, root_history(state.fisher)) if text)
+    return Site(places, shape, weight.dtype, form.layout, state.rule, form.kind, config, note)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from sngd_compile.errors import ConfigError
 
 Fisher = Literal["shared", "diagonal", "kronecker"]
-RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz"]
+RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz", "warm", "nystrom"]
 
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
 
@@ -47,7 +47,13 @@ class Config:
             plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
             the paper's root), or the same by iteration, "denman_beavers" or "newton_schulz", with
-            eigh where it does not converge. The trajectory is the same.
+            eigh where it does not converge. The trajectory is the same. "warm": one step from the
+            root before, by products alone, where that is near (residual at most 0.3), else
+            "cholesky" anew; `explain` counts both. Its residual is three quarters of the square
+            of that, or less. "nystrom": the `rank` largest eigenpairs and one number for the rest,
+            applied as two products of that width; below D of them it is another, coarser metric,
+            and so another trajectory.
+        rank: Eigenpairs that `root="nystrom"` keeps, integer >= 1; D of them or more are exact.
 
     Raises:
         ConfigError: A value is outside its range; the text says which, and the range.
@@ -67,10 +73,12 @@ class Config:
     fisher: Fisher = "shared"
     max_factor_bytes: int = 2**28
     root: RootKind = "cholesky"
+    rank: int = 64
 
     def __post_init__(self) -> None:
         """Check every field."""
         least_of = {"refresh_every": 1, "observe_every": 1, "seed": 0, "max_factor_bytes": 0}
+        least_of["rank"] = 1
         for name, least in least_of.items():
             _require(
                 self,

@@ -9,6 +9,7 @@ from sngd_compile.config import Config
 from sngd_compile.dump import dump_graph, dump_plan
 from sngd_compile.layer import Reconstructed, reconstructed_modules
 from sngd_compile.plan import Overrides, make_plan, plan_of
+from sngd_compile.runtime.decomposition import root_history
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.parameters import state_of
 from sngd_compile.site import Plan, qualified
@@ -101,7 +102,10 @@ def _plan_of_network(net: nn.Module) -> Plan:
     def class_of(module: nn.Module) -> type[nn.Module]:
         return module.original_class if isinstance(module, Reconstructed) else type(module)
 
-    notes = {name: _unobserved(layer) for name, layer in fisher_layers(net).items()}
+    notes = {
+        name: _unobserved(layer) or root_history(layer)
+        for name, layer in fisher_layers(net).items()
+    }
     return plan_of(net, config_of, class_of).noted(notes)
 
 

@@ -80,7 +80,10 @@ def _restored(name: str, saved: Mapping[str, Any], named: Mapping[str, Tensor]) 
     form = _loaded_form(saved["form"])
     if prod(form.layout.view) != weight.numel():
         raise ModelError(f"{name} has shape {tuple(weight.shape)}; the state is of another")
-    fisher = form.layer(name, Config(), weight.device)
+    # The rank of a root is that of its buffers, whatever the options to come say.
+    gains = saved["fisher"].get("root_buffers.gains")
+    config = Config() if gains is None else Config(rank=gains.shape[-1])
+    fisher = form.layer(name, config, weight.device)
     fisher.load_state_dict(dict(saved["fisher"]))
     return ParameterState(weight, bias, form, fisher, saved["rule"], None, saved["note"])
 

@@ -150,10 +150,16 @@ class Site:
 
     @property
     def step_work(self) -> int:
-        """Multiply-adds that the root adds to a step at the most: one triangle each way."""
+        """Multiply-adds that the root adds to a step at the most: one triangle each way.
+
+        A root of low rank adds two skinny products each way instead.
+        """
         elements, width = prod(self.layout.matrix), self.layout.width
         if self.kind == "diagonal":
             return 2 * elements
+        if self.config.root == "nystrom":
+            rank = self.config.rank
+            return 4 * elements * (min(rank, width) + min(rank, self._output_width))
         return elements * (width + self._output_width)
 
     @property

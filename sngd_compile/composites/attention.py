@@ -69,9 +69,7 @@ class InProjection(Rule):
     ) -> Tensor:
         """Add the sum of the rows' squares, `[3, D]`, as if all groups had N rows."""
         for rows, weight, squares in _weighted(samples, out):
-            squares[: rows.shape[-1]].add_(rows.square().sum(0), alpha=weight)
-            if bias:
-                squares[-1].add_(len(rows) * weight)
+            squares.add_(sngd_kernels.squared_sum(rows, bias=bias), alpha=weight)
         return out
 
 

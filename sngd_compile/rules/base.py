@@ -121,12 +121,7 @@ class Rule(ABC):
         self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
     ) -> Tensor:
         """Add the sum of the rows' squares to `out`, `[D]` or `[groups, D]`."""
-        rows = self.rows(samples, geometry)
-        squares = rows.square().sum(-2)
-        out[..., : rows.shape[-1]].add_(squares)
-        if bias:
-            out[..., -1].add_(rows.shape[-2])
-        return out
+        return sngd_kernels.squared_sum(self.rows(samples, geometry), bias=bias, out=out)
 
     def output_rows(self, outputs: Tensor, geometry: Sequence[int]) -> Tensor:
         """Return the outputs of a call, or their gradient, by sample and position.

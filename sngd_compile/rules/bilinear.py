@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+import sngd_kernels
 from sngd_compile.layout import Layout
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import register_rule
@@ -43,7 +44,7 @@ class Bilinear(Rule):
     ) -> Tensor:
         """Add the rows' squares to `out`, without making the rows."""
         first, second = samples
-        squares = (first.square().T @ second.square()).flatten()
+        squares = sngd_kernels.matmul_nt(first.square().T, second.square().T).flatten()
         out[: squares.numel()].add_(squares)
         if bias:
             out[-1].add_(first.shape[0])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+import sngd_kernels
 from sngd_compile.rules.base import Rule
 
 
@@ -33,24 +34,14 @@ class ChannelwiseRule(Rule):
         self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
     ) -> Tensor:
         """Add every channel's sums to `out`, `[C, 1, 1]` or, with a bias, `[C, 2, 2]`."""
-        self._add_squares(samples[0], bias, out.diagonal(dim1=-2, dim2=-1))
-        if bias:
-            sums = samples[0].sum((0, 2))
-            out[:, 0, 1].add_(sums)
-            out[:, 1, 0].add_(sums)
-        return out
+        return sngd_kernels.channel_second_moment(samples[0], bias=bias, out=out)
 
     def diagonal(
         self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
     ) -> Tensor:
         """Add every channel's squares, and for its bias the rows' number, to `out` `[C, D]`."""
-        self._add_squares(samples[0], bias, out)
-        return out
-
-    def _add_squares(self, values: Tensor, bias: bool, out: Tensor) -> None:
-        out[:, 0].add_(torch.einsum("ncp,ncp->c", values, values))
-        if bias:
-            out[:, 1].add_(values.shape[0] * values.shape[2])
+        moments = sngd_kernels.channel_second_moment(samples[0], bias=bias)
+        return out.add_(moments.diagonal(dim1=-2, dim2=-1))
 
 
 def widened(tensor: Tensor) -> Tensor:

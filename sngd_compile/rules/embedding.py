@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import sngd_kernels
 from sngd_compile.layout import Layout
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import register_rule
@@ -76,10 +77,8 @@ class Embedding(Rule):
     ) -> Tensor:
         """Add the counts of the entries to `out`, `[V]`; the table has no bias."""
         entries, padding = geometry
-        counts = torch.bincount(samples[0], minlength=entries)
-        if padding != NO_PADDING:
-            counts[padding] = 0
-        return out.add_(counts)
+        padding_idx = None if padding == NO_PADDING else padding
+        return sngd_kernels.token_counts(samples[0], entries, padding_idx=padding_idx, out=out)
 
 
 @register_structure(nn.Embedding)

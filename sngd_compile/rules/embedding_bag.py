@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import sngd_kernels
 from sngd_compile.layout import Layout
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.channelwise import widened
@@ -92,9 +93,7 @@ class EmbeddingBag(Rule):
     ) -> Tensor:
         """Add the rows' squares to `out`, `[V]`; an entry twice in a bag counts fourfold."""
         sizes, indices, weights = samples
-        places, of_place = torch.unique(_bags(sizes) * geometry[0] + indices, return_inverse=True)
-        held = weights.new_zeros(len(places)).index_add(0, of_place, weights)
-        return out.index_add_(0, places % geometry[0], held.square().to(out.dtype))
+        return sngd_kernels.bag_squared_sum(_bags(sizes), indices, weights, geometry[0], out=out)
 
 
 @register_structure(nn.EmbeddingBag)

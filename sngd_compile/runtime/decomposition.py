@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -30,7 +31,7 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
         For each layer the root and its damping; None where the factor has no root: it is zero and
         undamped, or not positive definite. The present root then stays.
     """
-    batches: dict[Any, list[tuple[FisherLayer, FactorRoot, Tensor]]] = defaultdict(list)
+    batches: dict[Any, list[_Entry]] = defaultdict(list)
     sides: list[list[FactorRoot]] = []
     dampings: list[tuple[float, ...]] = []
     for layer in layers:
@@ -39,21 +40,42 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
         empty = layer.new_root(damped[0][0].dtype, torch.device("meta")) if damped else None
         sides.append(_sides(empty))
         dampings.append(tuple(damping for _, damping in damped))
-        for root, (matrix, _) in zip(sides[-1], damped, strict=True):
+        present = _sides(layer.root_buffers) if damped else []
+        for root, (matrix, _), old in zip(sides[-1], damped, present, strict=True):
             shape = (root.has_bias, matrix.shape, matrix.dtype, matrix.device)
-            batches[layer.config.root, type(root), *shape].append((layer, root, matrix))
+            entry = _Entry(layer, root, matrix, old)
+            batches[layer.config.root, type(root), *shape].append(entry)
     definite: dict[int, bool] = {}
     for (method, *_), batch in batches.items():
-        roots, matrices = [root for _, root, _ in batch], [matrix for _, _, matrix in batch]
-        good, instead = decompose_all_(roots, matrices, method)
-        definite |= {id(root): fine for root, fine in zip(roots, good, strict=True)}
-        for layer, root, _ in batch if instead else ():
-            if definite[id(root)]:
-                warn_once(layer, "instead", f"{instead}. eigh was taken instead")
+        roots = [entry.root for entry in batch]
+        present = [entry.present for entry in batch]
+        found = decompose_all_(roots, [entry.damped for entry in batch], method, present)
+        for entry, fine, warm in zip(batch, found.definite, found.is_warm, strict=True):
+            definite[id(entry.root)] = fine
+            _report(entry.layer, fine, warm, found.instead)
     return [
-        (_joined(roots), found) if roots and all(definite[id(root)] for root in roots) else None
-        for roots, found in zip(sides, dampings, strict=True)
+        (_joined(roots), damping) if roots and all(definite[id(root)] for root in roots) else None
+        for roots, damping in zip(sides, dampings, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One matrix of a batch: whose it is, the root that it fills, and the one that stands now."""
+
+    layer: FisherLayer
+    root: FactorRoot
+    damped: Tensor
+    present: FactorRoot
+
+
+def _report(layer: FisherLayer, definite: bool, is_warm: bool, instead: str) -> None:
+    """Count how a root was found, and warn where its method did not serve."""
+    if definite:
+        layer.warm_roots += is_warm
+        layer.fresh_roots += not is_warm
+    if definite and instead:
+        warn_once(layer, "instead", f"{instead}. eigh was taken instead")
 
 
 def _sides(root: Root | None) -> list[FactorRoot]:
@@ -66,6 +88,14 @@ def _sides(root: Root | None) -> list[FactorRoot]:
 def _joined(roots: Sequence[FactorRoot]) -> Root:
     """Return the root of a layer whose sides these are."""
     return roots[0] if len(roots) == 1 else KroneckerRoot(*cast(Sequence[FullRoot], roots))
+
+
+def root_history(layer: FisherLayer) -> str:
+    """Say how often the roots of a layer were steps from earlier ones; "" where none could be."""
+    found = layer.warm_roots + layer.fresh_roots
+    if layer.config.root != "warm" or layer.kind == "diagonal" or not found:
+        return ""
+    return f"{layer.warm_roots} of {found} roots were a step from the one before, the rest new"
 
 
 def warn_once(layer: FisherLayer, kind: str, text: str) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from sngd_compile.config import Config
 from sngd_compile.layout import Layout
 from sngd_compile.runtime.average import absorb_
+from sngd_compile.runtime.diagonal import DiagonalRoot
 from sngd_compile.runtime.kronecker import KroneckerRoot
 from sngd_compile.runtime.output_side import OutputSide
-from sngd_compile.runtime.roots import FULL_ROOTS, Root, copy_root_, root_class
+from sngd_compile.runtime.roots import Root, copy_root_, new_full_root
 from sngd_compile.runtime.schedule import Schedule
 
 ROWS, REJECTED = 0, 1  # entries of FisherLayer.tally
@@ -47,6 +48,8 @@ class FisherLayer(nn.Module):
         unmatched: Where the weight was last used in a way that no rule understands, or "".
         scale: Multiple of the factor that is damped and inverted.
         output_side: Of a kronecker kind, what is known of the gradients at the layer's outputs.
+        warm_roots: Roots since it was made or loaded that were a step from the one before.
+        fresh_roots: Roots since then that were found anew.
 
     Source: arXiv 2412.07441; docs/method.md. Laws 5, 6, 7 test the factor and the root.
     """
@@ -88,6 +91,7 @@ class FisherLayer(nn.Module):
         self.root_buffers: Root = self.new_root(dtype, device)
         self.schedule = Schedule(config, self.size)
         self.warned: set[str] = set()
+        self.warm_roots = self.fresh_roots = 0
 
     @property
     def damping(self) -> float:
@@ -192,13 +196,13 @@ class FisherLayer(nn.Module):
     def new_root(self, dtype: torch.dtype, device: torch.device | None = None) -> Root:
         """Return an identity root of this layer's kind and shape, on its device or another."""
         where = device or self.factor.device
-        if self.kind == "kronecker":
-            kind = FULL_ROOTS[self.config.root]
-            inputs = kind(self.size, self.has_bias, self.groups, dtype, where)
-            outputs = kind(self.layout.outputs, False, self.groups, dtype, where)
-            return KroneckerRoot(inputs, outputs)
-        simple = root_class(self.kind, self.config.root)
-        return simple(self.size, self.has_bias, self.groups, dtype, where)
+        place = (self.groups, dtype, where)
+        if self.kind == "diagonal":
+            return DiagonalRoot(self.size, self.has_bias, *place)
+        inputs = new_full_root(self.config, self.size, self.has_bias, *place)
+        if self.kind != "kronecker":
+            return inputs
+        return KroneckerRoot(inputs, new_full_root(self.config, self.layout.outputs, False, *place))
 
     def _diagonal(self, factor: Tensor) -> Tensor:
         return factor if self.kind == "diagonal" else factor.diagonal(dim1=-2, dim2=-1)

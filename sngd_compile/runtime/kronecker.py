@@ -7,10 +7,12 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from sngd_compile.runtime.cholesky import CholeskyRoot
+from sngd_compile.runtime.dense import DenseRoot
+from sngd_compile.runtime.low_rank import LowRankRoot
 from sngd_compile.runtime.pairs import Pair, join, split
 from sngd_compile.runtime.symmetric import SymmetricRoot
 
-FullRoot = CholeskyRoot | SymmetricRoot
+FullRoot = CholeskyRoot | SymmetricRoot | DenseRoot | LowRankRoot
 
 
 class KroneckerRoot(nn.Module):

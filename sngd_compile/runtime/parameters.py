@@ -209,7 +209,8 @@ def _configure_(state: ParameterState, config: Config) -> None:
     fisher = state.fisher
     if state.config is None:
         state.config = config
-        fisher.config = fisher.schedule.config = config.replace(root=state.form.root)
+        kept = {"root": state.form.root, "rank": fisher.config.rank}
+        fisher.config = fisher.schedule.config = config.replace(**kept)
         steps = (fisher.schedule.steps, fisher.schedule.observed_steps)
         fisher.schedule.configure_(fisher.config, fisher.size, *steps)
     elif state.config != config and "options" not in fisher.warned:

@@ -10,31 +10,39 @@ All tensors may have a leading groups axis. `w = w' R` with `w = [W b]`, `w' = [
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 import sngd_kernels
+from sngd_compile.config import Config
 from sngd_compile.runtime.cholesky import CholeskyRoot
+from sngd_compile.runtime.dense import DenseRoot
 from sngd_compile.runtime.diagonal import DiagonalRoot
 from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
+from sngd_compile.runtime.low_rank import LowRankRoot
 from sngd_compile.runtime.symmetric import SymmetricRoot
 
 FactorRoot = FullRoot | DiagonalRoot
 """Of one factor."""
 
 Root = FactorRoot | KroneckerRoot
-Decomposed = tuple[list[bool], str]
-FULL_ROOTS: dict[str, type[CholeskyRoot] | type[SymmetricRoot]] = {
+FULL_ROOTS: dict[str, type[FullRoot]] = {
     "cholesky": CholeskyRoot,
     "symmetric": SymmetricRoot,
     "denman_beavers": SymmetricRoot,
     "newton_schulz": SymmetricRoot,
+    "warm": DenseRoot,
+    "nystrom": LowRankRoot,
 }
 ITERATIONS: dict[str, Callable[..., Tensor]] = {
     "denman_beavers": sngd_kernels.denman_beavers,
     "newton_schulz": sngd_kernels.newton_schulz,
 }
+NEAR = 0.3
+"""Largest residual of an old root, not divided by anything, from which a warm step is taken."""
+
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Residual before the last step, which squares it."""
 
@@ -44,9 +52,42 @@ def root_class(kind: str, root: str) -> type[FactorRoot]:
     return DiagonalRoot if kind == "diagonal" else FULL_ROOTS[root]
 
 
+def new_full_root(
+    config: Config,
+    size: int,
+    has_bias: bool,
+    groups: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> FullRoot:
+    """Return an identity as the configured root of a full factor."""
+    kind = FULL_ROOTS[config.root]
+    if issubclass(kind, LowRankRoot):
+        return kind(size, has_bias, groups, dtype, device, config.rank)
+    return kind(size, has_bias, groups, dtype, device)
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """What became of matrices that were decomposed in one call.
+
+    Args:
+        definite: For each, whether it was definite, so that it has a root.
+        is_warm: For each, whether its root is a step from the present one.
+        instead: "", or why an eigendecomposition had to stand in for an iteration.
+    """
+
+    definite: list[bool]
+    is_warm: list[bool]
+    instead: str
+
+
 @torch.no_grad()
 def decompose_all_(
-    roots: Sequence[FactorRoot], damped: Sequence[Tensor], method: str
+    roots: Sequence[FactorRoot],
+    damped: Sequence[Tensor],
+    method: str,
+    present: Sequence[FactorRoot],
 ) -> Decomposed:
     """Become the roots of matrices of one shape, in one call.
 
@@ -54,25 +95,49 @@ def decompose_all_(
         roots: Of one class, shape, dtype and device.
         damped: A damped factor for each.
         method: The configured root, a key of `FULL_ROOTS`.
+        present: For each, the root that it will replace.
 
     Returns:
-        For each, whether its matrix was definite; where not, the root stays as it was. And "", or
-        why an eigendecomposition had to stand in for an iteration.
+        What was found; where a matrix was not definite, the root stays as it was.
     """
     first = roots[0]
     batch = damped[0][None] if len(damped) == 1 else torch.stack([*damped])
-    instead = ""
+    instead, is_warm = "", [False] * len(roots)
+    gains: tuple[Tensor, ...] = ()
     if isinstance(first, DiagonalRoot):
-        found, info = batch.rsqrt(), ~((batch > 0) & batch.isfinite())
+        found, info = sngd_kernels.diagonal_root_ex(batch)
+    elif isinstance(first, LowRankRoot):
+        found, gain, info = sngd_kernels.nystrom_root_ex(batch, first.gains.shape[-1])
+        gains = (gain,)
+    elif isinstance(first, DenseRoot):
+        found, info, is_warm = _warm_roots(batch, first.has_bias, present)
     elif isinstance(first, CholeskyRoot):
         found, info = sngd_kernels.cholesky_inverse_ex(batch, bias=first.has_bias)
     else:
         found, info, instead = _symmetric_roots(batch, method)
     definite = [bool(good) for good in (info == 0).reshape(len(roots), -1).all(1)]
-    for root, matrix, good in zip(roots, found, definite, strict=True):
+    for root, good, *parts in zip(roots, definite, found, *gains, strict=True):
         if good:
-            root.take_(matrix)
-    return definite, instead
+            root.take_(*parts)
+    return Decomposed(definite, is_warm, instead)
+
+
+def _warm_roots(
+    batch: Tensor, bias: bool, present: Sequence[FactorRoot]
+) -> tuple[Tensor, Tensor, list[bool]]:
+    """Take one step from each present root, or a new one where it is too far away.
+
+    Returns:
+        Roots, flaws, and for each whether it is a step from the present one.
+    """
+    old = torch.stack([root.matrix().to(batch.dtype) for root in present])
+    found, residual = sngd_kernels.warm_root(old, batch)
+    near = (residual <= NEAR).reshape(len(present), -1).all(1)
+    info = torch.zeros(batch.shape[:-2], dtype=torch.int32, device=batch.device)
+    far = (~near).nonzero().flatten()
+    if len(far):
+        found[far], info[far] = sngd_kernels.cholesky_inverse_ex(batch[far], bias=bias)
+    return found, info, [bool(is_near) for is_near in near]
 
 
 def _symmetric_roots(batch: Tensor, method: str) -> tuple[Tensor, Tensor, str]:

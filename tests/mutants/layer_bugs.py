@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from sngd_compile.rules.embedding_bag import EmbeddingBag
 from sngd_compile.rules.normalisation import BatchNorm, LayerNorm
 from sngd_compile.rules.prelu import PReLU
 from sngd_compile.rules.scale import Scale
+from sngd_kernels import sum_ops
 
 TESTS = "tests/rules/test_"
 
@@ -55,6 +57,23 @@ def another_epsilon() -> None:
     BatchNorm.of_the_batch = lambda rule, activations, epsilon: F.batch_norm(
         activations, None, None, training=True
     )
+
+
+@caught_by((f"{TESTS}normalisation.py",))
+def shifts_apart_from_scales() -> None:
+    """The 2 x 2 moments of a normalisation have nothing off their diagonals."""
+
+    def sums(original: Any, x: Tensor, bias: bool) -> Any:
+        squares, sums = original(x, bias)
+        return squares, None if sums is None else torch.zeros_like(sums)
+
+    wrap(sum_ops, "channel_sums", sums)
+
+
+@caught_by(("tests/fishers/test_diagonal.py",))
+def biases_without_rows() -> None:
+    """A diagonal Fisher counts no rows for the bias."""
+    wrap(sum_ops, "with_count", lambda original, squares, _, bias: original(squares, 0, bias))
 
 
 @caught_by((f"{TESTS}scale.py",))

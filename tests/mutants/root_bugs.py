@@ -9,8 +9,9 @@ import torch.nn.functional as F
 import sngd_compile.layer
 from bug import CONVOLUTION, LINEAR, TRAJECTORY, caught_by, wrap
 from sngd_compile.config import Config
-from sngd_compile.runtime import refresh
+from sngd_compile.runtime import refresh, roots
 from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.low_rank import LowRankRoot
 from sngd_compile.runtime.roots import CholeskyRoot, SymmetricRoot
 
 
@@ -82,6 +83,22 @@ def inverse_for_root() -> None:
 def root_one_percent_off() -> None:
     """R is 1 % too long."""
     wrap_decomposition(lambda damped: damped / 1.01**2)
+
+
+@caught_by(("tests/roots/test_warm.py",))
+def warm_steps_from_far_roots() -> None:
+    """A step is taken from every finite root, however far away it is."""
+    roots.NEAR = 1e9
+
+
+@caught_by(("tests/roots/test_nystrom.py",))
+def a_tail_of_the_first_gain() -> None:
+    """What a root of low rank leaves out is as steep as its steepest direction."""
+
+    def apply_to(original: Any, root: LowRankRoot, rows: Any, gains: Any) -> Any:
+        return original(root, rows, gains) + rows * (gains[..., None, :1] - gains[..., None, -1:])
+
+    wrap(LowRankRoot, "_apply_to", apply_to)
 
 
 @caught_by(LINEAR)

@@ -14,6 +14,8 @@ from sngd_kernels import (
     explain,
     matmul_nt,
     second_moment,
+    squared_sum,
+    token_counts,
 )
 
 ROWS = torch.ones(3, 2)
@@ -34,6 +36,11 @@ print(sngd_kernels.explain("second_moment", x))
         ((second_moment, ROWS), "second_moment: reference (x is on cpu)"),
         (("second_moment", ROWS[:0]), "second_moment: reference (nothing to compute)"),
         ((second_moment, ROWS.double()), "second_moment: reference (no kernel for torch.float64)"),
+        ((squared_sum, ROWS), "squared_sum: reference (x is on cpu)"),
+        (
+            ("token_counts", ROWS[0].long(), 2),
+            "token_counts: reference (PyTorch's count is one kernel already)",
+        ),
         ((matmul_nt, ROWS, ROWS), "matmul_nt: reference (x is on cpu)"),
         (
             (cholesky_inverse, torch.eye(129)),
@@ -80,6 +87,12 @@ def test_the_variable_forces_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNGD_KERNELS", "fast")
     with pytest.raises(KernelValueError, match="'fast'; expected reference or triton"):
         second_moment(ROWS)
+
+
+def test_what_has_no_kernel_cannot_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNGD_KERNELS", "triton")
+    assert explain("diagonal_root_ex", ROWS).path == "reference"
+    assert torch.equal(token_counts(torch.tensor([1, 1]), 3), torch.tensor([0, 2, 0]))
 
 
 def test_the_roots_by_iteration_have_no_path_of_their_own() -> None:

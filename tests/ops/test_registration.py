@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import sngd_kernels as kernels
-from sngd_kernels import ops
+from sngd_kernels import ops, sum_ops
 
 ROWS, IMAGES = torch.randn(7, 3), torch.randn(2, 6, 5, 5)
+TOKENS = torch.tensor([3, 0, 3, 1])
 FACTORS = torch.eye(3).expand(2, 3, 3) + ROWS.T @ ROWS
 
 CASES = {
@@ -25,13 +26,29 @@ CASES = {
     ),
     "cholesky_inverse": (ops.cholesky_inverse, (FACTORS, torch.ones(2), True)),
     "matmul_nt": (ops.matmul_nt, (FACTORS, FACTORS, FACTORS, 0.5, 2.0, 1.0, True)),
+    "squared_sum": (sum_ops.squared_sum, (FACTORS, True)),
+    "add_squared_sum_": (sum_ops.add_squared_sum_, (torch.zeros(4), ROWS, True)),
+    "channel_second_moment": (sum_ops.channel_second_moment, (FACTORS, True)),
+    "add_channel_second_moment_": (
+        sum_ops.add_channel_second_moment_,
+        (torch.zeros(3, 1, 1), FACTORS, False),
+    ),
+    "token_counts": (sum_ops.token_counts, (TOKENS, 5, 3)),
+    "add_token_counts_": (sum_ops.add_token_counts_, (torch.zeros(5), TOKENS, None)),
+    "bag_squared_sum": (sum_ops.bag_squared_sum, (TOKENS, TOKENS, ROWS[:4, 0], 5)),
 }
+
+
+def cast(argument: Any, dtype: torch.dtype) -> Any:
+    """A tensor of real numbers in another dtype; anything else as it is."""
+    is_real = isinstance(argument, torch.Tensor) and argument.is_floating_point()
+    return argument.to(dtype) if is_real else argument
 
 
 @pytest.mark.parametrize(("operation", "arguments"), CASES.values(), ids=CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(operation: Any, arguments: tuple[Any, ...], dtype: torch.dtype) -> None:
-    arguments = tuple(x.to(dtype) if isinstance(x, torch.Tensor) else x for x in arguments)
+    arguments = tuple(cast(argument, dtype) for argument in arguments)
     torch.library.opcheck(operation, arguments)
 
 
@@ -68,6 +85,17 @@ def test_vmap_of_a_buffer() -> None:
     batch, buffers = torch.randn(4, 7, 3), torch.ones(4, 3, 3)
     torch.vmap(lambda x, out: kernels.second_moment(x, out=out))(batch, buffers)
     torch.testing.assert_close(buffers, 1 + batch.mT @ batch)
+
+
+def test_vmap_of_sums_is_a_loop() -> None:
+    batch, tokens = torch.randn(4, 7, 3, 2), torch.randint(5, (4, 7))
+    for operation, arguments in (
+        (lambda x: kernels.squared_sum(x, bias=True), batch),
+        (lambda x: kernels.channel_second_moment(x, bias=True), batch),
+        (lambda x: kernels.token_counts(x, 5), tokens),
+    ):
+        loop = torch.stack([operation(entry) for entry in arguments])
+        torch.testing.assert_close(torch.vmap(operation)(arguments), loop)
 
 
 def test_vmap_of_roots_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """The memory that `explain` prints is the memory that the network holds."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 import sngd_compile as sngd
 from api import EVERY_STEP, mlp, train
 from sngd_compile import Config
+from sngd_compile.config import RootKind
 
 LAYERS = {
     "linear": lambda dtype: nn.Linear(7, 3, dtype=dtype),
@@ -17,7 +20,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("root", ["cholesky", "symmetric", "denman_beavers", "newton_schulz"])
+@pytest.mark.parametrize("root", get_args(RootKind))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_state_bytes_are_those_of_the_buffers(kind, dtype, root):
@@ -28,7 +31,7 @@ def test_state_bytes_are_those_of_the_buffers(kind, dtype, root):
     assert site.parameter_count == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("root", ["cholesky", "symmetric", "denman_beavers", "newton_schulz"])
+@pytest.mark.parametrize("root", get_args(RootKind))
 def test_training_takes_no_more_memory(root):
     net = sngd.reconstruct(mlp(), EVERY_STEP.replace(root=root))
     before = sum(buffer.nbytes for buffer in net.buffers())

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from sngd_kernels.conv_geometry import conv_geometry
+from sngd_kernels.gpu.channel_second_moment import launch_channel_second_moment
 from sngd_kernels.gpu.cholesky_inverse import launch_cholesky_inverse
 from sngd_kernels.gpu.conv_second_moment import launch_tap_products
 from sngd_kernels.gpu.matmul_nt import launch_matmul_nt
 from sngd_kernels.gpu.second_moment import launch_second_moment
+from sngd_kernels.gpu.squared_sum import launch_squared_sum
 from sngd_kernels.gpu.unit_second_moment import launch_unit_second_moment
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
@@ -68,6 +70,22 @@ def rows_launches() -> Iterator[Launch]:
             )
 
 
+def sum_launches() -> Iterator[Launch]:
+    for dtype in (BFLOAT16, FLOAT32):
+        for count, width in ((65536, 1024), (65537, 1023)):
+            yield Launch(
+                f"squared_sum {label(dtype)} {count} x {width}",
+                lambda n=count, d=width, t=dtype: launch_squared_sum(fake(n, d, dtype=t)),
+                tensor_core=False,
+            )
+        for shape in ((256, 64, 3136), (255, 63, 49), (4096, 768, 1)):
+            yield Launch(
+                f"channel_second_moment {label(dtype)} {' x '.join(map(str, shape))}",
+                lambda s=shape, t=dtype: launch_channel_second_moment(fake(*s, dtype=t), bias=True),
+                tensor_core=False,
+            )
+
+
 def convolution(shape: tuple[int, ...], taps: int, dtype: torch.dtype) -> None:
     geometry = conv_geometry(shape, taps, 1, taps // 2, 1, 1)
     launch_tap_products(fake(*shape, dtype=dtype), geometry)
@@ -107,4 +125,4 @@ def matrix_launches() -> Iterator[Launch]:
             )
 
 
-LAUNCHES = (*rows_launches(), *conv_launches(), *matrix_launches())
+LAUNCHES = (*rows_launches(), *sum_launches(), *conv_launches(), *matrix_launches())

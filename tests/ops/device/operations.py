@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 from sngd_kernels import (
+    channel_second_moment,
     cholesky_inverse_ex,
     conv_second_moment,
     matmul_nt,
     second_moment,
+    squared_sum,
     unit_second_moment,
 )
 from sngd_kernels.conv_geometry import conv_geometry
 from sngd_kernels.reference import (
+    channel_second_moment_reference,
     cholesky_inverse_reference,
     conv_second_moment_reference,
     second_moment_reference,
@@ -68,6 +71,30 @@ def rows() -> Iterator[Case]:
         )
 
 
+def sums() -> Iterator[Case]:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for shape in ((1, 1), (1000, 257), (3, 500, 63), (65536, 1024)):
+            yield Case(
+                f"squared_sum {dtype} {shape}",
+                lambda s=shape, t=dtype: (random(*s, dtype=t),),
+                lambda x: squared_sum(x, bias=True),
+                lambda x: torch.nn.functional.pad(
+                    x.double().square().sum(-2), (0, 1), value=x.shape[-2]
+                ),
+                lambda x: torch.nn.functional.pad(
+                    x.float().square().sum(-2), (0, 1), value=x.shape[-2]
+                ),
+            )
+        for shape in ((7, 5, 1), (33, 65, 49), (4, 3, 3000)):
+            yield Case(
+                f"channel_second_moment {dtype} {shape}",
+                lambda s=shape, t=dtype: (random(*s, dtype=t),),
+                lambda x: channel_second_moment(x, bias=True),
+                lambda x: channel_second_moment_reference(x.double(), bias=True),
+                lambda x: channel_second_moment_reference(x.float(), bias=True),
+            )
+
+
 def convolutions() -> Iterator[Case]:
     for dtype in (torch.bfloat16, torch.float32):
         for shape, taps in (((8, 64, 28, 28), 3), ((3, 33, 15, 17), 5), ((2, 3, 63), 3)):
@@ -113,4 +140,4 @@ def matrices() -> Iterator[Case]:
         )
 
 
-CASES = (*rows(), *convolutions(), *matrices())
+CASES = (*rows(), *sums(), *convolutions(), *matrices())
