@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from sngd_compile.errors import ConfigError
 
-Fisher = Literal["shared", "diagonal", "kronecker"]
+Fisher = Literal["shared", "diagonal", "block", "kronecker"]
 RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz"]
 
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
@@ -39,10 +39,13 @@ class Config:
             samples, an embedding bag all of them.
         seed: Seed of that subset; integer >= 0. The global generator is never touched.
         fisher: Local Fisher. "shared": `E[x~ x~^T]`, one for all outputs of a layer. "diagonal":
-            its diagonal alone, D numbers, whose root costs next to nothing. "kronecker":
+            its diagonal alone, D numbers, whose root costs next to nothing. "block": its diagonal
+            blocks of `block_size` neighbouring inputs, D * block_size numbers. "kronecker":
             `E[x~ x~^T] (x) E[g g^T]`, g the gradient of the loss by the outputs, as in K-FAC; a
             layer that cannot have it takes "shared", and the plan says why. Its steps have another
             unit: start from a learning rate of 0.003 and `damping_rel_trace=1e-2`.
+        block_size: Inputs in one block of `fisher="block"`, which alone reads it; integer >= 1. A
+            convolution's blocks are whole input channels where one fits. The bias is in the last.
         max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
             plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
@@ -65,12 +68,14 @@ class Config:
     max_rows: int | Literal["auto"] | None = "auto"
     seed: int = 0
     fisher: Fisher = "shared"
+    block_size: int = 128
     max_factor_bytes: int = 2**28
     root: RootKind = "cholesky"
 
     def __post_init__(self) -> None:
         """Check every field."""
-        least_of = {"refresh_every": 1, "observe_every": 1, "seed": 0, "max_factor_bytes": 0}
+        least_of = {"refresh_every": 1, "observe_every": 1, "block_size": 1}
+        least_of |= {"seed": 0, "max_factor_bytes": 0}
         for name, least in least_of.items():
             _require(
                 self,

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sngd_compile.config import Config
-from sngd_compile.decision import Decision, Holding, decide
+from sngd_compile.decision import decide
 from sngd_compile.errors import ConfigError, ModelError, PlanError
+from sngd_compile.holding import Decision, Holding
 from sngd_compile.matching import Findings, find
 from sngd_compile.site import GraphUse, ModulePlan, Place, Plan, Site, Skip, qualified
 

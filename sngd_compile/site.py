@@ -92,9 +92,10 @@ class Site:
         dtype: Dtype of the weight.
         layout: How the weight is laid out as matrices.
         rule: Name of the rule that matched.
-        kind: "shared", "diagonal" or "kronecker".
+        kind: "shared", "diagonal", "block" or "kronecker".
         config: Of this weight.
         note: Why the kind is not the configured one, or "".
+        blocks: Of a block kind, the size of each block, bias included.
     """
 
     places: tuple[Place, ...]
@@ -105,6 +106,7 @@ class Site:
     kind: str
     config: Config
     note: str = ""
+    blocks: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -140,7 +142,8 @@ class Site:
         """Make the Fisher layer on `device`; its statistics are float32 or wider."""
         dtype = torch.promote_types(self.dtype, torch.float32)
         has_bias = self.bias_name is not None
-        return FisherLayer(self.name, self.layout, has_bias, self.kind, self.config, dtype, device)
+        form = (self.name, self.layout, has_bias, self.kind, self.config, dtype, device)
+        return FisherLayer(*form, blocks=self.blocks)
 
     @property
     def state_bytes(self) -> int:
@@ -151,20 +154,28 @@ class Site:
     @property
     def step_work(self) -> int:
         """Multiply-adds that the root adds to a step at the most: one triangle each way."""
-        elements, width = prod(self.layout.matrix), self.layout.width
+        elements = prod(self.layout.matrix)
         if self.kind == "diagonal":
             return 2 * elements
-        return elements * (width + self._output_width)
+        return elements * (max(self.factor_sizes) + self._output_width)
 
     @property
     def refresh_work(self) -> int:
         """Multiply-adds of a refresh, about: a Cholesky factor, then w', g' and momentum moved."""
-        elements, width = prod(self.layout.matrix), self.layout.width
+        elements, other = prod(self.layout.matrix), self._output_width
         if self.kind == "diagonal":
             return 3 * 2 * elements
-        other = self._output_width
-        factors = (self.layout.groups or 1) * (width**3 + other**3) // 3
-        return factors + 3 * 3 * elements * (width + other) // 2
+        sizes = self.factor_sizes
+        cubes = sum(size**3 for size in sizes) + other**3
+        factors = (self.layout.groups or 1) * cubes // 3
+        return factors + 3 * 3 * elements * (max(sizes) + other) // 2
+
+    @property
+    def factor_sizes(self) -> tuple[int, ...]:
+        """Rows of the factors over the inputs, of one group; the bias is left out of all."""
+        if self.kind != "block":
+            return (self.layout.width,)
+        return (*self.blocks[:-1], self.blocks[-1] - (self.bias_name is not None))
 
     @property
     def _output_width(self) -> int:

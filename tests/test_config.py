@@ -12,6 +12,7 @@ NAN, INFINITY = float("nan"), float("inf")
 WRONG = [
     *[("refresh_every", value) for value in (0, -1, 1.5, "10", None, True, 2**64)],
     *[("observe_every", value) for value in (0, -3, 2.0, None, False)],
+    *[("block_size", value) for value in (0, -1, 1.5, None, True, 2**63)],
     *[("seed", value) for value in (-1, 0.5, None, True, 2**63)],
     *[("early_refreshes", value) for value in (3, [1, 2], (0,), (3, 1), (1, 1), (1.0,), None)],
     *[("early_observations", value) for value in (-1, {1}, (-1,), (2, 2), ("1",))],
@@ -27,6 +28,7 @@ EDGES = [
     {"ema_decay": 0, "damping_rel_trace": 0, "damping_abs": 0},
     {"damping_rel_trace": 1, "damping_abs": 1e300, "max_rows": 1},
     {"max_rows": None},
+    {"block_size": 1, "fisher": "block"},
     {"seed": 2**62, "refresh_every": 2**62, "max_rows": 2**62},
 ]
 

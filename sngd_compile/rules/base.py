@@ -128,6 +128,30 @@ class Rule(ABC):
             out[..., -1].add_(rows.shape[-2])
         return out
 
+    def block_moments(
+        self,
+        samples: Sequence[Tensor],
+        geometry: Sequence[int],
+        bias: bool,
+        out: Sequence[Tensor],
+    ) -> None:
+        """Add the outer products of neighbouring columns of the rows, block by block.
+
+        Args:
+            samples: As in `rows`.
+            geometry: As `match` wrote it.
+            bias: Whether the last block ends in the bias's 1.
+            out: One `[b, b]` or `[groups, b, b]` a block, to be added to.
+        """
+        rows, start = self.rows(samples, geometry), 0
+        for moment in out:
+            with_bias = bias and moment is out[-1]
+            stop = start + moment.shape[-1] - with_bias
+            columns, start = rows[..., start:stop], stop
+            blocks = [(columns, moment)] if rows.dim() == 2 else zip(columns, moment, strict=True)
+            for block, total in blocks:
+                sngd_kernels.second_moment(block, bias=with_bias, out=total)
+
     def output_rows(self, outputs: Tensor, geometry: Sequence[int]) -> Tensor:
         """Return the outputs of a call, or their gradient, by sample and position.
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sngd_compile.errors import SngdWarning
 from sngd_compile.runtime.fisher import FisherLayer
-from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
 from sngd_compile.runtime.roots import FactorRoot, Root, decompose_all_
 
 NextRoot = tuple[Root, tuple[float, ...]]
@@ -31,41 +30,37 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
         undamped, or not positive definite. The present root then stays.
     """
     batches: dict[Any, list[tuple[FisherLayer, FactorRoot, Tensor]]] = defaultdict(list)
-    sides: list[list[FactorRoot]] = []
+    roots: list[tuple[Root | None, Sequence[FactorRoot]]] = []
     dampings: list[tuple[float, ...]] = []
     for layer in layers:
         damped = layer.damped()
         # They are filled by the decomposition: an identity would be written for nothing.
         empty = layer.new_root(damped[0][0].dtype, torch.device("meta")) if damped else None
-        sides.append(_sides(empty))
+        sides = _sides(empty)
+        roots.append((empty, sides))
         dampings.append(tuple(damping for _, damping in damped))
-        for root, (matrix, _) in zip(sides[-1], damped, strict=True):
+        for root, (matrix, _) in zip(sides, damped, strict=True):
             shape = (root.has_bias, matrix.shape, matrix.dtype, matrix.device)
             batches[layer.config.root, type(root), *shape].append((layer, root, matrix))
     definite: dict[int, bool] = {}
     for (method, *_), batch in batches.items():
-        roots, matrices = [root for _, root, _ in batch], [matrix for _, _, matrix in batch]
-        good, instead = decompose_all_(roots, matrices, method)
-        definite |= {id(root): fine for root, fine in zip(roots, good, strict=True)}
+        some, matrices = [root for _, root, _ in batch], [matrix for _, _, matrix in batch]
+        good, instead = decompose_all_(some, matrices, method)
+        definite |= {id(root): fine for root, fine in zip(some, good, strict=True)}
         for layer, root, _ in batch if instead else ():
             if definite[id(root)]:
                 warn_once(layer, "instead", f"{instead}. eigh was taken instead")
     return [
-        (_joined(roots), found) if roots and all(definite[id(root)] for root in roots) else None
-        for roots, found in zip(sides, dampings, strict=True)
+        (root, found) if root is not None and all(definite[id(s)] for s in sides) else None
+        for (root, sides), found in zip(roots, dampings, strict=True)
     ]
 
 
-def _sides(root: Root | None) -> list[FactorRoot]:
+def _sides(root: Root | None) -> Sequence[FactorRoot]:
     """List the roots that are decomposed one by one."""
-    if isinstance(root, KroneckerRoot):
-        return [root.input_root, root.output_root]
-    return [] if root is None else [root]
-
-
-def _joined(roots: Sequence[FactorRoot]) -> Root:
-    """Return the root of a layer whose sides these are."""
-    return roots[0] if len(roots) == 1 else KroneckerRoot(*cast(Sequence[FullRoot], roots))
+    if root is None:
+        return []
+    return [root] if isinstance(root, FactorRoot) else root.sides
 
 
 def warn_once(layer: FisherLayer, kind: str, text: str) -> None:

@@ -160,7 +160,7 @@ def observe_frame(
     """
     *_, has_bias, kind, _ = form
     alias = [_unversioned(tensor) for tensor in statistics]
-    add_to_sum(alias, inputs, rule, geometry, has_bias, kind == "diagonal", swapped)
+    add_to_sum(alias, inputs, rule, geometry, (has_bias, kind == "diagonal", swapped, ()))
 
 
 def _unversioned(statistic: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 import sngd_kernels
+from sngd_compile.layout import Layout
+from sngd_compile.runtime.block import BlockRoot
 from sngd_compile.runtime.cholesky import CholeskyRoot
 from sngd_compile.runtime.diagonal import DiagonalRoot
 from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
@@ -23,7 +25,7 @@ from sngd_compile.runtime.symmetric import SymmetricRoot
 FactorRoot = FullRoot | DiagonalRoot
 """Of one factor."""
 
-Root = FactorRoot | KroneckerRoot
+Root = FactorRoot | KroneckerRoot | BlockRoot
 Decomposed = tuple[list[bool], str]
 FULL_ROOTS: dict[str, type[CholeskyRoot] | type[SymmetricRoot]] = {
     "cholesky": CholeskyRoot,
@@ -42,6 +44,26 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 def root_class(kind: str, root: str) -> type[FactorRoot]:
     """Return the class of the root of a factor of this kind, `root` being the configured one."""
     return DiagonalRoot if kind == "diagonal" else FULL_ROOTS[root]
+
+
+def identity_root(
+    kind: str,
+    root: str,
+    layout: Layout,
+    has_bias: bool,
+    blocks: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Root:
+    """Return the root with which a Fisher layer starts; see `FisherLayer` and `root_class`."""
+    size, groups = layout.width + has_bias, layout.groups
+    if kind in ("shared", "diagonal"):
+        return root_class(kind, root)(size, has_bias, groups, dtype, device)
+    full = FULL_ROOTS[root]
+    if kind == "block":
+        return BlockRoot.identity(full, blocks, has_bias, groups, dtype, device)
+    inputs = full(size, has_bias, groups, dtype, device)
+    return KroneckerRoot(inputs, full(layout.outputs, False, groups, dtype, device))
 
 
 @torch.no_grad()

@@ -84,6 +84,11 @@ class Layer:
         damping = config.damping_rel_trace * trace + config.damping_abs
         if config.fisher == "diagonal":
             factor = factor * torch.eye(factor.shape[-1])
+        if config.fisher == "block":
+            number = torch.arange(factor.shape[-1]) // config.block_size
+            if self.module.bias is not None and len(number) > 1:
+                number[-1] = number[-2]
+            factor = factor * (number[:, None] == number)
         self.inverse = torch.linalg.inv(factor + damping * torch.eye(factor.shape[-1]))
 
 

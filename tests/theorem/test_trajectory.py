@@ -49,6 +49,13 @@ SETTINGS = [
     Setting(name="nesterov-decay", sgd=HEAVY_BALL | {"nesterov": True, "weight_decay": 0.05}),
     Setting(name="symmetric", sgd=HEAVY_BALL, config={"root": "symmetric"}),
     Setting(name="diagonal", sgd=HEAVY_BALL, config={"fisher": "diagonal"}),
+    Setting(name="block", sgd=HEAVY_BALL, config={"fisher": "block", "block_size": 3}),
+    Setting(
+        name="block-symmetric-micro-batches",
+        sgd=HEAVY_BALL,
+        parts=(4, 7, 2),
+        config={"fisher": "block", "block_size": 2, "root": "symmetric"},
+    ),
     Setting(name="thin", sgd=HEAVY_BALL, config={"observe_every": 3, "early_observations": (1,)}),
     Setting(name="unseen", sgd=HEAVY_BALL, config={"observe_every": 9, "refresh_every": 2}),
     Setting(name="damped", sgd=HEAVY_BALL, config={"damping_rel_trace": 0.0, "damping_abs": 0.2}),
