@@ -44,6 +44,8 @@ def factor_shape(kind: str, layout: Layout, size: int, blocks: Sequence[int]) ->
     lead = () if layout.groups is None else (layout.groups,)
     if kind == "block":
         return (*lead, sum(block**2 for block in blocks))
+    if kind == "unit":
+        return ((layout.groups or 1) * layout.outputs, size, size)
     return (*lead, size) if kind == "diagonal" else (*lead, size, size)
 
 

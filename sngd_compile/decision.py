@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from sngd_compile.config import Config
-from sngd_compile.finer import blocks_of
+from sngd_compile.finer import blocks_of, by_unit
 from sngd_compile.holding import Decision, Holding, hidden_outputs
 from sngd_compile.layout import Layout
 from sngd_compile.matching import UNUSED, Found
@@ -41,6 +41,8 @@ def decide(
         decision = _decision(parameter, bias, held, *found)
         if decision.kind == "kronecker":
             decision = _two_sided(decision, held)
+        elif decision.kind == "unit":
+            decision = by_unit(decision, held)
         decisions[parameter] = decision
     return decisions, reasons
 

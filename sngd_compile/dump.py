@@ -63,7 +63,8 @@ def _site_row(site: Site) -> tuple[str, ...]:
 
 def _factors(site: Site) -> str:
     """Return number and size of a site's factors over its inputs, bias included."""
-    groups = "" if site.layout.groups is None else f"{site.layout.groups} x "
+    is_one = site.layout.groups is None and site.kind != "unit"
+    groups = "" if is_one else f"{site.factor_count} x "
     if not site.blocks:
         return f"{groups}{site.size}"
     blocks = f"{len(site.blocks) - 1} x {site.blocks[0]} + {site.blocks[-1]}"

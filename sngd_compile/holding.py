@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from sngd_compile.config import Config
+from sngd_compile.following import Following
 from sngd_compile.layout import Layout
 from sngd_compile.matching import Findings, Found
 from sngd_compile.rules import RULES
@@ -24,12 +25,14 @@ class Holding:
         parameters: All parameters of the module.
         name: Of this one.
         findings: What the module does with its parameters.
+        after: Says what follows a call of the module; None where nobody can.
     """
 
     owner: int
     parameters: Mapping[str, Tensor | None]
     name: str
     findings: Findings
+    after: Callable[[fx.Node], Following] | None = None
 
     @property
     def found(self) -> Found:
@@ -55,6 +58,7 @@ class Decision:
     config: Config
     note: str
     blocks: tuple[int, ...] = ()
+    activation: str = ""
 
     def site(self, places: tuple[Place, ...], note: str) -> Site:
         """Return the site, with one more note."""
@@ -69,6 +73,7 @@ class Decision:
             self.config,
             notes,
             self.blocks,
+            self.activation,
         )
 
 

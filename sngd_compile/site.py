@@ -57,6 +57,7 @@ class Place:
         uses: The calls in the module's captured graph that the weight enters; None where the
             module runs as it is and its calls are met as they happen.
         has_output_side: Whether the gradients of the calls' outputs are observed.
+        has_units: Whether every output has a local Fisher, for which the outputs are observed.
     """
 
     module_name: str
@@ -64,6 +65,7 @@ class Place:
     bias_name: str | None
     uses: tuple[GraphUse, ...] | None = field(repr=False)
     has_output_side: bool = False
+    has_units: bool = False
 
     @property
     def name(self) -> str:
@@ -92,10 +94,11 @@ class Site:
         dtype: Dtype of the weight.
         layout: How the weight is laid out as matrices.
         rule: Name of the rule that matched.
-        kind: "shared", "diagonal", "block" or "kronecker".
+        kind: "shared", "diagonal", "block", "unit" or "kronecker".
         config: Of this weight.
         note: Why the kind is not the configured one, or "".
         blocks: Of a block kind, the size of each block, bias included.
+        activation: Of a unit kind, the name of the one that follows the layer.
     """
 
     places: tuple[Place, ...]
@@ -107,6 +110,7 @@ class Site:
     config: Config
     note: str = ""
     blocks: tuple[int, ...] = ()
+    activation: str = ""
 
     @property
     def name(self) -> str:
@@ -143,7 +147,7 @@ class Site:
         dtype = torch.promote_types(self.dtype, torch.float32)
         has_bias = self.bias_name is not None
         form = (self.name, self.layout, has_bias, self.kind, self.config, dtype, device)
-        return FisherLayer(*form, blocks=self.blocks)
+        return FisherLayer(*form, blocks=self.blocks, activation=self.activation)
 
     @property
     def state_bytes(self) -> int:
@@ -167,12 +171,18 @@ class Site:
             return 3 * 2 * elements
         sizes = self.factor_sizes
         cubes = sum(size**3 for size in sizes) + other**3
-        factors = (self.layout.groups or 1) * cubes // 3
+        factors = self.factor_count * cubes // 3
         return factors + 3 * 3 * elements * (max(sizes) + other) // 2
 
     @property
+    def factor_count(self) -> int:
+        """How often the factors over the inputs are there: once for each group or unit."""
+        groups = self.layout.groups or 1
+        return groups * self.layout.outputs if self.kind == "unit" else groups
+
+    @property
     def factor_sizes(self) -> tuple[int, ...]:
-        """Rows of the factors over the inputs, of one group; the bias is left out of all."""
+        """Rows of the factors over the inputs, of one group or unit, without the bias."""
         if self.kind != "block":
             return (self.layout.width,)
         return (*self.blocks[:-1], self.blocks[-1] - (self.bias_name is not None))

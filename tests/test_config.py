@@ -20,7 +20,8 @@ WRONG = [
     *[("damping_rel_trace", value) for value in (-1e-9, 1.1, NAN, INFINITY, None)],
     *[("damping_abs", value) for value in (-1e-9, NAN, INFINITY, None)],
     *[("max_rows", value) for value in (0, -1, 1.5, "all", True)],
-    *[("fisher", value) for value in ("unit", None, 1)],
+    *[("fisher", value) for value in ("units", None, 1)],
+    *[("activation", value) for value in ("ReLU", "", None, 1, torch.relu)],
     *[("root", value) for value in ("eigh", None, "Cholesky")],
 ]
 EDGES = [
@@ -29,6 +30,7 @@ EDGES = [
     {"damping_rel_trace": 1, "damping_abs": 1e300, "max_rows": 1},
     {"max_rows": None},
     {"block_size": 1, "fisher": "block"},
+    {"activation": "gelu", "fisher": "unit"},
     {"seed": 2**62, "refresh_every": 2**62, "max_rows": 2**62},
 ]
 

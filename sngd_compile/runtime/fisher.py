@@ -34,21 +34,22 @@ class FisherLayer(WideBuffers):
         name: Qualified name of the weight, for messages.
         layout: How the weight is laid out as matrices `[*, O, K]`.
         has_bias: Whether the last coordinate of a row is the bias's 1.
-        kind: "shared", a full matrix; "diagonal"; "block", diagonal blocks; or "kronecker", two
-            full matrices.
+        kind: "shared", a full matrix; "diagonal"; "block", diagonal blocks; "unit", a full
+            matrix for each output; or "kronecker", two full matrices.
         config: Damping, schedule, kind of root.
         dtype: Dtype of the statistics and of the root; float32 or float64.
         device: Where the buffers live.
         blocks: Of a block kind, the size of each block, bias included.
+        activation: Of a unit kind, the name of the one that follows the layer.
 
     Attributes:
-        kind: Local Fisher, "shared", "diagonal", "block" or "kronecker".
+        kind: Local Fisher, "shared", "diagonal", "block", "unit" or "kronecker".
         size: D, weights of one output, bias included.
         groups: Local Fishers side by side; None for one without a groups axis.
         factor: G as estimated, without damping, `[D, D]` or `[groups, D, D]`, in the order of
             `weight.flatten(1)`, the bias last; of a diagonal kind `[D]` or `[groups, D]`; of a
             block kind flat, `[L]` or `[groups, L]`: the blocks, one after the other, each row by
-            row. Zero until the first refresh.
+            row; of a unit kind `[groups * O, D, D]`. Zero until the first refresh.
         unmatched: Where the weight was last used in a way that no rule understands, or "".
         scale: Multiple of the factor that is damped and inverted.
         output_side: Of a kronecker kind, what is known of the gradients at the layer's outputs.
@@ -75,13 +76,14 @@ class FisherLayer(WideBuffers):
         device: torch.device,
         *,
         blocks: tuple[int, ...] = (),
+        activation: str = "",
     ) -> None:
         """Start with the identity as root and no rows seen."""
         super().__init__()
         self.name, self.layout, self.has_bias = name, layout, has_bias
         self.size, self.groups = layout.width + has_bias, layout.groups
         self.config, self.kind, self.unmatched = config, kind, ""
-        self.blocks = blocks
+        self.blocks, self.activation = blocks, activation
         shape = factor_shape(kind, layout, self.size, blocks)
         for buffer in ("sum", "factor"):
             self.register_buffer(buffer, torch.zeros(shape, dtype=dtype, device=device))

@@ -29,6 +29,10 @@ class Statistics(Protocol):
         """Return how many rows one sample gives."""
         ...
 
+    def rows(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
+        """Return the rows, `[N, K]` or `[groups, N, K]`."""
+        ...
+
     def second_moment(
         self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
     ) -> Tensor:
@@ -137,7 +141,7 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     alone. A forward pass that activation checkpointing repeats inside the backward pass is not
     counted again. The arithmetic is float32 or wider whatever the activations are.
     """
-    if not int(gate[OBSERVING]) or torch._C._current_graph_task_id() != -1:
+    if is_shut(gate):
         return
     statistics = STATISTICS[rule]
     samples = statistics.samples(inputs, geometry)
@@ -145,15 +149,29 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     if samples[0].shape[0] * rows_each == 0:
         return
     samples = draw(samples, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
-    samples = [t.to(sum.dtype) if t.is_floating_point() else t for t in samples]
-    finite = _square_sum(samples).isfinite()
-    if samples[0].device.type != "cpu":  # no wait for the device: rows of zeros add nothing
-        samples = [torch.where(finite, t, 0) if t.is_floating_point() else t for t in samples]
+    samples, finite = finite_samples(samples, sum.dtype)
     if samples[0].device.type != "cpu" or finite:
         parts = matrices(sum, blocks) if blocks else [sum]
         _add_rows(statistics, samples, geometry, bias, parts, diagonal, swapped)
     tally[ROWS].add_(finite * (samples[0].shape[0] * rows_each))
     tally[REJECTED].add_(~finite)
+
+
+def is_shut(gate: Tensor) -> bool:
+    """Say whether nothing is to be observed now, or a checkpoint repeats what has been."""
+    return not int(gate[OBSERVING]) or torch._C._current_graph_task_id() != -1
+
+
+def finite_samples(samples: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Widen samples, and say whether they can be squared; those that cannot become zeros.
+
+    On a CPU they stay: the caller does not use them.
+    """
+    wide = [t.to(dtype) if t.is_floating_point() else t for t in samples]
+    finite = _square_sum(wide).isfinite()
+    if wide[0].device.type != "cpu":  # no wait for the device: rows of zeros add nothing
+        wide = [torch.where(finite, t, 0) if t.is_floating_point() else t for t in wide]
+    return wide, finite
 
 
 def _add_rows(

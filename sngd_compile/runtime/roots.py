@@ -21,11 +21,12 @@ from sngd_compile.runtime.cholesky import CholeskyRoot
 from sngd_compile.runtime.diagonal import DiagonalRoot
 from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
 from sngd_compile.runtime.symmetric import SymmetricRoot
+from sngd_compile.runtime.unit import UnitRoot
 
 FactorRoot = FullRoot | DiagonalRoot
 """Of one factor."""
 
-Root = FactorRoot | KroneckerRoot | BlockRoot
+Root = FactorRoot | KroneckerRoot | BlockRoot | UnitRoot
 Decomposed = tuple[list[bool], str]
 FULL_ROOTS: dict[str, type[CholeskyRoot] | type[SymmetricRoot]] = {
     "cholesky": CholeskyRoot,
@@ -62,6 +63,9 @@ def identity_root(
     full = FULL_ROOTS[root]
     if kind == "block":
         return BlockRoot.identity(full, blocks, has_bias, groups, dtype, device)
+    if kind == "unit":
+        units = (groups or 1) * layout.outputs
+        return UnitRoot(full(size, has_bias, units, dtype, device))
     inputs = full(size, has_bias, groups, dtype, device)
     return KroneckerRoot(inputs, full(layout.outputs, False, groups, dtype, device))
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import prod
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,11 @@ class Case:
     taps: int = 1
     block_size: int = 128
     draw: Callable[[torch.Generator], Tensor] | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of `Config` that make it this local Fisher."""
+        return {"fisher": self.fisher, "block_size": self.block_size}
 
     def build(self) -> nn.Module:
         """Make the layer."""

@@ -77,9 +77,7 @@ def spies(seen: list[RecordedUse]) -> Iterator[None]:
 
 def recorded_uses(case: Case) -> list[RecordedUse]:
     """Run a case's layer on its input and return the uses of its weight."""
-    net = sngd.reconstruct(
-        case.build(), Config(max_rows=None, fisher=case.fisher, block_size=case.block_size)
-    )
+    net = sngd.reconstruct(case.build(), Config(max_rows=None, **case.fields))
     fisher = sngd.fisher_layers(net)[case.weight]
     net(case.input())  # every rule is known from here on
     seen: list[RecordedUse] = []

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
 
 
-def configuration(root: str, fisher: str = "shared", block_size: int = 128) -> Config:
+def configuration(root: str, **fields: Any) -> Config:
     """Observe every row of every step; renew the root after steps 1, 3 and 5."""
     return Config(
         refresh_every=5,
@@ -31,21 +32,20 @@ def configuration(root: str, fisher: str = "shared", block_size: int = 128) -> C
         damping_abs=ABSOLUTE,
         max_rows=None,
         root=root,
-        fisher=fisher,
-        block_size=block_size,
+        **fields,
     )
 
 
 def observed(case: Case, root: str) -> nn.Module:
     """Reconstruct the layer and renew its root from one batch."""
-    net = sngd.reconstruct(case.build(), configuration(root, case.fisher, case.block_size))
+    net = sngd.reconstruct(case.build(), configuration(root, **case.fields))
     net(case.input())
     return sngd.refresh_(net)
 
 
 def trained(case: Case, root: str, steps: int = 4) -> tuple[nn.Module, torch.optim.SGD]:
     """Reconstruct the layer and train it, with momentum and refreshes on the way."""
-    net = sngd.reconstruct(case.build(), configuration(root, case.fisher, case.block_size))
+    net = sngd.reconstruct(case.build(), configuration(root, **case.fields))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
     for step in range(steps):
         optimizer.zero_grad()
@@ -63,7 +63,7 @@ def loss(outputs: Tensor) -> Tensor:
 def rewriting_keeps_the_function(case: Case, root: str) -> None:
     """Law 1: outputs in both modes, and gradients of the input and of every parameter."""
     model = case.build()
-    net = sngd.reconstruct(model, configuration(root, case.fisher, case.block_size))
+    net = sngd.reconstruct(model, configuration(root, **case.fields))
     for training in (True, False):
         given = [differentiable(case.input()) for _ in range(2)]
         outputs = [net.train(training)(given[0]), model.train(training)(given[1])]

@@ -50,6 +50,10 @@ class Layer:
             return {weight: columns.reshape(weight.shape)}
         return {weight: columns[:, :-1].reshape(weight.shape), bias: columns[:, -1]}
 
+    def moment(self, rows: Tensor) -> Tensor:
+        """Return the mean outer product of rows `[groups, N, D]`."""
+        return rows.mT @ rows / rows.shape[1]
+
     def precondition(self, gradient: Tensor) -> Tensor:
         """Multiply by the inverse."""
         return gradient @ self.inverse
@@ -72,7 +76,7 @@ class Layer:
             return
         rows = torch.cat(self.rows, 1)
         kept = config.ema_decay ** len(self.observed_steps)
-        self.average = kept * self.average + (1 - kept) * (rows.mT @ rows / rows.shape[1])
+        self.average = kept * self.average + (1 - kept) * self.moment(rows)
         self.weight = kept * self.weight + (1 - kept)
         self.rows.clear()
         self.observed_steps.clear()
