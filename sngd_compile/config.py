@@ -115,7 +115,9 @@ class Config:
 
         Average 0.995, damping 1e-4 of the trace, a refresh every 100 steps, every step observed
         from all rows, the symmetric root. Train with plain SGD without momentum, learning rate
-        0.1, batches of 50. Where the authors use one Fisher per hidden unit, this is `shared`.
+        0.1, batches of 50. The authors' first and last layers are `shared`, as all are here, and
+        their hidden layers `unit`: `paper = Config.paper()`, then
+        `reconstruct(model, paper.replace(fisher="unit"), overrides={"<first layer>.*": paper})`.
 
         Source: arXiv 2412.07441 and the authors' published settings.
         """

@@ -114,8 +114,9 @@ class Surroundings:
 
 
 def _of_child(name: str, child: nn.Module) -> Following:
-    known = (activation for kind, activation in MODULES.items() if isinstance(child, kind))
-    activation = next(known, "")
+    kind = next((kind for kind in MODULES if isinstance(child, kind)), None)
+    runs_it = kind is not None and type(child).forward is kind.forward
+    activation = MODULES[kind] if kind is not None and runs_it else ""
     shown = f"{name} ({type(child).__name__})"
     if isinstance(child, nn.ELU) and child.alpha != 1:
         return Following("", f"{shown} has an alpha other than 1")

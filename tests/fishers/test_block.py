@@ -172,6 +172,12 @@ def test_a_tied_table_adds_a_multiple_of_the_identity_to_every_block():
     torch.testing.assert_close(blocks, expected, rtol=1e-12, atol=1e-14)
 
 
+def test_a_tied_table_in_blocks_keeps_the_function():
+    model, x = Tied(), torch.tensor([0, 3, 3, 1])
+    net = observed(model, SHARED.replace(fisher="block", block_size=3), x)
+    torch.testing.assert_close(net(x), model(x), rtol=1e-12, atol=1e-12)
+
+
 def observed(model, config, x):
     """Reconstruct, show one batch, refresh."""
     net = sngd.reconstruct(model, config)

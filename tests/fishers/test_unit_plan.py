@@ -61,6 +61,14 @@ class Branching(nn.Module):
         return F.relu(self.block(x)) if x.sum() > 0 else self.block(x)
 
 
+class Leaky(nn.ReLU):
+    """A subclass that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Leak."""
+        return F.leaky_relu(x)
+
+
 class Own(nn.Module):
     """A parameter of its own and a method in place."""
 
@@ -132,6 +140,7 @@ NOT_FOUND = [
     (Applied(lambda x: F.elu(x, 2.0), torch.tanh), "one", "has an alpha other than 1"),
     (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.ReLU()), "0", "1 (BatchNorm1d) follows"),
     (nn.Sequential(nn.ConvTranspose1d(3, 2, 2), nn.ReLU()), "0", "runs as it is|rows its outputs"),
+    (nn.Sequential(nn.Linear(3, 2), Leaky()), "0", "1 (Leaky) follows it"),
     (nn.LSTM(3, 4), "weight_ih_l0", "runs as it is"),
 ]
 
