@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,12 +56,13 @@ class Surroundings:
     """
 
     def __init__(self, model: nn.Module, class_of: Callable[[nn.Module], type[nn.Module]]) -> None:
-        self.class_of = class_of
-        self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.names: dict[nn.Module, list[str]] = defaultdict(list)
-        for name, module in self.modules.items():
-            self.names[module].append(name)
+        self.model, self.class_of = model, class_of
         self.graphs: dict[nn.Module, fx.Graph | None] = {}
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module by each of its names, once somebody asks."""
+        return dict(self.model.named_modules(remove_duplicate=False))
 
     def after(self, module_name: str, node: fx.Node) -> Following:
         """Say which activation reads the result of a call, and nothing beside it.
@@ -88,21 +89,22 @@ class Surroundings:
 
     def _after_module(self, module_name: str) -> Following:
         """Look at every place in which a module around this one calls it."""
-        found = []
-        for name in self.names[self.modules[module_name]]:
-            if not name:
-                return Following("", "the model returns its result")
-            parts = name.split(".")
-            for cut in reversed(range(len(parts))):
-                around, own = ".".join(parts[:cut]), ".".join(parts[cut:])
-                graph = self._graph(self.modules[around])
-                calls = (
-                    [] if graph is None else list(graph.find_nodes(op="call_module", target=own))
-                )
-                if calls:
-                    found += [self.after(around, call) for call in calls]
-                    break
-        return common(found)
+        module = self.modules[module_name]
+        names = [name for name, other in self.modules.items() if other is module]
+        return common([self._after_name(name) for name in names])
+
+    def _after_name(self, name: str) -> Following:
+        """Look at the nearest module around that calls a module by this name."""
+        if not name:
+            return Following("", "the model returns its result")
+        parts = name.split(".")
+        for cut in reversed(range(len(parts))):
+            around, own = ".".join(parts[:cut]), ".".join(parts[cut:])
+            graph = self._graph(self.modules[around])
+            calls = [] if graph is None else graph.find_nodes(op="call_module", target=own)
+            if calls:
+                return common([self.after(around, call) for call in calls])
+        return common([])
 
     def _graph(self, module: nn.Module) -> fx.Graph | None:
         if module not in self.graphs:

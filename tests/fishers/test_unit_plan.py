@@ -165,6 +165,10 @@ def test_a_shared_module_needs_one_activation_in_all_its_places():
     assert plan_of(same)["0.weight"][0] == "relu"
     other = nn.Sequential(layer, nn.ReLU(), nn.Sequential(layer, nn.Tanh()))
     assert "1 (ReLU) follows it; 2.1 (Tanh) follows it" in plan_of(other)["0.weight"][1]
+    branching = Branching()
+    branching.block = layer
+    unknown = nn.Sequential(layer, nn.ReLU(), branching)
+    assert "no captured forward" in plan_of(unknown)["0.weight"][1]
 
 
 def test_a_given_activation_is_taken_as_it_is():
