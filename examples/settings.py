@@ -36,6 +36,8 @@ SETTINGS: dict[str, sngd.Config] = {
     "max_rows=64": sngd.Config(max_rows=64),
     "ema_decay=0.995": sngd.Config(ema_decay=0.995),
     'fisher="diagonal"': sngd.Config(fisher="diagonal"),
+    'fisher="block"': sngd.Config(fisher="block"),
+    'fisher="unit", max_factor_bytes=2**24': sngd.Config(fisher="unit", max_factor_bytes=2**24),
     'fisher="kronecker"': sngd.Config(fisher="kronecker"),
     'root="symmetric"': sngd.Config(root="symmetric"),
     "Config.paper()": sngd.Config.paper(),

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from sngd_compile.errors import ConfigError
 
-Fisher = Literal["shared", "diagonal", "kronecker"]
+Fisher = Literal["shared", "diagonal", "block", "unit", "kronecker"]
+Activation = Literal["auto", "linear", "relu", "tanh", "sigmoid", "elu", "gelu", "silu"]
 RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz", "warm", "nystrom"]
 
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
@@ -39,10 +40,18 @@ class Config:
             samples, an embedding bag all of them.
         seed: Seed of that subset; integer >= 0. The global generator is never touched.
         fisher: Local Fisher. "shared": `E[x~ x~^T]`, one for all outputs of a layer. "diagonal":
-            its diagonal alone, D numbers, whose root costs next to nothing. "kronecker":
+            its diagonal alone, D numbers, whose root costs next to nothing. "block": its diagonal
+            blocks of `block_size` neighbouring inputs, D * block_size numbers. "unit":
+            `E[nu(a_j) x~ x~^T]` for each output a_j, O matrices, nu the Fisher information of the
+            activation that follows. "kronecker":
             `E[x~ x~^T] (x) E[g g^T]`, g the gradient of the loss by the outputs, as in K-FAC; a
             layer that cannot have it takes "shared", and the plan says why. Its steps have another
             unit: start from a learning rate of 0.003 and `damping_rel_trace=1e-2`.
+        block_size: Inputs in one block of `fisher="block"`, which alone reads it; integer >= 1. A
+            convolution's blocks are whole input channels where one fits. The bias is in the last.
+        activation: What follows a layer with `fisher="unit"`, which alone reads it: "relu", "tanh",
+            "sigmoid", "elu" (alpha 1), "gelu", "silu" or "linear"; or "auto" to find it in the
+            forward of the layer's module or of those around it.
         max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
             plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
@@ -71,14 +80,16 @@ class Config:
     max_rows: int | Literal["auto"] | None = "auto"
     seed: int = 0
     fisher: Fisher = "shared"
+    block_size: int = 128
+    activation: Activation = "auto"
     max_factor_bytes: int = 2**28
     root: RootKind = "cholesky"
     rank: int = 64
 
     def __post_init__(self) -> None:
         """Check every field."""
-        least_of = {"refresh_every": 1, "observe_every": 1, "seed": 0, "max_factor_bytes": 0}
-        least_of["rank"] = 1
+        least_of = {"refresh_every": 1, "observe_every": 1, "block_size": 1, "rank": 1}
+        least_of |= {"seed": 0, "max_factor_bytes": 0}
         for name, least in least_of.items():
             _require(
                 self,
@@ -101,8 +112,9 @@ class Config:
         valid = rows is None or rows == "auto" or _is_integer(rows, 1)
         expected = f'an integer in {_range(1)}, None (all rows) or "auto" (4 D rows)'
         _require(self, "max_rows", valid, expected)
-        for name, kinds in (("fisher", get_args(Fisher)), ("root", get_args(RootKind))):
-            _require(self, name, getattr(self, name) in kinds, f"one of {', '.join(kinds)}")
+        for name, kinds in (("fisher", Fisher), ("activation", Activation), ("root", RootKind)):
+            names = get_args(kinds)
+            _require(self, name, getattr(self, name) in names, f"one of {', '.join(names)}")
 
     @classmethod
     def paper(cls) -> Config:
@@ -110,7 +122,9 @@ class Config:
 
         Average 0.995, damping 1e-4 of the trace, a refresh every 100 steps, every step observed
         from all rows, the symmetric root. Train with plain SGD without momentum, learning rate
-        0.1, batches of 50. Where the authors use one Fisher per hidden unit, this is `shared`.
+        0.1, batches of 50. The authors' first and last layers are `shared`, as all are here, and
+        their hidden layers `unit`: `paper = Config.paper()`, then
+        `reconstruct(model, paper.replace(fisher="unit"), overrides={"<first layer>.*": paper})`.
 
         Source: arXiv 2412.07441 and the authors' published settings.
         """

@@ -3,67 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Tensor, fx
 
 from sngd_compile.config import Config
+from sngd_compile.finer import blocks_of, by_unit
+from sngd_compile.holding import Decision, Holding, hidden_outputs
 from sngd_compile.layout import Layout
-from sngd_compile.matching import UNUSED, Findings, Found
+from sngd_compile.matching import UNUSED, Found
 from sngd_compile.rules import GUESS, RULES, Planned
-from sngd_compile.site import GraphUse, Place, Site
-
-
-@dataclass(frozen=True)
-class Holding:
-    """One module and name that hold a parameter, and what the module does with it.
-
-    Args:
-        owner: Number of the module.
-        parameters: All parameters of the module.
-        name: Of this one.
-        findings: What the module does with its parameters.
-    """
-
-    owner: int
-    parameters: Mapping[str, Tensor | None]
-    name: str
-    findings: Findings
-
-    @property
-    def found(self) -> Found:
-        """What the module does with the parameter."""
-        return self.findings.found[self.name]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What becomes of a weight; see `Site`."""
-
-    bias: Tensor | None
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    layout: Layout
-    rule: str
-    kind: str
-    config: Config
-    note: str
-
-    def site(self, places: tuple[Place, ...], note: str) -> Site:
-        """Return the site, with one more note."""
-        notes = "; ".join(text for text in (self.note, note) if text)
-        return Site(
-            places,
-            self.shape,
-            self.dtype,
-            self.layout,
-            self.rule,
-            self.kind,
-            self.config,
-            notes,
-        )
+from sngd_compile.site import GraphUse
 
 
 def decide(
@@ -86,9 +38,11 @@ def decide(
         if bias not in free or not _joins(bias, found[0], held, holdings):
             bias = None
         free.discard(bias)
-        decision = _decision(parameter, bias, *found)
+        decision = _decision(parameter, bias, held, *found)
         if decision.kind == "kronecker":
             decision = _two_sided(decision, held)
+        elif decision.kind == "unit":
+            decision = by_unit(decision, held)
         decisions[parameter] = decision
     return decisions, reasons
 
@@ -127,19 +81,31 @@ def _candidates(usable: Iterable[Found]) -> Iterable[Candidate]:
 
 
 def _decision(
-    weight: Tensor, bias: Tensor | None, layout: Layout, kind: str, rule: str, config: Config
+    weight: Tensor,
+    bias: Tensor | None,
+    held: Sequence[Holding],
+    layout: Layout,
+    kind: str,
+    rule: str,
+    config: Config,
 ) -> Decision:
-    """Take a diagonal where the full factor is too large."""
-    dtype, note = weight.dtype, ""
+    """Take a diagonal where the full factor, or the one in blocks, is too large."""
+    dtype, shape, note = weight.dtype, tuple(weight.shape), ""
     size = layout.width + (bias is not None)
-    bytes_of_factor = (layout.groups or 1) * size**2 * max(4, dtype.itemsize)
+    blocks: tuple[int, ...] = ()
+    if kind == "block":
+        blocks, note = blocks_of(shape, layout, rule, bias is not None, config, held)
+        kind = "block" if blocks else "shared"
+    entries = sum(block**2 for block in blocks or (size,))
+    bytes_of_factor = (layout.groups or 1) * entries * max(4, dtype.itemsize)
     if kind != "diagonal" and bytes_of_factor > config.max_factor_bytes:
-        kind = "diagonal"
+        full = "a full factor" if kind != "block" else "a factor in blocks"
+        kind, blocks = "diagonal", ()
         note = (
-            f"a full factor of {bytes_of_factor:,} bytes is above max_factor_bytes = "
+            f"{full} of {bytes_of_factor:,} bytes is above max_factor_bytes = "
             f"{config.max_factor_bytes:,}: only its diagonal is kept"
         )
-    return Decision(bias, tuple(weight.shape), dtype, layout, rule, kind, config, note)
+    return Decision(bias, shape, dtype, layout, rule, kind, config, note, blocks)
 
 
 def _two_sided(decision: Decision, held: Sequence[Holding]) -> Decision:
@@ -159,23 +125,8 @@ def _without_outputs(decision: Decision, held: Sequence[Holding]) -> str:
         return f"a factor of its outputs, {bytes_of_factor:,} bytes, is above max_factor_bytes"
     if decision.dtype == torch.float16:
         return "w' would be as small as the gradients, which float16 cannot hold; use bfloat16"
-    reasons = (_hidden_outputs(holding, layout) for holding in held)
+    reasons = (hidden_outputs(holding, layout) for holding in held)
     return next((reason for reason in reasons if reason), "")
-
-
-def _hidden_outputs(holding: Holding, layout: Layout) -> str:
-    """Say why the outputs of the calls in one module cannot be seen, or ""."""
-    uses = holding.found if isinstance(holding.found, tuple) else ()
-    if holding.findings.graph is None and uses:
-        return "a frame compiled with backend='sngd' observes inputs only; use reconstruct"
-    if holding.findings.graph is None:
-        return "its module's forward runs as it is, and its outputs are not seen"
-    for call in uses:
-        if not RULES[call.rule].has_output_rows:
-            return f"the rule {call.rule} does not say what rows its outputs have"
-        if call.use.layout.swapped_width(layout):
-            return "one of its calls takes its inputs for its outputs"
-    return ""
 
 
 def _common_bias(layout: Layout, held: Sequence[Holding]) -> Tensor | None:

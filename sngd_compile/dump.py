@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
+from sngd_compile.cost import refresh_work, step_work
 from sngd_compile.site import Plan, Site
 
 
@@ -56,10 +57,19 @@ def dump_difference(before: str, after: str) -> str:
 
 def _site_row(site: Site) -> tuple[str, ...]:
     name = site.name + ("" if site.bias_name is None else f" + {site.bias_name}")
-    blocks = "" if site.layout.groups is None else f"{site.layout.groups} x "
-    fisher = f"{site.kind} {blocks}{site.size}"
-    work = (_count(site.step_work), _count(site.refresh_work))
+    fisher = f"{site.kind} {_factors(site)}"
+    work = (_count(step_work(site)), _count(refresh_work(site)))
     return (name, _shape(site.shape), site.rule, fisher, _bytes(site.state_bytes), *work)
+
+
+def _factors(site: Site) -> str:
+    """Return number and size of a site's factors over its inputs, bias included."""
+    is_one = site.layout.groups is None and site.kind != "unit"
+    groups = "" if is_one else f"{site.factor_count} x "
+    if not site.blocks:
+        return f"{groups}{site.size}"
+    blocks = f"{len(site.blocks) - 1} x {site.blocks[0]} + {site.blocks[-1]}"
+    return f"{groups}({blocks})" if groups else blocks
 
 
 def _assignment(node: fx.Node) -> str:

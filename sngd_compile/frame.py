@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from sngd_compile.config import Config
-from sngd_compile.decision import Decision, Holding, decide
+from sngd_compile.decision import decide
+from sngd_compile.holding import Decision, Holding
 from sngd_compile.matching import Findings, Found, Matcher
 from sngd_compile.plan import reason_to_leave
 from sngd_compile.runtime.natural import Form

@@ -199,6 +199,8 @@ def _show_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
 def _show(weight: FoldedWeight, use: Use, rule: str) -> bool:
     """Observe a use; return whether it fits the way in which the weight is laid out."""
     fisher, layout = weight.fisher, use.layout
+    if fisher.kind == "unit":  # whose outputs are not seen here
+        return False
     if weight.is_transposed:
         layout = layout.of_transpose()
     swapped = _swapped_width(layout, fisher.layout, weight.group)

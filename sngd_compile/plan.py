@@ -10,18 +10,22 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sngd_compile.config import Config
-from sngd_compile.decision import Decision, Holding, decide
+from sngd_compile.decision import decide
 from sngd_compile.errors import ConfigError, ModelError, PlanError
+from sngd_compile.following import Surroundings
+from sngd_compile.holding import Decision, Holding
 from sngd_compile.matching import Findings, find
 from sngd_compile.site import GraphUse, ModulePlan, Place, Plan, Site, Skip, qualified
 
 Overrides = Mapping[str, Config | None]
 ConfigOf = Callable[[list[str]], Config | None]
+ClassOf = Callable[[nn.Module], type[nn.Module]]
 
 
 def make_plan(model: nn.Module, config: Config, overrides: Overrides) -> Plan:
@@ -54,9 +58,7 @@ def make_plan(model: nn.Module, config: Config, overrides: Overrides) -> Plan:
     return plan_of(model, config_of, type)
 
 
-def plan_of(
-    model: nn.Module, config_of: ConfigOf, class_of: Callable[[nn.Module], type[nn.Module]]
-) -> Plan:
+def plan_of(model: nn.Module, config_of: ConfigOf, class_of: ClassOf) -> Plan:
     """Plan a model, or read the plan of a reconstructed network back.
 
     Args:
@@ -64,7 +66,7 @@ def plan_of(
         config_of: All names of a parameter to its configuration, or None to leave it.
         class_of: The class whose forward a module runs.
     """
-    planner = _Planner(model, config_of)
+    planner = _Planner(model, config_of, class_of)
     for name, module in model.named_modules():
         if any(parameter is not None for parameter in module._parameters.values()):
             planner.add(name, module, class_of(module))
@@ -85,11 +87,12 @@ class _Owner:
 class _Planner:
     """Collect what every module does with its parameters, then decide for each parameter once."""
 
-    def __init__(self, model: nn.Module, config_of: ConfigOf) -> None:
+    def __init__(self, model: nn.Module, config_of: ConfigOf, class_of: ClassOf) -> None:
         self.owners: list[_Owner] = []
         self.holdings: dict[Tensor, list[Holding]] = defaultdict(list)
         self.tied = tied_names(model)
         self.config_of = config_of
+        self.surroundings = Surroundings(model, class_of)
 
     def add(self, name: str, module: nn.Module, module_class: type[nn.Module]) -> None:
         """Look at one module."""
@@ -98,8 +101,9 @@ class _Planner:
         findings = find(module, module_class, wanted)
         index = len(self.owners)
         self.owners.append(_Owner(name, module, findings))
+        after = partial(self.surroundings.after, name)
         for attribute in wanted:
-            holding = Holding(index, module._parameters, attribute, findings)
+            holding = Holding(index, module._parameters, attribute, findings, after)
             self.holdings[owned[attribute]].append(holding)
 
     def plan(self) -> Plan:
@@ -135,8 +139,8 @@ class _Planner:
                 calls = holding.found if isinstance(holding.found, tuple) else ()
                 uses = tuple(call.against(decision.layout) for call in calls)
             bias = _name_of(decision.bias, owner.module)
-            two_sided = decision.kind == "kronecker"
-            places.append(Place(owner.name, holding.name, bias, uses, two_sided))
+            sees = (decision.kind == "kronecker", decision.kind == "unit")
+            places.append(Place(owner.name, holding.name, bias, uses, *sees))
         return tuple(places)
 
     def _note(self, weight: Tensor) -> str:

@@ -43,5 +43,5 @@ def match_again(
         if not fits:
             return None
         two_sided = layers[name].output_side is not None
-        places.append(Place("", name, bias, uses, two_sided))
+        places.append(Place("", name, bias, uses, two_sided, layers[name].kind == "unit"))
     return (findings.graph, places) if findings.graph is not None else None

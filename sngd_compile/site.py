@@ -57,6 +57,7 @@ class Place:
         uses: The calls in the module's captured graph that the weight enters; None where the
             module runs as it is and its calls are met as they happen.
         has_output_side: Whether the gradients of the calls' outputs are observed.
+        has_units: Whether every output has a local Fisher, for which the outputs are observed.
     """
 
     module_name: str
@@ -64,6 +65,7 @@ class Place:
     bias_name: str | None
     uses: tuple[GraphUse, ...] | None = field(repr=False)
     has_output_side: bool = False
+    has_units: bool = False
 
     @property
     def name(self) -> str:
@@ -92,9 +94,11 @@ class Site:
         dtype: Dtype of the weight.
         layout: How the weight is laid out as matrices.
         rule: Name of the rule that matched.
-        kind: "shared", "diagonal" or "kronecker".
+        kind: "shared", "diagonal", "block", "unit" or "kronecker".
         config: Of this weight.
         note: Why the kind is not the configured one, or "".
+        blocks: Of a block kind, the size of each block, bias included.
+        activation: Of a unit kind, the name of the one that follows the layer.
     """
 
     places: tuple[Place, ...]
@@ -105,6 +109,8 @@ class Site:
     kind: str
     config: Config
     note: str = ""
+    blocks: tuple[int, ...] = ()
+    activation: str = ""
 
     @property
     def name(self) -> str:
@@ -140,7 +146,8 @@ class Site:
         """Make the Fisher layer on `device`; its statistics are float32 or wider."""
         dtype = torch.promote_types(self.dtype, torch.float32)
         has_bias = self.bias_name is not None
-        return FisherLayer(self.name, self.layout, has_bias, self.kind, self.config, dtype, device)
+        form = (self.name, self.layout, has_bias, self.kind, self.config, dtype, device)
+        return FisherLayer(*form, blocks=self.blocks, activation=self.activation)
 
     @property
     def state_bytes(self) -> int:
@@ -149,33 +156,17 @@ class Site:
         return sum(buffer.nbytes for buffer in layer.buffers())
 
     @property
-    def step_work(self) -> int:
-        """Multiply-adds that the root adds to a step at the most: one triangle each way.
-
-        A root of low rank adds two skinny products each way instead.
-        """
-        elements, width = prod(self.layout.matrix), self.layout.width
-        if self.kind == "diagonal":
-            return 2 * elements
-        if self.config.root == "nystrom":
-            rank = self.config.rank
-            return 4 * elements * (min(rank, width) + min(rank, self._output_width))
-        return elements * (width + self._output_width)
+    def factor_count(self) -> int:
+        """How often the factors over the inputs are there: once for each group or unit."""
+        groups = self.layout.groups or 1
+        return groups * self.layout.outputs if self.kind == "unit" else groups
 
     @property
-    def refresh_work(self) -> int:
-        """Multiply-adds of a refresh, about: a Cholesky factor, then w', g' and momentum moved."""
-        elements, width = prod(self.layout.matrix), self.layout.width
-        if self.kind == "diagonal":
-            return 3 * 2 * elements
-        other = self._output_width
-        factors = (self.layout.groups or 1) * (width**3 + other**3) // 3
-        return factors + 3 * 3 * elements * (width + other) // 2
-
-    @property
-    def _output_width(self) -> int:
-        """Rows of the output side's factor; 0 without one."""
-        return self.layout.outputs if self.kind == "kronecker" else 0
+    def factor_sizes(self) -> tuple[int, ...]:
+        """Rows of the factors over the inputs, of one group or unit, without the bias."""
+        if self.kind != "block":
+            return (self.layout.width,)
+        return (*self.blocks[:-1], self.blocks[-1] - (self.bias_name is not None))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ NAN, INFINITY = float("nan"), float("inf")
 WRONG = [
     *[("refresh_every", value) for value in (0, -1, 1.5, "10", None, True, 2**64)],
     *[("observe_every", value) for value in (0, -3, 2.0, None, False)],
+    *[("block_size", value) for value in (0, -1, 1.5, None, True, 2**63)],
     *[("seed", value) for value in (-1, 0.5, None, True, 2**63)],
     *[("early_refreshes", value) for value in (3, [1, 2], (0,), (3, 1), (1, 1), (1.0,), None)],
     *[("early_observations", value) for value in (-1, {1}, (-1,), (2, 2), ("1",))],
@@ -19,7 +20,8 @@ WRONG = [
     *[("damping_rel_trace", value) for value in (-1e-9, 1.1, NAN, INFINITY, None)],
     *[("damping_abs", value) for value in (-1e-9, NAN, INFINITY, None)],
     *[("max_rows", value) for value in (0, -1, 1.5, "all", True)],
-    *[("fisher", value) for value in ("unit", None, 1)],
+    *[("fisher", value) for value in ("units", None, 1)],
+    *[("activation", value) for value in ("ReLU", "", None, 1, torch.relu)],
     *[("root", value) for value in ("eigh", None, "Cholesky")],
 ]
 EDGES = [
@@ -27,6 +29,8 @@ EDGES = [
     {"ema_decay": 0, "damping_rel_trace": 0, "damping_abs": 0},
     {"damping_rel_trace": 1, "damping_abs": 1e300, "max_rows": 1},
     {"max_rows": None},
+    {"block_size": 1, "fisher": "block"},
+    {"activation": "gelu", "fisher": "unit"},
     {"seed": 2**62, "refresh_every": 2**62, "max_rows": 2**62},
 ]
 

@@ -9,6 +9,7 @@ from torch import fx
 from sngd_compile.rules import RULES
 from sngd_compile.runtime.observe import STATISTICS, observe
 from sngd_compile.runtime.observe_gradient import observe_gradient
+from sngd_compile.runtime.observe_units import observe_units
 from sngd_compile.site import GraphUse, Place
 
 
@@ -28,11 +29,23 @@ def observe_(graph: fx.Graph, places: Sequence[Place]) -> None:
             with graph.inserting_after(training):
                 fisher = graph.get_attr(place.fisher_name)
             with graph.inserting_after(fisher):
-                use = call.use
-                arguments = (fisher, call.rule, use.inputs, use.geometry, training)
-                graph.call_function(observe, arguments + ((call.swapped,) if call.swapped else ()))
+                _observe_inputs_(graph, place, call, fisher, training)
             if place.has_output_side:
                 _observe_gradient_(graph, call, fisher, training)
+
+
+def _observe_inputs_(
+    graph: fx.Graph, place: Place, call: GraphUse, fisher: fx.Node, training: fx.Node
+) -> None:
+    """Show the inputs of a call; to the local Fishers of its units, its output with them."""
+    use = call.use
+    if place.has_units:
+        graph.call_function(
+            observe_units, (fisher, call.rule, use.inputs, call.node, use.geometry, training)
+        )
+        return
+    arguments = (fisher, call.rule, use.inputs, use.geometry, training)
+    graph.call_function(observe, arguments + ((call.swapped,) if call.swapped else ()))
 
 
 def _observe_gradient_(graph: fx.Graph, call: GraphUse, fisher: fx.Node, training: fx.Node) -> None:

@@ -123,11 +123,36 @@ class Rule(ABC):
         """Add the sum of the rows' squares to `out`, `[D]` or `[groups, D]`."""
         return sngd_kernels.squared_sum(self.rows(samples, geometry), bias=bias, out=out)
 
+    def block_moments(
+        self,
+        samples: Sequence[Tensor],
+        geometry: Sequence[int],
+        bias: bool,
+        out: Sequence[Tensor],
+    ) -> None:
+        """Add the outer products of neighbouring columns of the rows, block by block.
+
+        Args:
+            samples: As in `rows`.
+            geometry: As `match` wrote it.
+            bias: Whether the last block ends in the bias's 1.
+            out: One `[b, b]` or `[groups, b, b]` a block, to be added to.
+        """
+        rows, start = self.rows(samples, geometry), 0
+        for moment in out:
+            with_bias = bias and moment is out[-1]
+            stop = start + moment.shape[-1] - with_bias
+            columns, start = rows[..., start:stop], stop
+            blocks = [(columns, moment)] if rows.dim() == 2 else zip(columns, moment, strict=True)
+            for block, total in blocks:
+                sngd_kernels.second_moment(block, bias=with_bias, out=total)
+
     def output_rows(self, outputs: Tensor, geometry: Sequence[int]) -> Tensor:
         """Return the outputs of a call, or their gradient, by sample and position.
 
         A rule that has it takes `Config(fisher="kronecker")`, whose second factor is that of the
-        gradients; for one that has not, the plan says so and takes "shared".
+        gradients, and `Config(fisher="unit")`, whose units are the outputs; for one that has not,
+        the plan says so and takes "shared".
 
         Returns:
             `[samples, positions, O]`, or `[samples, positions, groups, O]`.

@@ -147,6 +147,36 @@ class Convolution(Rule):
             out=out,
         )
 
+    def block_moments(
+        self,
+        samples: Sequence[Tensor],
+        geometry: Sequence[int],
+        bias: bool,
+        out: Sequence[Tensor],
+    ) -> None:
+        """Add the blocks' second moments; of whole channels without making the patches."""
+        layer = Geometry.decode(geometry)
+        taps = prod(layer.kernel)
+        if out[0].shape[-1] % taps:
+            super().block_moments(samples, geometry, bias, out)
+            return
+        images, padding = layer.pad(samples[0])
+        by_group, start = images.unflatten(1, (layer.groups, -1)), 0
+        for moment in out:
+            with_bias = bias and moment is out[-1]
+            stop = start + (moment.shape[-1] - with_bias) // taps
+            channels, start = by_group[:, :, start:stop].flatten(1, 2), stop
+            sngd_kernels.conv_second_moment(
+                channels,
+                layer.kernel,
+                layer.stride,
+                padding,
+                layer.dilation,
+                layer.groups,
+                bias=with_bias,
+                out=moment,
+            )
+
     def output_rows(self, outputs: Tensor, geometry: Sequence[int]) -> Tensor:
         """Return `[N, positions, O]` or `[N, positions, groups, O]`: an image is a sample."""
         layer = Geometry.decode(geometry)

@@ -6,14 +6,13 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sngd_compile.errors import SngdWarning
 from sngd_compile.runtime.fisher import FisherLayer
-from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
 from sngd_compile.runtime.roots import FactorRoot, Root, decompose_all_
 
 NextRoot = tuple[Root, tuple[float, ...]]
@@ -32,30 +31,31 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
         undamped, or not positive definite. The present root then stays.
     """
     batches: dict[Any, list[_Entry]] = defaultdict(list)
-    sides: list[list[FactorRoot]] = []
+    roots: list[tuple[Root | None, Sequence[FactorRoot]]] = []
     dampings: list[tuple[float, ...]] = []
     for layer in layers:
         damped = layer.damped()
         # They are filled by the decomposition: an identity would be written for nothing.
         empty = layer.new_root(damped[0][0].dtype, torch.device("meta")) if damped else None
-        sides.append(_sides(empty))
+        sides = _sides(empty)
+        roots.append((empty, sides))
         dampings.append(tuple(damping for _, damping in damped))
         present = _sides(layer.root_buffers) if damped else []
-        for root, (matrix, _), old in zip(sides[-1], damped, present, strict=True):
+        for root, (matrix, _), old in zip(sides, damped, present, strict=True):
             shape = (root.has_bias, matrix.shape, matrix.dtype, matrix.device)
             entry = _Entry(layer, root, matrix, old)
             batches[layer.config.root, type(root), *shape].append(entry)
     definite: dict[int, bool] = {}
     for (method, *_), batch in batches.items():
-        roots = [entry.root for entry in batch]
+        filled = [entry.root for entry in batch]
         present = [entry.present for entry in batch]
-        found = decompose_all_(roots, [entry.damped for entry in batch], method, present)
+        found = decompose_all_(filled, [entry.damped for entry in batch], method, present)
         for entry, fine, warm in zip(batch, found.definite, found.is_warm, strict=True):
             definite[id(entry.root)] = fine
             _report(entry.layer, fine, warm, found.instead)
     return [
-        (_joined(roots), damping) if roots and all(definite[id(root)] for root in roots) else None
-        for roots, damping in zip(sides, dampings, strict=True)
+        (root, damping) if root is not None and all(definite[id(s)] for s in sides) else None
+        for (root, sides), damping in zip(roots, dampings, strict=True)
     ]
 
 
@@ -78,16 +78,11 @@ def _report(layer: FisherLayer, definite: bool, is_warm: bool, instead: str) -> 
         warn_once(layer, "instead", f"{instead}. eigh was taken instead")
 
 
-def _sides(root: Root | None) -> list[FactorRoot]:
+def _sides(root: Root | None) -> Sequence[FactorRoot]:
     """List the roots that are decomposed one by one."""
-    if isinstance(root, KroneckerRoot):
-        return [root.input_root, root.output_root]
-    return [] if root is None else [root]
-
-
-def _joined(roots: Sequence[FactorRoot]) -> Root:
-    """Return the root of a layer whose sides these are."""
-    return roots[0] if len(roots) == 1 else KroneckerRoot(*cast(Sequence[FullRoot], roots))
+    if root is None:
+        return []
+    return [root] if isinstance(root, FactorRoot) else root.sides
 
 
 def root_history(layer: FisherLayer) -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import sqrt
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sngd_compile.blocks import factor_shape, head_and_tail
 from sngd_compile.config import Config
 from sngd_compile.layout import Layout
 from sngd_compile.runtime.average import absorb_
-from sngd_compile.runtime.diagonal import DiagonalRoot
+from sngd_compile.runtime.buffers import WideBuffers
 from sngd_compile.runtime.kronecker import KroneckerRoot
+from sngd_compile.runtime.new_root import identity_root
 from sngd_compile.runtime.output_side import OutputSide
-from sngd_compile.runtime.roots import Root, copy_root_, new_full_root
+from sngd_compile.runtime.roots import Root, copy_root_
 from sngd_compile.runtime.schedule import Schedule
 
 ROWS, REJECTED = 0, 1  # entries of FisherLayer.tally
@@ -23,7 +25,7 @@ Damped = tuple[Tensor, float]
 """A damped factor and the damping in it."""
 
 
-class FisherLayer(nn.Module):
+class FisherLayer(WideBuffers):
     """Hold the local Fisher of one weight (and its bias) and the root of its inverse.
 
     The reconstructed network reads only the root; `observe_` writes `sum` and `tally`; a refresh
@@ -33,18 +35,22 @@ class FisherLayer(nn.Module):
         name: Qualified name of the weight, for messages.
         layout: How the weight is laid out as matrices `[*, O, K]`.
         has_bias: Whether the last coordinate of a row is the bias's 1.
-        kind: "shared", a full matrix; "diagonal"; or "kronecker", two full matrices.
+        kind: "shared", a full matrix; "diagonal"; "block", diagonal blocks; "unit", a full
+            matrix for each output; or "kronecker", two full matrices.
         config: Damping, schedule, kind of root.
         dtype: Dtype of the statistics and of the root; float32 or float64.
         device: Where the buffers live.
+        blocks: Of a block kind, the size of each block, bias included.
+        activation: Of a unit kind, the name of the one that follows the layer.
 
     Attributes:
-        kind: Local Fisher, "shared", "diagonal" or "kronecker".
+        kind: Local Fisher, "shared", "diagonal", "block", "unit" or "kronecker".
         size: D, weights of one output, bias included.
         groups: Local Fishers side by side; None for one without a groups axis.
         factor: G as estimated, without damping, `[D, D]` or `[groups, D, D]`, in the order of
-            `weight.flatten(1)`, the bias last; of a diagonal kind `[D]` or `[groups, D]`; zero
-            until the first refresh.
+            `weight.flatten(1)`, the bias last; of a diagonal kind `[D]` or `[groups, D]`; of a
+            block kind flat, `[L]` or `[groups, L]`: the blocks, one after the other, each row by
+            row; of a unit kind `[groups * O, D, D]`. Zero until the first refresh.
         unmatched: Where the weight was last used in a way that no rule understands, or "".
         scale: Multiple of the factor that is damped and inverted.
         output_side: Of a kronecker kind, what is known of the gradients at the layer's outputs.
@@ -62,7 +68,7 @@ class FisherLayer(nn.Module):
     absolute_damping: Tensor
     scale = 1.0
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what there is to know of a layer
         self,
         name: str,
         layout: Layout,
@@ -71,14 +77,17 @@ class FisherLayer(nn.Module):
         config: Config,
         dtype: torch.dtype,
         device: torch.device,
+        *,
+        blocks: tuple[int, ...] = (),
+        activation: str = "",
     ) -> None:
         """Start with the identity as root and no rows seen."""
         super().__init__()
         self.name, self.layout, self.has_bias = name, layout, has_bias
         self.size, self.groups = layout.width + has_bias, layout.groups
         self.config, self.kind, self.unmatched = config, kind, ""
-        lead = () if self.groups is None else (self.groups,)
-        shape = (*lead, self.size) if kind == "diagonal" else (*lead, self.size, self.size)
+        self.blocks, self.activation = blocks, activation
+        shape = factor_shape(kind, layout, self.size, blocks)
         for buffer in ("sum", "factor"):
             self.register_buffer(buffer, torch.zeros(shape, dtype=dtype, device=device))
         self.register_buffer("tally", torch.zeros(2, dtype=torch.int64, device=device))
@@ -149,7 +158,7 @@ class FisherLayer(nn.Module):
         float32 serves while the damping bounds the condition number by 1e4, float64 beyond that.
         A kronecker kind has two, of its input and of its output side, in float64.
         """
-        trace = _trace(self._diagonal(self.factor)) * self.scale
+        trace = _trace([self._diagonal(part) for part in self._parts(self.factor)]) * self.scale
         if self.output_side is not None:
             return self._damped_sides(trace, self.output_side)
         damping = self.config.damping_rel_trace * trace + self.config.damping_abs
@@ -157,9 +166,10 @@ class FisherLayer(nn.Module):
             return ()
         narrow = self.factor.dtype == torch.float32 and damping >= 1e-4 * trace
         dtype = torch.float32 if narrow else torch.float64
-        damped = torch.mul(self.factor.to(dtype), self.scale)
-        self._diagonal(damped).add_(damping)
-        return ((damped, damping),)
+        parts = self._parts(torch.mul(self.factor.to(dtype), self.scale))
+        for part in parts:
+            self._diagonal(part).add_(damping)
+        return tuple((part, damping) for part in parts)
 
     def _damped_sides(self, trace: float, other: OutputSide) -> tuple[Damped, ...]:
         """Share the damping of `A (x) B` between the two: `A + pi d`, `B + d / pi`.
@@ -167,7 +177,7 @@ class FisherLayer(nn.Module):
         `d^2 = damping_rel_trace^2 trace(A) trace(B) + damping_abs`, and `pi^2` is the mean
         eigenvalue of A over that of B.
         """
-        other_trace = _trace(self._diagonal(other.factor))
+        other_trace = _trace([self._diagonal(other.factor)])
         if trace == 0.0 or other_trace == 0.0:
             return ()
         relative = self.config.damping_rel_trace**2 * trace * other_trace
@@ -196,13 +206,12 @@ class FisherLayer(nn.Module):
     def new_root(self, dtype: torch.dtype, device: torch.device | None = None) -> Root:
         """Return an identity root of this layer's kind and shape, on its device or another."""
         where = device or self.factor.device
-        place = (self.groups, dtype, where)
-        if self.kind == "diagonal":
-            return DiagonalRoot(self.size, self.has_bias, *place)
-        inputs = new_full_root(self.config, self.size, self.has_bias, *place)
-        if self.kind != "kronecker":
-            return inputs
-        return KroneckerRoot(inputs, new_full_root(self.config, self.layout.outputs, False, *place))
+        form = (self.kind, self.config, self.layout, self.has_bias, self.blocks)
+        return identity_root(*form, dtype, where)
+
+    def _parts(self, factor: Tensor) -> list[Tensor]:
+        """Return the factor as what is decomposed one by one."""
+        return [*head_and_tail(factor, self.blocks)] if self.kind == "block" else [factor]
 
     def _diagonal(self, factor: Tensor) -> Tensor:
         return factor if self.kind == "diagonal" else factor.diagonal(dim1=-2, dim2=-1)
@@ -227,22 +236,12 @@ class FisherLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Show what kind of layer it is and whether it has seen anything."""
-        blocks = "" if self.groups is None else f"groups={self.groups}, "
-        return f"{self.kind}, {blocks}D={self.size}, rows_seen={self.rows_seen}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FisherLayer:
-        """Follow a move or a widening, never a narrowing: half a statistic is none."""
-        for module in self.modules():
-            for name, buffer in module._buffers.items():
-                if buffer is None:
-                    continue
-                moved = fn(buffer)
-                if moved.is_floating_point() and moved.dtype.itemsize < buffer.dtype.itemsize:
-                    moved = buffer.to(moved.device)
-                module._buffers[name] = moved
-        return self
+        groups = "" if self.groups is None else f"groups={self.groups}, "
+        blocks = f"blocks={len(self.blocks)}, " if self.blocks else ""
+        return f"{self.kind}, {groups}{blocks}D={self.size}, rows_seen={self.rows_seen}"
 
 
-def _trace(diagonal: Tensor) -> float:
-    """Return the trace, for groups their mean."""
-    return float(diagonal.sum(-1).double().mean())
+def _trace(diagonals: Sequence[Tensor]) -> float:
+    """Return the trace of a factor from the diagonals of its parts, for groups their mean."""
+    groups = diagonals[-1][..., 0].numel()
+    return sum(float(diagonal.sum(-1).double().sum()) for diagonal in diagonals) / groups

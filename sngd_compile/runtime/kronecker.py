@@ -35,6 +35,11 @@ class KroneckerRoot(nn.Module):
         self.input_root, self.output_root = input_root, output_root
         self.has_bias = input_root.has_bias
 
+    @property
+    def sides(self) -> list[FullRoot]:
+        """The roots that are decomposed one by one."""
+        return [self.input_root, self.output_root]
+
     def matrix(self) -> Tensor:
         """Return `R_A` `[*, D, D]`, the bias last."""
         return self.input_root.matrix()

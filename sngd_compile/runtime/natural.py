@@ -12,9 +12,10 @@ from torch import Tensor
 from sngd_compile.config import Config
 from sngd_compile.layout import Layout
 from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.new_root import root_class
 from sngd_compile.runtime.observe import add_to_sum
 from sngd_compile.runtime.pairs import Pair
-from sngd_compile.runtime.roots import FactorRoot, root_class
+from sngd_compile.runtime.roots import FactorRoot
 
 Encoded = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, str, str]
 
@@ -160,7 +161,7 @@ def observe_frame(
     """
     *_, has_bias, kind, _ = form
     alias = [_unversioned(tensor) for tensor in statistics]
-    add_to_sum(alias, inputs, rule, geometry, has_bias, kind == "diagonal", swapped)
+    add_to_sum(alias, inputs, rule, geometry, (has_bias, kind == "diagonal", swapped, ()))
 
 
 def _unversioned(statistic: Tensor) -> Tensor:

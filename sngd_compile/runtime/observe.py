@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sngd_compile.blocks import matrices
 from sngd_compile.runtime.fisher import REJECTED, ROWS, FisherLayer
 from sngd_compile.runtime.schedule import ALL_ROWS, MOST_ROWS, OBSERVING, SEED
 
@@ -28,6 +29,10 @@ class Statistics(Protocol):
         """Return how many rows one sample gives."""
         ...
 
+    def rows(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
+        """Return the rows, `[N, K]` or `[groups, N, K]`."""
+        ...
+
     def second_moment(
         self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
     ) -> Tensor:
@@ -38,6 +43,16 @@ class Statistics(Protocol):
         self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
     ) -> Tensor:
         """Add the sum of the rows' squares to `out`."""
+        ...
+
+    def block_moments(
+        self,
+        samples: Sequence[Tensor],
+        geometry: Sequence[int],
+        bias: bool,
+        out: Sequence[Tensor],
+    ) -> None:
+        """Add to each of `out` the sum of the outer products of its block of the rows."""
         ...
 
     def output_rows(self, outputs: Tensor, geometry: Sequence[int]) -> Tensor:
@@ -75,7 +90,8 @@ def observe(
         sum = fisher.sum if group is None else fisher.sum[group]
         statistics = (sum, fisher.tally, fisher.schedule.gate)
         diagonal = fisher.kind == "diagonal"
-        add_to_sum(statistics, inputs, rule, geometry, fisher.has_bias, diagonal, swapped)
+        form = (fisher.has_bias, diagonal, swapped, fisher.blocks)
+        add_to_sum(statistics, inputs, rule, geometry, form)
 
 
 def add_to_sum(
@@ -83,15 +99,22 @@ def add_to_sum(
     inputs: Sequence[Tensor],
     rule: str,
     geometry: Sequence[int],
-    bias: bool,
-    diagonal: bool,
-    swapped: int,
+    form: tuple[bool, bool, int, Sequence[int]],
 ) -> None:
-    """Call the op: `statistics` are sum, tally and gate; see `observe` and `observe_`."""
+    """Call the op.
+
+    Args:
+        statistics: Sum, tally and gate.
+        inputs: As in `observe`.
+        rule: As in `observe`.
+        geometry: As in `observe`.
+        form: Bias, diagonal, swapped and blocks, as in `observe_`.
+    """
     sum, tally, gate = statistics
     plain = [tensor.detach() for tensor in inputs]
+    bias, diagonal, swapped, blocks = form
     arguments = (sum, tally, gate, plain, rule, list(geometry), bias, diagonal, swapped)
-    torch.ops.sngd.observe_(*arguments)
+    torch.ops.sngd.observe_(*arguments, list(blocks))
 
 
 def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
@@ -104,16 +127,17 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     bias: bool,
     diagonal: bool,
     swapped: int,
+    blocks: Sequence[int],
 ) -> None:
     """Add `sum_n x~_n x~_n^T` to `sum` and N to `tally[ROWS]`, if the gate is open.
 
-    A swapped use has rows over the outputs: every output's Fisher is a multiple of the identity,
-    on average `sum_n |x_n|^2 / swapped`. A pass with a number that is not finite adds to
-    `tally[REJECTED]` alone. A forward pass that activation checkpointing repeats inside the
-    backward pass is not counted again. The arithmetic is float32 or wider whatever the activations
-    are.
+    Of blocks, none or the size of each, only those on the diagonal are added. A swapped use has
+    rows over the outputs: every output's Fisher is a multiple of the identity, on average
+    `sum_n |x_n|^2 / swapped`. A pass with a number that is not finite adds to `tally[REJECTED]`
+    alone. A forward pass that activation checkpointing repeats inside the backward pass is not
+    counted again. The arithmetic is float32 or wider whatever the activations are.
     """
-    if not int(gate[OBSERVING]) or torch._C._current_graph_task_id() != -1:
+    if is_shut(gate):
         return
     statistics = STATISTICS[rule]
     samples = statistics.samples(inputs, geometry)
@@ -121,14 +145,29 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     if samples[0].shape[0] * rows_each == 0:
         return
     samples = draw(samples, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
-    samples = [t.to(sum.dtype) if t.is_floating_point() else t for t in samples]
-    finite = _square_sum(samples).isfinite()
-    if samples[0].device.type != "cpu":  # no wait for the device: rows of zeros add nothing
-        samples = [torch.where(finite, t, 0) if t.is_floating_point() else t for t in samples]
+    samples, finite = finite_samples(samples, sum.dtype)
     if samples[0].device.type != "cpu" or finite:
-        _add_rows(statistics, samples, geometry, bias, sum, diagonal, swapped)
+        parts = matrices(sum, blocks) if blocks else [sum]
+        _add_rows(statistics, samples, geometry, bias, parts, diagonal, swapped)
     tally[ROWS].add_(finite * (samples[0].shape[0] * rows_each))
     tally[REJECTED].add_(~finite)
+
+
+def is_shut(gate: Tensor) -> bool:
+    """Say whether nothing is to be observed now, or a checkpoint repeats what has been."""
+    return not int(gate[OBSERVING]) or torch._C._current_graph_task_id() != -1
+
+
+def finite_samples(samples: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Widen samples, and say whether they can be squared; those that cannot become zeros.
+
+    On a CPU they stay: the caller does not use them.
+    """
+    wide = [t.to(dtype) if t.is_floating_point() else t for t in samples]
+    finite = _square_sum(wide).isfinite()
+    if wide[0].device.type != "cpu":  # no wait for the device: rows of zeros add nothing
+        wide = [torch.where(finite, t, 0) if t.is_floating_point() else t for t in wide]
+    return wide, finite
 
 
 def _add_rows(
@@ -136,19 +175,22 @@ def _add_rows(
     samples: Sequence[Tensor],
     geometry: Sequence[int],
     bias: bool,
-    sum: Tensor,
+    parts: Sequence[Tensor],
     diagonal: bool,
     swapped: int,
 ) -> None:
-    """Add the rows to a full or a diagonal sum."""
+    """Add the rows to a full or diagonal sum, or to several, those of its blocks."""
     if swapped:
-        squares = statistics.diagonal(samples, geometry, False, sum.new_zeros(swapped))
-        target = sum if diagonal else sum.diagonal(dim1=-2, dim2=-1)
-        target.add_(squares.sum() / swapped)
+        squares = statistics.diagonal(samples, geometry, False, parts[0].new_zeros(swapped))
+        for part in parts:
+            target = part if diagonal else part.diagonal(dim1=-2, dim2=-1)
+            target.add_(squares.sum() / swapped)
     elif diagonal:
-        statistics.diagonal(samples, geometry, bias, sum)
+        statistics.diagonal(samples, geometry, bias, parts[0])
+    elif len(parts) > 1:
+        statistics.block_moments(samples, geometry, bias, parts)
     else:
-        statistics.second_moment(samples, geometry, bias, sum)
+        statistics.second_moment(samples, geometry, bias, parts[0])
 
 
 def draw(
@@ -176,7 +218,7 @@ def _square_sum(samples: Sequence[Tensor]) -> Tensor:
 torch.library.define(
     "sngd::observe_",
     "(Tensor(a!) sum, Tensor(b!) tally, Tensor gate, Tensor[] inputs, str rule, SymInt[] geometry, "
-    "bool bias, bool diagonal, SymInt swapped) -> ()",
+    "bool bias, bool diagonal, SymInt swapped, SymInt[] blocks) -> ()",
     tags=torch.Tag.cudagraph_unsafe,
 )
 torch.library.impl("sngd::observe_", "default", observe_)

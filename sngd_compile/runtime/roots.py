@@ -16,26 +16,18 @@ import torch
 from torch import Tensor
 
 import sngd_kernels
-from sngd_compile.config import Config
+from sngd_compile.runtime.block import BlockRoot
 from sngd_compile.runtime.cholesky import CholeskyRoot
 from sngd_compile.runtime.dense import DenseRoot
 from sngd_compile.runtime.diagonal import DiagonalRoot
 from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
 from sngd_compile.runtime.low_rank import LowRankRoot
-from sngd_compile.runtime.symmetric import SymmetricRoot
+from sngd_compile.runtime.unit import UnitRoot
 
 FactorRoot = FullRoot | DiagonalRoot
 """Of one factor."""
 
-Root = FactorRoot | KroneckerRoot
-FULL_ROOTS: dict[str, type[FullRoot]] = {
-    "cholesky": CholeskyRoot,
-    "symmetric": SymmetricRoot,
-    "denman_beavers": SymmetricRoot,
-    "newton_schulz": SymmetricRoot,
-    "warm": DenseRoot,
-    "nystrom": LowRankRoot,
-}
+Root = FactorRoot | KroneckerRoot | BlockRoot | UnitRoot
 ITERATIONS: dict[str, Callable[..., Tensor]] = {
     "denman_beavers": sngd_kernels.denman_beavers,
     "newton_schulz": sngd_kernels.newton_schulz,
@@ -45,26 +37,6 @@ NEAR = 0.3
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Residual before the last step, which squares it."""
-
-
-def root_class(kind: str, root: str) -> type[FactorRoot]:
-    """Return the class of the root of a factor of this kind, `root` being the configured one."""
-    return DiagonalRoot if kind == "diagonal" else FULL_ROOTS[root]
-
-
-def new_full_root(
-    config: Config,
-    size: int,
-    has_bias: bool,
-    groups: int | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> FullRoot:
-    """Return an identity as the configured root of a full factor."""
-    kind = FULL_ROOTS[config.root]
-    if issubclass(kind, LowRankRoot):
-        return kind(size, has_bias, groups, dtype, device, config.rank)
-    return kind(size, has_bias, groups, dtype, device)
 
 
 @dataclass(frozen=True)
@@ -94,7 +66,7 @@ def decompose_all_(
     Args:
         roots: Of one class, shape, dtype and device.
         damped: A damped factor for each.
-        method: The configured root, a key of `FULL_ROOTS`.
+        method: The configured root, see `Config`.
         present: For each, the root that it will replace.
 
     Returns:

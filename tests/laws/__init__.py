@@ -9,16 +9,20 @@ def test_linear(law, case, root):
 
 from laws.case import Case, conv_case, conv_rows, linear_case, linear_rows
 from laws.suite import factor_is_the_jacobians_moment
-from laws.table import LAWS, every_law
+from laws.table import LAWS, every_block_law, every_law
 from laws.two_sided import every_two_sided_law
+from laws.units import UnitCase, every_unit_law
 
 __all__ = [
     "LAWS",
     "Case",
+    "UnitCase",
     "conv_case",
     "conv_rows",
+    "every_block_law",
     "every_law",
     "every_two_sided_law",
+    "every_unit_law",
     "factor_is_the_jacobians_moment",
     "linear_case",
     "linear_rows",

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import product
-from typing import Self
+from itertools import pairwise, product
+from math import prod
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,8 @@ class Case:
         arrange: The weight -> `[O, K]`, one output a row, groups one after the other.
         diagonal: Whether the factor keeps the diagonal alone.
         fisher: `Config.fisher`.
+        taps: Weights of one input channel, which lie side by side.
+        block_size: `Config.block_size`.
         draw: Makes an input from a seeded generator; None for normal numbers off centre.
     """
 
@@ -44,7 +47,14 @@ class Case:
     arrange: Callable[[Tensor], Tensor] = by_output
     diagonal: bool = False
     fisher: str = "shared"
+    taps: int = 1
+    block_size: int = 128
     draw: Callable[[torch.Generator], Tensor] | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of `Config` that make it this local Fisher."""
+        return {"fisher": self.fisher, "block_size": self.block_size}
 
     def build(self) -> nn.Module:
         """Make the layer."""
@@ -64,10 +74,23 @@ class Case:
         rows = rows[None] if rows.dim() == 2 else rows
         if self.bias is not None:
             rows = F.pad(rows, (0, 1), value=1.0)
-        moment = rows.mT @ rows / rows.shape[1]
+        return self.kept(rows.mT @ rows / rows.shape[1]), rows.shape[1]
+
+    def kept(self, moment: Tensor) -> Tensor:
+        """Set what the local Fisher leaves out of `[*, D, D]` to zero."""
         if self.diagonal:
-            moment = moment.diagonal(dim1=-2, dim2=-1).diag_embed()
-        return moment, rows.shape[1]
+            return moment.diagonal(dim1=-2, dim2=-1).diag_embed()
+        if self.fisher != "block":
+            return moment
+        number = torch.zeros(moment.shape[-1])
+        for start in self.block_starts(moment.shape[-1] - (self.bias is not None)):
+            number[start:] += 1
+        return moment * (number[:, None] == number)
+
+    def block_starts(self, width: int) -> list[int]:
+        """List the first input of each block: whole channels where one fits into it."""
+        whole = self.taps * (self.block_size // self.taps)
+        return list(range(0, width, whole or self.block_size))
 
     def matrix(self, values: dict[str, Tensor]) -> Tensor:
         """Lay what belongs to the weight and its bias out as `[O, D]`."""
@@ -79,7 +102,24 @@ class Case:
         """Return a factor or a root as `[groups, D, D]`, written out if it is a diagonal."""
         if self.diagonal:
             return matrices.diag_embed().reshape(-1, *2 * matrices.shape[-1:])
+        if self.fisher == "block":
+            return torch.stack(
+                [self.from_blocks(row) for row in matrices.view(-1, matrices.shape[-1])]
+            )
         return matrices.reshape(-1, *matrices.shape[-2:])
+
+    def from_blocks(self, flat: Tensor) -> Tensor:
+        """Return `[D, D]` from blocks one after the other."""
+        width = self.width()
+        starts = self.block_starts(width)
+        sizes = [stop - start for start, stop in pairwise([*starts, width])]
+        sizes[-1] += self.bias is not None
+        parts = flat.split([size * size for size in sizes])
+        return torch.block_diag(*(p.view(n, n) for p, n in zip(parts, sizes, strict=True)))
+
+    def width(self) -> int:
+        """Return K, the weights of one output."""
+        return self.arrange(self.build().get_parameter(self.weight)).shape[1]
 
     def called(self, name: str) -> Self:
         """Return the case under another name."""
@@ -144,5 +184,6 @@ def conv_case(
         shape=shape,
         rows=conv_rows,
         channel_axis=-axes - 1,
+        taps=prod(kernel) if isinstance(kernel, tuple) else kernel**axes,
         bias="bias" if options.get("bias", True) else None,
     )

@@ -56,6 +56,11 @@ class Spy:
         self.seen.append(RecordedUse(self.rule, list(samples), tuple(geometry), out))
         return self.rule.diagonal(samples, geometry, bias, out)
 
+    def block_moments(self, samples: Any, geometry: Any, bias: bool, out: Sequence[Tensor]) -> None:
+        """Remember, then add."""
+        self.seen.append(RecordedUse(self.rule, list(samples), tuple(geometry), out[0]))
+        self.rule.block_moments(samples, geometry, bias, out)
+
 
 @contextmanager
 def spies(seen: list[RecordedUse]) -> Iterator[None]:
@@ -72,7 +77,7 @@ def spies(seen: list[RecordedUse]) -> Iterator[None]:
 
 def recorded_uses(case: Case) -> list[RecordedUse]:
     """Run a case's layer on its input and return the uses of its weight."""
-    net = sngd.reconstruct(case.build(), Config(max_rows=None, fisher=case.fisher))
+    net = sngd.reconstruct(case.build(), Config(max_rows=None, **case.fields))
     fisher = sngd.fisher_layers(net)[case.weight]
     net(case.input())  # every rule is known from here on
     seen: list[RecordedUse] = []

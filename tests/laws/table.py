@@ -33,7 +33,19 @@ OF_THE_FACTOR: tuple[Law, ...] = (
 )
 LAWS = [*product(OF_THE_ROOT, ("cholesky", "symmetric")), *product(OF_THE_FACTOR, ("cholesky",))]
 
-OF_A_DIAGONAL = (*OF_THE_ROOT, factor_is_the_mean_of_the_rows, factor_is_the_jacobians_moment)
+OF_ANY_FACTOR = (*OF_THE_ROOT, factor_is_the_mean_of_the_rows, factor_is_the_jacobians_moment)
+
+
+def every_block_law(cases: Sequence[Case]) -> pytest.MarkDecorator:
+    """Run a test of arguments `law`, `case`, `root` on cases with `Config(fisher="block")`."""
+    laws = [*product(OF_ANY_FACTOR, ("cholesky",)), (root_whitens_the_factor, "symmetric")]
+    listed = [
+        pytest.param(
+            law, replace(case, fisher="block"), root, id=f"{case.name}-{law.__name__}-{root}"
+        )
+        for case, (law, root) in product(cases, laws)
+    ]
+    return pytest.mark.parametrize(("law", "case", "root"), listed)
 
 
 def every_law(cases: Sequence[Case], without: Sequence[Law] = ()) -> pytest.MarkDecorator:
@@ -54,4 +66,4 @@ def _combinations(cases: Sequence[Case]) -> Iterator[tuple[Case, Law, str]]:
         yield from ((case, law, root) for law, root in LAWS)
         if not case.diagonal:
             diagonal = replace(case, fisher="diagonal", diagonal=True, name=f"diagonal {case.name}")
-            yield from ((diagonal, law, "cholesky") for law in OF_A_DIAGONAL)
+            yield from ((diagonal, law, "cholesky") for law in OF_ANY_FACTOR)

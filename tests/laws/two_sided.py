@@ -27,7 +27,7 @@ TwoSidedLaw = Callable[[Case, str], None]
 
 def observed(case: Case, root: str) -> nn.Module:
     """Reconstruct the layer and renew both roots from one batch."""
-    net = sngd.reconstruct(case.build(), configuration(root, case.fisher))
+    net = sngd.reconstruct(case.build(), configuration(root, **case.fields))
     loss(net(case.input())).backward()
     net.zero_grad()
     return sngd.refresh_(net)

@@ -25,13 +25,14 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+import finer_bugs
 import layer_bugs
 import output_bugs
 import root_bugs
 import statistics_bugs
 from bug import BUGS, Bug
 
-__all__ = ["layer_bugs", "output_bugs", "root_bugs", "statistics_bugs"]
+__all__ = ["finer_bugs", "layer_bugs", "output_bugs", "root_bugs", "statistics_bugs"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = 2

@@ -50,6 +50,10 @@ class Layer:
             return {weight: columns.reshape(weight.shape)}
         return {weight: columns[:, :-1].reshape(weight.shape), bias: columns[:, -1]}
 
+    def moment(self, rows: Tensor) -> Tensor:
+        """Return the mean outer product of rows `[groups, N, D]`."""
+        return rows.mT @ rows / rows.shape[1]
+
     def precondition(self, gradient: Tensor) -> Tensor:
         """Multiply by the inverse."""
         return gradient @ self.inverse
@@ -72,7 +76,7 @@ class Layer:
             return
         rows = torch.cat(self.rows, 1)
         kept = config.ema_decay ** len(self.observed_steps)
-        self.average = kept * self.average + (1 - kept) * (rows.mT @ rows / rows.shape[1])
+        self.average = kept * self.average + (1 - kept) * self.moment(rows)
         self.weight = kept * self.weight + (1 - kept)
         self.rows.clear()
         self.observed_steps.clear()
@@ -84,6 +88,11 @@ class Layer:
         damping = config.damping_rel_trace * trace + config.damping_abs
         if config.fisher == "diagonal":
             factor = factor * torch.eye(factor.shape[-1])
+        if config.fisher == "block":
+            number = torch.arange(factor.shape[-1]) // config.block_size
+            if self.module.bias is not None and len(number) > 1:
+                number[-1] = number[-2]
+            factor = factor * (number[:, None] == number)
         self.inverse = torch.linalg.inv(factor + damping * torch.eye(factor.shape[-1]))
 
 

@@ -1,5 +1,7 @@
 """Small networks of several layers, and batches for them."""
 
+import typing
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,9 +10,13 @@ CLASSES = 3
 
 
 class MLP(nn.Module):
-    """Three linear layers of which the middle one is called twice, around a skip connection."""
+    """Three linear layers of which the middle one is called twice, around a skip connection.
+
+    Of every network `activations` says what follows a layer, by the layer's name.
+    """
 
     input_shape = (5,)
+    activations: typing.ClassVar = {"first": "tanh", "middle": "tanh"}
 
     def __init__(self):
         super().__init__()
@@ -46,6 +52,7 @@ class Residual(nn.Module):
     """
 
     input_shape = (2, 5, 4)
+    activations: typing.ClassVar = {"stem": "tanh", "body": "tanh"}
 
     def __init__(self):
         super().__init__()
@@ -66,6 +73,7 @@ class ConvNet(nn.Sequential):
     """Strided, dilated, depthwise and pointwise convolutions without normalisation."""
 
     input_shape = (3, 7, 6)
+    activations: typing.ClassVar = {"0": "silu", "2": "tanh"}
 
     def __init__(self):
         super().__init__(

@@ -15,6 +15,7 @@ from sngd_compile.config import RootKind
 from theorem.descent import Layer, NaturalDescent
 from theorem.kfac import KroneckerLayer
 from theorem.networks import MLP, ConvNet, Residual, batch, loss
+from theorem.units import unit_layers
 
 pytestmark = pytest.mark.usefixtures("float64")
 STEPS = 24
@@ -49,6 +50,20 @@ SETTINGS = [
     Setting(name="nesterov-decay", sgd=HEAVY_BALL | {"nesterov": True, "weight_decay": 0.05}),
     Setting(name="symmetric", sgd=HEAVY_BALL, config={"root": "symmetric"}),
     Setting(name="diagonal", sgd=HEAVY_BALL, config={"fisher": "diagonal"}),
+    Setting(name="block", sgd=HEAVY_BALL, config={"fisher": "block", "block_size": 3}),
+    Setting(
+        name="block-symmetric-micro-batches",
+        sgd=HEAVY_BALL,
+        parts=(4, 7, 2),
+        config={"fisher": "block", "block_size": 2, "root": "symmetric"},
+    ),
+    Setting(name="unit", sgd=HEAVY_BALL, config={"fisher": "unit"}),
+    Setting(
+        name="unit-symmetric-micro-batches",
+        sgd=HEAVY_BALL | {"weight_decay": 0.05},
+        parts=(4, 7, 2),
+        config={"fisher": "unit", "root": "symmetric", "damping_rel_trace": 0.1},
+    ),
     Setting(name="thin", sgd=HEAVY_BALL, config={"observe_every": 3, "early_observations": (1,)}),
     Setting(name="unseen", sgd=HEAVY_BALL, config={"observe_every": 9, "refresh_every": 2}),
     Setting(name="damped", sgd=HEAVY_BALL, config={"damping_rel_trace": 0.0, "damping_abs": 0.2}),
@@ -133,7 +148,8 @@ def test_sgd_on_the_network_is_natural_descent_on_the_model(network, setting):
     config, sgd = configuration(setting), {"lr": 0.05, **setting.sgd}
     net = sngd.reconstruct(model, config)
     optimizer = torch.optim.SGD(net.parameters(), **sgd)
-    layer = KroneckerLayer if config.fisher == "kronecker" else Layer
+    layers = {"kronecker": KroneckerLayer, "unit": unit_layers(model)}
+    layer = layers.get(config.fisher, Layer)
     reference = NaturalDescent(model, config, sgd, setting.clip, layer)
     for step in range(STEPS):
         data = batch(model, step)

@@ -1,0 +1,92 @@
+"""Who holds a parameter, and what is decided for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from sngd_compile.config import Config
+from sngd_compile.following import Following
+from sngd_compile.layout import Layout
+from sngd_compile.matching import Findings, Found
+from sngd_compile.rules import RULES
+from sngd_compile.site import Place, Site
+
+
+@dataclass(frozen=True)
+class Holding:
+    """One module and name that hold a parameter, and what the module does with it.
+
+    Args:
+        owner: Number of the module.
+        parameters: All parameters of the module.
+        name: Of this one.
+        findings: What the module does with its parameters.
+        after: Says what follows a call of the module; None where nobody can.
+    """
+
+    owner: int
+    parameters: Mapping[str, Tensor | None]
+    name: str
+    findings: Findings
+    after: Callable[[fx.Node], Following] | None = None
+
+    @property
+    def found(self) -> Found:
+        """What the module does with the parameter."""
+        return self.findings.found[self.name]
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its calls are in a frame compiled with `backend="sngd"`."""
+        return self.findings.graph is None and isinstance(self.found, tuple)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a weight; see `Site`."""
+
+    bias: Tensor | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layout: Layout
+    rule: str
+    kind: str
+    config: Config
+    note: str
+    blocks: tuple[int, ...] = ()
+    activation: str = ""
+
+    def site(self, places: tuple[Place, ...], note: str) -> Site:
+        """Return the site, with one more note."""
+        notes = "; ".join(text for text in (self.note, note) if text)
+        return Site(
+            places,
+            self.shape,
+            self.dtype,
+            self.layout,
+            self.rule,
+            self.kind,
+            self.config,
+            notes,
+            self.blocks,
+            self.activation,
+        )
+
+
+def hidden_outputs(holding: Holding, layout: Layout) -> str:
+    """Say why the outputs of the calls in one module cannot be seen, or ""."""
+    uses = holding.found if isinstance(holding.found, tuple) else ()
+    if holding.is_compiled:
+        return "a frame compiled with backend='sngd' observes inputs only; use reconstruct"
+    if holding.findings.graph is None:
+        return "its module's forward runs as it is, and its outputs are not seen"
+    for call in uses:
+        if not RULES[call.rule].has_output_rows:
+            return f"the rule {call.rule} does not say what rows its outputs have"
+        if call.use.layout.swapped_width(layout):
+            return "one of its calls takes its inputs for its outputs"
+    return ""

@@ -1,0 +1,65 @@
+"""The root with which a local Fisher starts: an identity of the class that its kind asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sngd_compile.config import Config
+from sngd_compile.layout import Layout
+from sngd_compile.runtime.block import BlockRoot
+from sngd_compile.runtime.cholesky import CholeskyRoot
+from sngd_compile.runtime.dense import DenseRoot
+from sngd_compile.runtime.diagonal import DiagonalRoot
+from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
+from sngd_compile.runtime.low_rank import LowRankRoot
+from sngd_compile.runtime.roots import FactorRoot, Root
+from sngd_compile.runtime.symmetric import SymmetricRoot
+from sngd_compile.runtime.unit import UnitRoot
+
+FULL_ROOTS: dict[str, type[FullRoot]] = {
+    "cholesky": CholeskyRoot,
+    "symmetric": SymmetricRoot,
+    "denman_beavers": SymmetricRoot,
+    "newton_schulz": SymmetricRoot,
+    "warm": DenseRoot,
+    "nystrom": LowRankRoot,
+}
+
+
+def root_class(kind: str, root: str) -> type[FactorRoot]:
+    """Return the class of the root of a factor of this kind, `root` being the configured one."""
+    return DiagonalRoot if kind == "diagonal" else FULL_ROOTS[root]
+
+
+def identity_root(
+    kind: str,
+    config: Config,
+    layout: Layout,
+    has_bias: bool,
+    blocks: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Root:
+    """Return the root with which a Fisher layer starts; see `FisherLayer` and `Config.root`."""
+    size, groups = layout.width + has_bias, layout.groups
+    count = groups or 1
+
+    def full(size: int, has_bias: bool, groups: int | None) -> FullRoot:
+        made = FULL_ROOTS[config.root]
+        if issubclass(made, LowRankRoot):
+            return made(size, has_bias, groups, dtype, device, config.rank)
+        return made(size, has_bias, groups, dtype, device)
+
+    if kind == "diagonal":
+        return DiagonalRoot(size, has_bias, groups, dtype, device)
+    if kind == "block":
+        head = full(blocks[0], False, count * (len(blocks) - 1))
+        return BlockRoot(head, full(blocks[-1], has_bias, groups), blocks)
+    if kind == "unit":
+        return UnitRoot(full(size, has_bias, count * layout.outputs))
+    inputs = full(size, has_bias, groups)
+    if kind == "kronecker":
+        return KroneckerRoot(inputs, full(layout.outputs, False, groups))
+    return inputs

@@ -1,0 +1,94 @@
+"""Showing a layer's inputs together with its outputs to the local Fishers of its units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sngd_kernels
+from sngd_compile.runtime.fisher import REJECTED, ROWS, FisherLayer
+from sngd_compile.runtime.information import INFORMATION
+from sngd_compile.runtime.observe import STATISTICS, draw, finite_samples, is_shut
+from sngd_compile.runtime.schedule import MOST_ROWS
+
+
+def observe_units(
+    fisher: FisherLayer,
+    rule: str,
+    inputs: Sequence[Tensor],
+    output: Tensor,
+    geometry: Sequence[int],
+    observing: bool,
+) -> None:
+    """Add the rows of one forward pass, weighted for each unit, to the sum and count.
+
+    Args:
+        fisher: The local Fisher layer of the weight, of the unit kind.
+        rule: Name of the rule that makes rows of inputs and output.
+        inputs: The activations that meet the weight.
+        output: What the call returns: the pre-activations.
+        geometry: Static integers of the layer (kernel, stride, ...), as the rule wrote them.
+        observing: Whether the pass trains: train mode, with gradients.
+
+    Source: docs/method.md, local Fishers. Tested by tests/fishers/test_unit.py.
+    """
+    if observing and (torch.compiler.is_compiling() or fisher.schedule.observing):
+        statistics = (fisher.sum, fisher.tally, fisher.schedule.gate)
+        plain = [tensor.detach() for tensor in inputs]
+        form = (rule, list(geometry), fisher.has_bias, fisher.activation)
+        torch.ops.sngd.observe_units_(*statistics, plain, output.detach(), *form)
+
+
+# A CUDA graph would replay what the gate said while it was recorded.
+@torch.library.custom_op(
+    "sngd::observe_units_", mutates_args=("sum", "tally"), tags=torch.Tag.cudagraph_unsafe
+)
+def observe_units_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
+    sum: Tensor,
+    tally: Tensor,
+    gate: Tensor,
+    inputs: Sequence[Tensor],
+    output: Tensor,
+    rule: str,
+    geometry: Sequence[int],
+    bias: bool,
+    activation: str,
+) -> None:
+    """Add `sum_n nu(a_nj) x~_n x~_n^T` to `sum[j]` and N to `tally[ROWS]`, if the gate is open.
+
+    Rows are drawn, and passes with a number that is not finite rejected, as `observe_` does; the
+    pre-activations count as numbers of the pass.
+    """
+    if is_shut(gate):
+        return
+    statistics = STATISTICS[rule]
+    samples = statistics.samples(inputs, geometry)
+    rows_each = statistics.rows_per_sample(samples, geometry)
+    if samples[0].shape[0] * rows_each == 0:
+        return
+    both = [*samples, statistics.output_rows(output, geometry)]
+    both = draw(both, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
+    (*samples, outputs), finite = finite_samples(both, sum.dtype)
+    if outputs.device.type != "cpu" or finite:
+        nu = INFORMATION[activation](outputs.flatten(0, 1)) * finite
+        _add_units(statistics.rows(samples, geometry), nu, bias, sum)
+    tally[ROWS].add_(finite * (samples[0].shape[0] * rows_each))
+    tally[REJECTED].add_(~finite)
+
+
+def _add_units(rows: Tensor, nu: Tensor, bias: bool, sum: Tensor) -> None:
+    """Add rows `[N, K]` weighted by `[N, O]`, or `[G, N, K]` by `[N, G, O]`."""
+    if rows.dim() == 2:
+        sngd_kernels.unit_second_moment(rows, nu, bias=bias, out=sum)
+        return
+    groups = sum.unflatten(0, (len(rows), -1))
+    for of_group, weights, moments in zip(rows, nu.unbind(1), groups, strict=True):
+        sngd_kernels.unit_second_moment(of_group, weights, bias=bias, out=moments)
+
+
+@observe_units_.register_fake
+def _(*arguments: Any) -> None:
+    return None
