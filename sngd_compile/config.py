@@ -9,8 +9,11 @@ from typing import Any, Literal, get_args
 
 from sngd_compile.errors import ConfigError
 
-Fisher = Literal["shared", "diagonal", "kronecker"]
+Fisher = Literal["shared", "diagonal", "kronecker", "eigen"]
 RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz"]
+
+TWO_SIDED = frozenset({"kronecker", "eigen"})
+"""Local Fishers with a second factor, of the gradients at a layer's outputs."""
 
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
 
@@ -42,7 +45,9 @@ class Config:
             its diagonal alone, D numbers, whose root costs next to nothing. "kronecker":
             `E[x~ x~^T] (x) E[g g^T]`, g the gradient of the loss by the outputs, as in K-FAC; a
             layer that cannot have it takes "shared", and the plan says why. Its steps have another
-            unit: start from a learning rate of 0.003 and `damping_rel_trace=1e-2`.
+            unit: start from a learning rate of 0.003 and `damping_rel_trace=1e-2`. "eigen": the
+            same, damped as one matrix in the basis of its eigenvectors, which `root` says nothing
+            about; its trace is the product of both.
         max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
             plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, fx
 
-from sngd_compile.config import Config
+from sngd_compile.config import TWO_SIDED, Config
 from sngd_compile.layout import Layout
 from sngd_compile.matching import UNUSED, Findings, Found
 from sngd_compile.rules import GUESS, RULES, Planned
@@ -87,7 +87,7 @@ def decide(
             bias = None
         free.discard(bias)
         decision = _decision(parameter, bias, *found)
-        if decision.kind == "kronecker":
+        if decision.kind in TWO_SIDED:
             decision = _two_sided(decision, held)
         decisions[parameter] = decision
     return decisions, reasons
@@ -147,7 +147,7 @@ def _two_sided(decision: Decision, held: Sequence[Holding]) -> Decision:
     reason = _without_outputs(decision, held)
     if not reason:
         return decision
-    note = f'fisher = "kronecker" is not to be had, "shared" is kept: {reason}'
+    note = f'fisher = "{decision.kind}" is not to be had, "shared" is kept: {reason}'
     return replace(decision, kind="shared", note=note)
 
 

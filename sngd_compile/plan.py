@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sngd_compile.config import Config
+from sngd_compile.config import TWO_SIDED, Config
 from sngd_compile.decision import Decision, Holding, decide
 from sngd_compile.errors import ConfigError, ModelError, PlanError
 from sngd_compile.matching import Findings, find
@@ -135,7 +135,7 @@ class _Planner:
                 calls = holding.found if isinstance(holding.found, tuple) else ()
                 uses = tuple(call.against(decision.layout) for call in calls)
             bias = _name_of(decision.bias, owner.module)
-            two_sided = decision.kind == "kronecker"
+            two_sided = decision.kind in TWO_SIDED
             places.append(Place(owner.name, holding.name, bias, uses, two_sided))
         return tuple(places)
 

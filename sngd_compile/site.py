@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import fx, nn
 
-from sngd_compile.config import Config
+from sngd_compile.config import TWO_SIDED, Config
 from sngd_compile.layout import Layout
 from sngd_compile.rules import Use
 from sngd_compile.runtime.fisher import FisherLayer
@@ -92,7 +92,7 @@ class Site:
         dtype: Dtype of the weight.
         layout: How the weight is laid out as matrices.
         rule: Name of the rule that matched.
-        kind: "shared", "diagonal" or "kronecker".
+        kind: "shared", "diagonal", "kronecker" or "eigen".
         config: Of this weight.
         note: Why the kind is not the configured one, or "".
     """
@@ -150,26 +150,35 @@ class Site:
 
     @property
     def step_work(self) -> int:
-        """Multiply-adds that the root adds to a step at the most: one triangle each way."""
+        """Multiply-adds that the root adds to a step at the most: one triangle each way.
+
+        An eigen kind has two full rotations instead.
+        """
         elements, width = prod(self.layout.matrix), self.layout.width
         if self.kind == "diagonal":
             return 2 * elements
-        return elements * (width + self._output_width)
+        rotations = 2 if self.kind == "eigen" else 1
+        return rotations * elements * (width + self._output_width)
 
     @property
     def refresh_work(self) -> int:
-        """Multiply-adds of a refresh, about: a Cholesky factor, then w', g' and momentum moved."""
+        """Multiply-adds of a refresh, about: a Cholesky factor, then w', g' and momentum moved.
+
+        An eigen kind has eigenvectors instead, and moves by full rotations.
+        """
         elements, width = prod(self.layout.matrix), self.layout.width
         if self.kind == "diagonal":
             return 3 * 2 * elements
         other = self._output_width
-        factors = (self.layout.groups or 1) * (width**3 + other**3) // 3
-        return factors + 3 * 3 * elements * (width + other) // 2
+        cubes = (self.layout.groups or 1) * (width**3 + other**3)
+        if self.kind == "eigen":
+            return 9 * cubes + 3 * 2 * elements * (width + other)
+        return cubes // 3 + 3 * 3 * elements * (width + other) // 2
 
     @property
     def _output_width(self) -> int:
         """Rows of the output side's factor; 0 without one."""
-        return self.layout.outputs if self.kind == "kronecker" else 0
+        return self.layout.outputs if self.kind in TWO_SIDED else 0
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from sngd_compile.errors import SngdWarning
+from sngd_compile.runtime.eigen import Eigenbasis, EigenRoot
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
 from sngd_compile.runtime.roots import FactorRoot, Root, decompose_all_
 
 NextRoot = tuple[Root, tuple[float, ...]]
-"""A root and the damping in it, of a kronecker kind in each of its two."""
+"""A root and the damping in it, of a kronecker or eigen kind on each of its two sides."""
 
 
 @torch.no_grad()
@@ -51,7 +52,7 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
             if definite[id(root)]:
                 warn_once(layer, "instead", f"{instead}. eigh was taken instead")
     return [
-        (_joined(roots), found) if roots and all(definite[id(root)] for root in roots) else None
+        _joined(roots, found) if roots and all(definite[id(root)] for root in roots) else None
         for roots, found in zip(sides, dampings, strict=True)
     ]
 
@@ -60,12 +61,19 @@ def _sides(root: Root | None) -> list[FactorRoot]:
     """List the roots that are decomposed one by one."""
     if isinstance(root, KroneckerRoot):
         return [root.input_root, root.output_root]
+    if isinstance(root, EigenRoot):
+        return [root.input_basis, root.output_basis]
     return [] if root is None else [root]
 
 
-def _joined(roots: Sequence[FactorRoot]) -> Root:
-    """Return the root of a layer whose sides these are."""
-    return roots[0] if len(roots) == 1 else KroneckerRoot(*cast(Sequence[FullRoot], roots))
+def _joined(roots: Sequence[FactorRoot], dampings: tuple[float, ...]) -> NextRoot | None:
+    """Return the root of a layer whose sides these are; None where the product has none."""
+    if isinstance(roots[0], Eigenbasis):
+        product = EigenRoot(*cast(Sequence[Eigenbasis], roots)).damped_(dampings[0])
+        return (product, dampings) if product.is_definite else None
+    if len(roots) == 1:
+        return roots[0], dampings
+    return KroneckerRoot(*cast(Sequence[FullRoot], roots)), dampings
 
 
 def warn_once(layer: FisherLayer, kind: str, text: str) -> None:

@@ -9,7 +9,8 @@ All tensors may have a leading groups axis. `w = w' R` with `w = [W b]`, `w' = [
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,18 @@ from torch import Tensor
 import sngd_kernels
 from sngd_compile.runtime.cholesky import CholeskyRoot
 from sngd_compile.runtime.diagonal import DiagonalRoot
+from sngd_compile.runtime.eigen import Eigenbasis, EigenRoot, eigenpairs
 from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
 from sngd_compile.runtime.symmetric import SymmetricRoot
 
-FactorRoot = FullRoot | DiagonalRoot
-"""Of one factor."""
+SimpleRoot = FullRoot | DiagonalRoot
+"""Of a local Fisher with one factor."""
 
-Root = FactorRoot | KroneckerRoot
+FactorRoot = SimpleRoot | Eigenbasis
+"""Made from one factor."""
+
+TwoSidedRoot = KroneckerRoot | EigenRoot
+Root = SimpleRoot | TwoSidedRoot
 Decomposed = tuple[list[bool], str]
 FULL_ROOTS: dict[str, type[CholeskyRoot] | type[SymmetricRoot]] = {
     "cholesky": CholeskyRoot,
@@ -39,7 +45,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Residual before the last step, which squares it."""
 
 
-def root_class(kind: str, root: str) -> type[FactorRoot]:
+def root_class(kind: str, root: str) -> type[SimpleRoot]:
     """Return the class of the root of a factor of this kind, `root` being the configured one."""
     return DiagonalRoot if kind == "diagonal" else FULL_ROOTS[root]
 
@@ -52,7 +58,7 @@ def decompose_all_(
 
     Args:
         roots: Of one class, shape, dtype and device.
-        damped: A damped factor for each.
+        damped: A damped factor for each; for an eigenbasis a factor.
         method: The configured root, a key of `FULL_ROOTS`.
 
     Returns:
@@ -61,8 +67,11 @@ def decompose_all_(
     """
     first = roots[0]
     batch = damped[0][None] if len(damped) == 1 else torch.stack([*damped])
+    found: Iterable[Any]
     instead = ""
-    if isinstance(first, DiagonalRoot):
+    if isinstance(first, Eigenbasis):
+        found, info = eigenpairs(batch)
+    elif isinstance(first, DiagonalRoot):
         found, info = batch.rsqrt(), ~((batch > 0) & batch.isfinite())
     elif isinstance(first, CholeskyRoot):
         found, info = sngd_kernels.cholesky_inverse_ex(batch, bias=first.has_bias)
