@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 import sngd_compile as sngd
 from contenders import (
@@ -27,6 +27,7 @@ from contenders import (
 )
 from convergence import RESULTS, wanted
 from race import Budget
+from sngd_compile.sampling import Distribution
 from study import Protocol, study
 from study_report import load_average, save, table
 
@@ -35,8 +36,27 @@ console = Console(width=120)
 
 def on_network(config: sngd.Config, model: nn.Module, recipe: Recipe) -> Trainee:
     """SGD with momentum on the network reconstructed with `config`, in its trust region."""
+    network = sngd.reconstruct(model, config)
     clipped = replace(recipe, largest_norm=LARGEST_FISHER_NORM)
-    return replace(plain_sgd(sngd.reconstruct(model, config), clipped), finish=sngd.fold)
+    if config.output_gradients == "sampled":
+        clipped = replace(clipped, criterion=Sampled(network, recipe.criterion))
+    return replace(plain_sgd(network, clipped), finish=sngd.fold)
+
+
+class Sampled(nn.Module):
+    """A loss that first shows the network the gradients of targets that it draws itself."""
+
+    def __init__(self, network: nn.Module, criterion: nn.Module) -> None:
+        super().__init__()
+        self.network, self.criterion = network, criterion
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Sample, then return the loss."""
+        classifies = isinstance(self.criterion, nn.CrossEntropyLoss)
+        distribution: Distribution = "categorical" if classifies else "gaussian"
+        sngd.sample_fisher_(self.network, outputs, distribution=distribution)
+        loss: Tensor = self.criterion(outputs, targets)
+        return loss
 
 
 def contender(name: str, rates: tuple[float, ...], config: sngd.Config) -> Contender:

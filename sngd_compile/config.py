@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from sngd_compile.errors import ConfigError
 
 Fisher = Literal["shared", "diagonal", "kronecker", "eigen"]
+OutputGradients = Literal["empirical", "sampled"]
 RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz"]
 
 TWO_SIDED = frozenset({"kronecker", "eigen"})
@@ -48,6 +49,9 @@ class Config:
             unit: start from a learning rate of 0.003 and `damping_rel_trace=1e-2`. "eigen": the
             same, damped as one matrix in the basis of its eigenvectors, which `root` says nothing
             about; its trace is the product of both.
+        output_gradients: Which g the second factor is made of. "empirical": those of the loss that
+            is trained. "sampled": those of targets drawn from the model's own distribution, which
+            make it the Fisher; call `sample_fisher_` between the forward and the backward pass.
         max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
             plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
@@ -70,6 +74,7 @@ class Config:
     max_rows: int | Literal["auto"] | None = "auto"
     seed: int = 0
     fisher: Fisher = "shared"
+    output_gradients: OutputGradients = "empirical"
     max_factor_bytes: int = 2**28
     root: RootKind = "cholesky"
 
@@ -98,8 +103,13 @@ class Config:
         valid = rows is None or rows == "auto" or _is_integer(rows, 1)
         expected = f'an integer in {_range(1)}, None (all rows) or "auto" (4 D rows)'
         _require(self, "max_rows", valid, expected)
-        for name, kinds in (("fisher", get_args(Fisher)), ("root", get_args(RootKind))):
-            _require(self, name, getattr(self, name) in kinds, f"one of {', '.join(kinds)}")
+        kinds_of = {"fisher": Fisher, "output_gradients": OutputGradients, "root": RootKind}
+        for name, kinds in kinds_of.items():
+            among = get_args(kinds)
+            _require(self, name, getattr(self, name) in among, f"one of {', '.join(among)}")
+        if self.output_gradients == "sampled":
+            two_sided = self.fisher in TWO_SIDED
+            _require(self, "fisher", two_sided, "kronecker or eigen, with sampled output_gradients")
 
     @classmethod
     def paper(cls) -> Config:
