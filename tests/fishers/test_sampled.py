@@ -7,38 +7,11 @@ from torch import Tensor, nn
 
 import sngd_compile as sngd
 from sngd_compile import Config, sampling
+from theorem.enumerated import ENUMERATED, show_all
 from theorem.networks import MLP, ConvNet, Residual, batch
 
 CONFIG = Config(fisher="kronecker", output_gradients="sampled", max_rows=None)
 float64 = pytest.mark.usefixtures("float64")
-
-
-def categorical(logits: Tensor) -> list[Tensor]:
-    """Enumerate the classes, weighed by the roots of their probabilities."""
-    p = logits.softmax(-1)
-    eye = torch.eye(logits.shape[-1], dtype=logits.dtype)
-    return [p[..., k, None].sqrt() * (p - eye[k]) for k in range(logits.shape[-1])]
-
-
-def bernoulli(logits: Tensor) -> list[Tensor]:
-    """Take the standard deviation of one entry at a time: entries are independent."""
-    p = logits.sigmoid()
-    return list(((p * (1 - p)).sqrt()[..., None] * torch.eye(p.shape[-1])).unbind(-1))
-
-
-def gaussian(means: Tensor) -> list[Tensor]:
-    """Take one entry at a time."""
-    return list(torch.eye(means.shape[-1]).expand(*means.shape, -1).unbind(-1))
-
-
-ENUMERATED = {"categorical": categorical, "bernoulli": bernoulli, "gaussian": gaussian}
-
-
-def show_all(net: nn.Module, outputs: Tensor, name: str, patch: pytest.MonkeyPatch) -> None:
-    """Let the network "draw" everything that it could, once."""
-    for residual in ENUMERATED[name](outputs.detach()):
-        patch.setitem(sampling.RESIDUALS, name, lambda *_, drawn=residual: drawn)
-        sngd.sample_fisher_(net, outputs, distribution=name)
 
 
 def expected_factors(model: nn.Module, x: Tensor, name: str) -> dict[str, Tensor]:
