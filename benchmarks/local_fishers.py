@@ -3,7 +3,7 @@
 Every one has the same number of learning rates to choose from, a decade apart, since the steps of
 the two-sided ones have another unit. The table has the seconds beside.
 
-    python benchmarks/local_fishers.py --tasks mlp --tasks autoencoder
+    make bench-fishers ARGS="--tasks mlp --tasks autoencoder"
 """
 
 from dataclasses import replace
@@ -68,10 +68,16 @@ ONE_SIDED = (0.03, 0.1, 0.01, 0.3)
 EMPIRICAL = (1e-2, 1e-3, 1e-4, 1e-5)
 """Rates of metrics that shrink with the gradients, so that steps grow."""
 
+SAMPLED = (1e-1, 1e-2, 1e-3, 1e-4)
+KRONECKER = sngd.Config(fisher="kronecker", damping_rel_trace=1e-2)
+EIGEN = sngd.Config(fisher="eigen")
+
 FISHERS = (
     contender("shared", ONE_SIDED, sngd.Config()),
-    contender("kronecker", EMPIRICAL, sngd.Config(fisher="kronecker", damping_rel_trace=1e-2)),
-    contender("eigen", EMPIRICAL, sngd.Config(fisher="eigen", damping_rel_trace=1e-4)),
+    contender("kronecker", EMPIRICAL, KRONECKER),
+    contender("eigen", EMPIRICAL, EIGEN),
+    contender("kronecker, sampled", SAMPLED, KRONECKER.replace(output_gradients="sampled")),
+    contender("eigen, sampled", SAMPLED, EIGEN.replace(output_gradients="sampled")),
 )
 
 
