@@ -36,18 +36,15 @@ def sample_fisher_(network: nn.Module, outputs: Tensor, *, distribution: Distrib
 
     Raises:
         ConfigError: The distribution is none of these, or no layer is configured for samples.
-        ModelError: The outputs have no graph or no axis, or a weight is sharded by `fully_shard`.
+        ModelError: The outputs are no tensor, have no graph or no axis, or a weight is sharded by
+            `fully_shard`.
 
     Source: J. Martens, R. Grosse (arXiv 1503.05671), section 5; docs/method.md, local Fishers.
     """
     if distribution not in RESIDUALS:
         known = ", ".join(get_args(Distribution))
         raise ConfigError(f"distribution = {distribution!r}: expected one of {known}")
-    if not outputs.requires_grad or outputs.dim() == 0:
-        raise ModelError(
-            f"outputs of shape {tuple(outputs.shape)}, requires_grad={outputs.requires_grad}: "
-            "expected those of a forward pass with gradients, before any reduction"
-        )
+    _check(outputs)
     weights = _observing(network)
     if not weights or outputs.numel() == 0:
         return
@@ -70,6 +67,17 @@ def sample_fisher_(network: nn.Module, outputs: Tensor, *, distribution: Distrib
     for layer, samples in zip(layers, before, strict=True):
         assert layer.output_side is not None
         layer.output_side.tally[DRAWS].add_((_samples(layer) > samples) * draws)
+
+
+def _check(outputs: object) -> None:
+    """Refuse what no gradient can be sent back through."""
+    if not isinstance(outputs, Tensor):
+        raise ModelError(f"outputs of type {type(outputs).__name__}: expected a tensor, the logits")
+    if not outputs.requires_grad or outputs.dim() == 0:
+        raise ModelError(
+            f"outputs of shape {tuple(outputs.shape)}, requires_grad={outputs.requires_grad}: "
+            "expected those of a forward pass with gradients, before any reduction"
+        )
 
 
 def _observing(network: nn.Module) -> dict[FisherLayer, Tensor]:

@@ -147,6 +147,7 @@ def test_who_never_calls_it_is_told_once_by_name():
         with pytest.warns(sngd.SngdWarning, match=r"weight: no output gradient.*sample_fisher_"):
             optimizer.step()
     assert torch.equal(sngd.fisher_layers(net)["weight"].output_root, torch.eye(3))
+    assert "no output gradient observed in 3 steps" in str(sngd.explain(net))
 
 
 def test_outputs_that_are_not_finite_leave_nothing_behind():
@@ -182,6 +183,8 @@ def test_a_wrong_call_says_what_is_wrong():
     for outputs in (net(x).detach(), net(x).sum()):
         with pytest.raises(sngd.ModelError, match=r"outputs of shape .*before any reduction"):
             sngd.sample_fisher_(net, outputs, distribution="gaussian")
+    with pytest.raises(sngd.ModelError, match="outputs of type dict: expected a tensor"):
+        sngd.sample_fisher_(net, {"logits": net(x)}, distribution="categorical")
     empirical = sngd.reconstruct(nn.Linear(4, 3), CONFIG.replace(output_gradients="empirical"))
     with pytest.raises(sngd.ConfigError, match="no layer of this network wants sampled"):
         sngd.sample_fisher_(empirical, empirical(x), distribution="gaussian")
