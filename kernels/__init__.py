@@ -12,6 +12,7 @@ from .conv_second_moment import conv_second_moment
 from .diagonal_root import diagonal_root_ex
 from .dispatch import Choice
 from .eigen_root import eigen_root_ex
+from .eigenpairs import eigenpairs_ex
 from .errors import (
     KernelError,
     KernelTypeError,
@@ -47,6 +48,7 @@ __all__ = [
     "denman_beavers",
     "diagonal_root_ex",
     "eigen_root_ex",
+    "eigenpairs_ex",
     "explain",
     "matmul_nt",
     "newton_schulz",

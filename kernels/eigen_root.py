@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from .cholesky_inverse import check_square
-from .factors import NOT_FINITE, flaws
+from .eigenpairs import eigenpairs_ex
 from .rows import autocast_off
 
 
@@ -27,19 +26,11 @@ def eigen_root_ex(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: arXiv 2412.07441, `w = G^(-1/2) w'`. Checked by tests/ops/test_eigen_root.py.
     """
-    check_square(matrices)
-    lead = matrices.shape[:-2]
-    batch = matrices.detach().reshape(lead.numel(), *matrices.shape[-2:])
-    info = flaws(batch)
-    # One matrix that is not finite would have the solver fail for all of them.
-    usable = (info != NOT_FINITE)[:, None, None]
-    wide = torch.where(usable, batch.double(), torch.eye(batch.shape[-1], device=batch.device))
-    eigenvalues, eigenvectors = torch.linalg.eigh(wide)
+    eigenvalues, eigenvectors, info = eigenpairs_ex(matrices)
     least_positive = (eigenvalues <= 0).sum(-1, dtype=torch.int32)
     info = torch.where(info == 0, least_positive, info)
-    with autocast_off(batch.device):
+    with autocast_off(matrices.device):
         half = eigenvectors * eigenvalues.pow(-0.25)[..., None, :]
         root = (half @ half.mT).to(matrices.dtype)
     root = root.triu() + root.triu(1).mT
-    root = root.masked_fill((info != 0)[:, None, None], torch.nan)
-    return root.view(matrices.shape), info.view(lead)
+    return root.masked_fill((info != 0)[..., None, None], torch.nan), info

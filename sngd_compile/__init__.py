@@ -17,6 +17,7 @@ from sngd_compile.fold import fold, fold_, refresh_
 from sngd_compile.inspection import explain, fisher_layers, graph
 from sngd_compile.reconstruct import reconstruct
 from sngd_compile.rules import Rule, register_rule
+from sngd_compile.sampling import sample_fisher_
 from sngd_compile.saving import load_state_dict, state_dict
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "reconstruct",
     "refresh_",
     "register_rule",
+    "sample_fisher_",
     "state_dict",
 ]

@@ -9,9 +9,13 @@ from typing import Any, Literal, get_args
 
 from sngd_compile.errors import ConfigError
 
-Fisher = Literal["shared", "diagonal", "block", "unit", "kronecker"]
+Fisher = Literal["shared", "diagonal", "block", "unit", "kronecker", "eigen"]
+OutputGradients = Literal["empirical", "sampled"]
 Activation = Literal["auto", "linear", "relu", "tanh", "sigmoid", "elu", "gelu", "silu"]
 RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz", "warm", "nystrom"]
+
+TWO_SIDED = frozenset({"kronecker", "eigen"})
+"""Local Fishers with a second factor, of the gradients at a layer's outputs."""
 
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
 
@@ -46,7 +50,12 @@ class Config:
             activation that follows. "kronecker":
             `E[x~ x~^T] (x) E[g g^T]`, g the gradient of the loss by the outputs, as in K-FAC; a
             layer that cannot have it takes "shared", and the plan says why. Its steps have another
-            unit: start from a learning rate of 0.003 and `damping_rel_trace=1e-2`.
+            unit: start from a learning rate of 0.003 and `damping_rel_trace=1e-2`. "eigen": the
+            same, damped as one matrix in the basis of its eigenvectors, which `root` says nothing
+            about; its trace is the product of both.
+        output_gradients: Which g the second factor is made of. "empirical": those of the loss that
+            is trained. "sampled": those of targets drawn from the model's own distribution, which
+            make it the Fisher; call `sample_fisher_` between the forward and the backward pass.
         block_size: Inputs in one block of `fisher="block"`, which alone reads it; integer >= 1. A
             convolution's blocks are whole input channels where one fits. The bias is in the last.
         activation: What follows a layer with `fisher="unit"`, which alone reads it: "relu", "tanh",
@@ -80,6 +89,7 @@ class Config:
     max_rows: int | Literal["auto"] | None = "auto"
     seed: int = 0
     fisher: Fisher = "shared"
+    output_gradients: OutputGradients = "empirical"
     block_size: int = 128
     activation: Activation = "auto"
     max_factor_bytes: int = 2**28
@@ -112,9 +122,13 @@ class Config:
         valid = rows is None or rows == "auto" or _is_integer(rows, 1)
         expected = f'an integer in {_range(1)}, None (all rows) or "auto" (4 D rows)'
         _require(self, "max_rows", valid, expected)
-        for name, kinds in (("fisher", Fisher), ("activation", Activation), ("root", RootKind)):
+        kinds_of = {"fisher": Fisher, "output_gradients": OutputGradients}
+        for name, kinds in (kinds_of | {"activation": Activation, "root": RootKind}).items():
             names = get_args(kinds)
             _require(self, name, getattr(self, name) in names, f"one of {', '.join(names)}")
+        if self.output_gradients == "sampled":
+            two_sided = self.fisher in TWO_SIDED
+            _require(self, "fisher", two_sided, "kronecker or eigen, with sampled output_gradients")
 
     @classmethod
     def paper(cls) -> Config:

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, fx
 
-from sngd_compile.config import Config
+from sngd_compile.config import TWO_SIDED, Config
 from sngd_compile.finer import blocks_of, by_unit
 from sngd_compile.holding import Decision, Holding, hidden_outputs
 from sngd_compile.layout import Layout
@@ -39,7 +39,7 @@ def decide(
             bias = None
         free.discard(bias)
         decision = _decision(parameter, bias, held, *found)
-        if decision.kind == "kronecker":
+        if decision.kind in TWO_SIDED:
             decision = _two_sided(decision, held)
         elif decision.kind == "unit":
             decision = by_unit(decision, held)
@@ -113,7 +113,7 @@ def _two_sided(decision: Decision, held: Sequence[Holding]) -> Decision:
     reason = _without_outputs(decision, held)
     if not reason:
         return decision
-    note = f'fisher = "kronecker" is not to be had, "shared" is kept: {reason}'
+    note = f'fisher = "{decision.kind}" is not to be had, "shared" is kept: {reason}'
     return replace(decision, kind="shared", note=note)
 
 

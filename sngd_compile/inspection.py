@@ -110,9 +110,9 @@ def _plan_of_network(net: nn.Module) -> Plan:
 
 
 def _unobserved(layer: FisherLayer) -> str:
-    """Say that a layer has seen nothing although it was trained; "" where it has."""
+    """Say what a layer has not seen although it was trained; "" where nothing lacks."""
     steps = layer.schedule.steps
-    if steps == 0 or layer.rows_seen:
+    if steps == 0 or not layer.unseen:
         return ""
     use = f": it enters {layer.unmatched}" if layer.unmatched else ""
-    return f"no input observed in {steps} steps of plain descent{use}"
+    return f"no {layer.unseen} observed in {steps} steps of plain descent{use}"

@@ -94,7 +94,7 @@ class Site:
         dtype: Dtype of the weight.
         layout: How the weight is laid out as matrices.
         rule: Name of the rule that matched.
-        kind: "shared", "diagonal", "block", "unit" or "kronecker".
+        kind: Local Fisher, see `Config.fisher`.
         config: Of this weight.
         note: Why the kind is not the configured one, or "".
         blocks: Of a block kind, the size of each block, bias included.

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from sngd_compile.errors import SngdWarning
+from sngd_compile.runtime.eigen import EigenRoot
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.roots import FactorRoot, Root, decompose_all_
 
 NextRoot = tuple[Root, tuple[float, ...]]
-"""A root and the damping in it, of a kronecker kind in each of its two."""
+"""A root and the damping in it, of a kronecker or eigen kind on each of its two sides."""
 
 
 @torch.no_grad()
@@ -54,7 +55,9 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
             definite[id(entry.root)] = fine
             _report(entry.layer, fine, warm, found.instead)
     return [
-        (root, damping) if root is not None and all(definite[id(s)] for s in sides) else None
+        _finished(root, damping)
+        if root is not None and all(definite[id(side)] for side in sides)
+        else None
         for (root, sides), damping in zip(roots, dampings, strict=True)
     ]
 
@@ -83,6 +86,13 @@ def _sides(root: Root | None) -> Sequence[FactorRoot]:
     if root is None:
         return []
     return [root] if isinstance(root, FactorRoot) else root.sides
+
+
+def _finished(root: Root, dampings: tuple[float, ...]) -> NextRoot | None:
+    """Return a root whose sides are all there; None where the product of two has none."""
+    if isinstance(root, EigenRoot) and not root.damped_(dampings[0]).is_definite:
+        return None
+    return root, dampings
 
 
 def root_history(layer: FisherLayer) -> str:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
 
 import torch
 from torch import Tensor
 
 from sngd_compile.blocks import factor_shape, head_and_tail
-from sngd_compile.config import Config
+from sngd_compile.config import TWO_SIDED, Config
 from sngd_compile.layout import Layout
 from sngd_compile.runtime.average import absorb_
 from sngd_compile.runtime.buffers import WideBuffers
-from sngd_compile.runtime.kronecker import KroneckerRoot
+from sngd_compile.runtime.damping import Damped, keep_whole, share
+from sngd_compile.runtime.eigen import EigenRoot
 from sngd_compile.runtime.new_root import identity_root
 from sngd_compile.runtime.output_side import OutputSide
-from sngd_compile.runtime.roots import Root, copy_root_
+from sngd_compile.runtime.roots import Root, TwoSidedRoot, copy_root_
 from sngd_compile.runtime.schedule import Schedule
 
 ROWS, REJECTED = 0, 1  # entries of FisherLayer.tally
-
-Damped = tuple[Tensor, float]
-"""A damped factor and the damping in it."""
 
 
 class FisherLayer(WideBuffers):
@@ -36,7 +33,7 @@ class FisherLayer(WideBuffers):
         layout: How the weight is laid out as matrices `[*, O, K]`.
         has_bias: Whether the last coordinate of a row is the bias's 1.
         kind: "shared", a full matrix; "diagonal"; "block", diagonal blocks; "unit", a full
-            matrix for each output; or "kronecker", two full matrices.
+            matrix for each output; or "kronecker" and "eigen", two full matrices.
         config: Damping, schedule, kind of root.
         dtype: Dtype of the statistics and of the root; float32 or float64.
         device: Where the buffers live.
@@ -44,7 +41,7 @@ class FisherLayer(WideBuffers):
         activation: Of a unit kind, the name of the one that follows the layer.
 
     Attributes:
-        kind: Local Fisher, "shared", "diagonal", "block", "unit" or "kronecker".
+        kind: Local Fisher, see `Config.fisher`.
         size: D, weights of one output, bias included.
         groups: Local Fishers side by side; None for one without a groups axis.
         factor: G as estimated, without damping, `[D, D]` or `[groups, D, D]`, in the order of
@@ -53,7 +50,7 @@ class FisherLayer(WideBuffers):
             row; of a unit kind `[groups * O, D, D]`. Zero until the first refresh.
         unmatched: Where the weight was last used in a way that no rule understands, or "".
         scale: Multiple of the factor that is damped and inverted.
-        output_side: Of a kronecker kind, what is known of the gradients at the layer's outputs.
+        output_side: Of a kronecker or eigen kind, what is known of the gradients at its outputs.
         warm_roots: Roots since it was made or loaded that were a step from the one before.
         fresh_roots: Roots since then that were found anew.
 
@@ -95,8 +92,8 @@ class FisherLayer(WideBuffers):
         self.register_buffer("average_weight", torch.zeros((), dtype=torch.float64, device=device))
         # With a zero factor, a damping of 1 is what makes the identity the root.
         self.register_buffer("absolute_damping", torch.ones((), dtype=torch.float64, device=device))
-        is_kronecker = kind == "kronecker"
-        self.output_side: OutputSide | None = OutputSide(layout, device) if is_kronecker else None
+        is_two_sided = kind in TWO_SIDED
+        self.output_side: OutputSide | None = OutputSide(layout, device) if is_two_sided else None
         self.root_buffers: Root = self.new_root(dtype, device)
         self.schedule = Schedule(config, self.size)
         self.warned: set[str] = set()
@@ -109,14 +106,20 @@ class FisherLayer(WideBuffers):
 
     @property
     def root(self) -> Tensor:
-        """R with `R^T R = (scale G + damping)^-1`, the shape and order of `factor`."""
+        """R with `R^T R = (scale G + damping)^-1`, shaped like `factor`; eigen: the rotation."""
         return self.root_buffers.matrix()
 
     @property
     def output_root(self) -> Tensor | None:
-        """R_B with `R_B^T R_B = (B + damping)^-1`, `[*, O, O]`; None without an output side."""
+        """R_B with `R_B^T R_B = (B + damping)^-1`, `[*, O, O]`; eigen: the rotation; or None."""
         root = self.root_buffers
-        return root.output_root.matrix() if isinstance(root, KroneckerRoot) else None
+        return root.output_matrix() if isinstance(root, TwoSidedRoot) else None
+
+    @property
+    def gain(self) -> Tensor | None:
+        """S of an eigen kind, `[*, O, D]`: `W = output_root^T (S o W') root`; None of others."""
+        root = self.root_buffers
+        return root.gain.clone() if isinstance(root, EigenRoot) else None
 
     @property
     def rows_seen(self) -> int:
@@ -156,11 +159,13 @@ class FisherLayer(WideBuffers):
         """Return `scale G + damping` and the damping; () for a factor of zeros, undamped.
 
         float32 serves while the damping bounds the condition number by 1e4, float64 beyond that.
-        A kronecker kind has two, of its input and of its output side, in float64.
+        A kronecker kind has two, of its input and of its output side, in float64; an eigen kind
+        too, not damped, and the damping of their product.
         """
-        trace = _trace([self._diagonal(part) for part in self._parts(self.factor)]) * self.scale
         if self.output_side is not None:
-            return self._damped_sides(trace, self.output_side)
+            damp = keep_whole if self.kind == "eigen" else share
+            return damp(self.factor * self.scale, self.output_side.factor, self.config)
+        trace = _trace([self._diagonal(part) for part in self._parts(self.factor)]) * self.scale
         damping = self.config.damping_rel_trace * trace + self.config.damping_abs
         if damping == 0.0 and trace == 0.0:
             return ()
@@ -171,27 +176,8 @@ class FisherLayer(WideBuffers):
             self._diagonal(part).add_(damping)
         return tuple((part, damping) for part in parts)
 
-    def _damped_sides(self, trace: float, other: OutputSide) -> tuple[Damped, ...]:
-        """Share the damping of `A (x) B` between the two: `A + pi d`, `B + d / pi`.
-
-        `d^2 = damping_rel_trace^2 trace(A) trace(B) + damping_abs`, and `pi^2` is the mean
-        eigenvalue of A over that of B.
-        """
-        other_trace = _trace([self._diagonal(other.factor)])
-        if trace == 0.0 or other_trace == 0.0:
-            return ()
-        relative = self.config.damping_rel_trace**2 * trace * other_trace
-        damping = sqrt(relative + self.config.damping_abs)
-        pi = sqrt(trace * other.size / (self.size * other_trace))
-        damped = []
-        for factor, share in ((self.factor, damping * pi), (other.factor, damping / pi)):
-            matrix = factor.to(torch.float64, copy=True)
-            self._diagonal(matrix).add_(share)
-            damped.append((matrix, share))
-        return tuple(damped)
-
     def take_dampings_(self, dampings: Sequence[float]) -> None:
-        """Remember the damping inside a new root, of a kronecker kind for both sides."""
+        """Remember the damping inside a new root, with two sides for both."""
         self.absolute_damping.fill_(dampings[0])
         if self.output_side is not None:
             self.output_side.absolute_damping.fill_(dampings[1])

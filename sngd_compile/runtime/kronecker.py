@@ -44,6 +44,10 @@ class KroneckerRoot(nn.Module):
         """Return `R_A` `[*, D, D]`, the bias last."""
         return self.input_root.matrix()
 
+    def output_matrix(self) -> Tensor:
+        """Return `R_B` `[*, O, O]`."""
+        return self.output_root.matrix()
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `R_B^T w' R_A` for `W' [*, O, K]`, `b' [*, O]`."""
         return _on_outputs(self.output_root.fold, *self.input_root.fold(weight, bias))

@@ -15,7 +15,7 @@ from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.new_root import root_class
 from sngd_compile.runtime.observe import add_to_sum
 from sngd_compile.runtime.pairs import Pair
-from sngd_compile.runtime.roots import FactorRoot
+from sngd_compile.runtime.roots import SimpleRoot
 
 Encoded = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, str, str]
 
@@ -133,9 +133,9 @@ def _times_inverse(
     return natural_weight, found_bias.reshape(bias.shape).to(bias.dtype)
 
 
-def _root_of(kind: type[FactorRoot], has_bias: bool, buffers: Sequence[Tensor]) -> FactorRoot:
+def _root_of(kind: type[SimpleRoot], has_bias: bool, buffers: Sequence[Tensor]) -> SimpleRoot:
     """Lay buffers out as a root of this kind, without a copy."""
-    root: FactorRoot = kind(has_bias + 1, has_bias, None, torch.float32, torch.device("meta"))
+    root: SimpleRoot = kind(has_bias + 1, has_bias, None, torch.float32, torch.device("meta"))
     for name, buffer in zip(list(root._buffers), buffers, strict=True):
         root._buffers[name] = buffer
     return root

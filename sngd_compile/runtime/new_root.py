@@ -12,9 +12,10 @@ from sngd_compile.runtime.block import BlockRoot
 from sngd_compile.runtime.cholesky import CholeskyRoot
 from sngd_compile.runtime.dense import DenseRoot
 from sngd_compile.runtime.diagonal import DiagonalRoot
+from sngd_compile.runtime.eigen import Eigenbasis, EigenRoot
 from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
 from sngd_compile.runtime.low_rank import LowRankRoot
-from sngd_compile.runtime.roots import FactorRoot, Root
+from sngd_compile.runtime.roots import Root, SimpleRoot
 from sngd_compile.runtime.symmetric import SymmetricRoot
 from sngd_compile.runtime.unit import UnitRoot
 
@@ -28,7 +29,7 @@ FULL_ROOTS: dict[str, type[FullRoot]] = {
 }
 
 
-def root_class(kind: str, root: str) -> type[FactorRoot]:
+def root_class(kind: str, root: str) -> type[SimpleRoot]:
     """Return the class of the root of a factor of this kind, `root` being the configured one."""
     return DiagonalRoot if kind == "diagonal" else FULL_ROOTS[root]
 
@@ -59,7 +60,10 @@ def identity_root(
         return BlockRoot(head, full(blocks[-1], has_bias, groups), blocks)
     if kind == "unit":
         return UnitRoot(full(size, has_bias, count * layout.outputs))
-    inputs = full(size, has_bias, groups)
+    if kind == "eigen":
+        inputs = Eigenbasis(size, has_bias, groups, dtype, device)
+        return EigenRoot(inputs, Eigenbasis(layout.outputs, False, groups, dtype, device))
+    one = full(size, has_bias, groups)
     if kind == "kronecker":
-        return KroneckerRoot(inputs, full(layout.outputs, False, groups))
-    return inputs
+        return KroneckerRoot(one, full(layout.outputs, False, groups))
+    return one

@@ -13,7 +13,7 @@ import sngd_kernels
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.observe import STATISTICS, draw
 from sngd_compile.runtime.output_side import SAMPLES, OutputSide
-from sngd_compile.runtime.schedule import MOST_ROWS, OBSERVING
+from sngd_compile.runtime.schedule import BACKWARD, MOST_ROWS
 
 
 def observe_gradient(
@@ -90,7 +90,7 @@ def observe_gradient_(
     gradient that is not finite adds nothing. The products are float32 or wider, of rows that are
     divided by their largest entry.
     """
-    if not int(gate[OBSERVING]):
+    if not int(gate[BACKWARD]):
         return
     statistics = STATISTICS[rule]
     rows = statistics.output_rows(gradient, geometry)

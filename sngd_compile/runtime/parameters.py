@@ -25,8 +25,9 @@ from sngd_compile.runtime.natural import Form, inputs_of
 from sngd_compile.runtime.optimizers import register_owner
 from sngd_compile.runtime.refresh import move_
 from sngd_compile.runtime.roots import Root, copy_root_
+from sngd_compile.runtime.schedule import GATE_ENTRIES
 
-SHUT = torch.zeros(3, dtype=torch.int64, device="cpu")
+SHUT = torch.zeros(GATE_ENTRIES, dtype=torch.int64, device="cpu")
 """The gate of a forward pass that is no part of training."""
 
 UNFIT = "its uses in several compiled frames read it in ways that do not fit together"

@@ -209,6 +209,8 @@ def report_rejected(fisher: FisherLayer) -> None:
 def report_unobserved(fisher: FisherLayer) -> None:
     """Warn once by name when a layer trains but what it needs never meets a rule."""
     used = f": it enters {fisher.unmatched}, which no rule understands" if fisher.unmatched else ""
+    is_sampled = fisher.config.output_gradients == "sampled" and fisher.rows_seen
+    used = ": call sample_fisher_ between forward and backward" if is_sampled else used
     warn_once(
         fisher,
         "unobserved",

@@ -9,8 +9,9 @@ All tensors may have a leading groups axis. `w = w' R` with `w = [W b]`, `w' = [
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,14 +21,19 @@ from sngd_compile.runtime.block import BlockRoot
 from sngd_compile.runtime.cholesky import CholeskyRoot
 from sngd_compile.runtime.dense import DenseRoot
 from sngd_compile.runtime.diagonal import DiagonalRoot
+from sngd_compile.runtime.eigen import Eigenbasis, EigenRoot
 from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
 from sngd_compile.runtime.low_rank import LowRankRoot
 from sngd_compile.runtime.unit import UnitRoot
 
-FactorRoot = FullRoot | DiagonalRoot
-"""Of one factor."""
+SimpleRoot = FullRoot | DiagonalRoot
+"""Of a local Fisher with one factor."""
 
-Root = FactorRoot | KroneckerRoot | BlockRoot | UnitRoot
+FactorRoot = SimpleRoot | Eigenbasis
+"""Made from one factor."""
+
+TwoSidedRoot = KroneckerRoot | EigenRoot
+Root = SimpleRoot | TwoSidedRoot | BlockRoot | UnitRoot
 ITERATIONS: dict[str, Callable[..., Tensor]] = {
     "denman_beavers": sngd_kernels.denman_beavers,
     "newton_schulz": sngd_kernels.newton_schulz,
@@ -65,7 +71,7 @@ def decompose_all_(
 
     Args:
         roots: Of one class, shape, dtype and device.
-        damped: A damped factor for each.
+        damped: A damped factor for each; for an eigenbasis a factor.
         method: The configured root, see `Config`.
         present: For each, the root that it will replace.
 
@@ -75,12 +81,13 @@ def decompose_all_(
     first = roots[0]
     batch = damped[0][None] if len(damped) == 1 else torch.stack([*damped])
     instead, is_warm = "", [False] * len(roots)
-    gains: tuple[Tensor, ...] = ()
+    more: list[Tensor] = []
     if isinstance(first, DiagonalRoot):
         found, info = sngd_kernels.diagonal_root_ex(batch)
+    elif isinstance(first, Eigenbasis):
+        found, *more, info = sngd_kernels.eigenpairs_ex(batch)
     elif isinstance(first, LowRankRoot):
-        found, gain, info = sngd_kernels.nystrom_root_ex(batch, first.gains.shape[-1])
-        gains = (gain,)
+        found, *more, info = sngd_kernels.nystrom_root_ex(batch, first.gains.shape[-1])
     elif isinstance(first, DenseRoot):
         found, info, is_warm = _warm_roots(batch, first.has_bias, present)
     elif isinstance(first, CholeskyRoot):
@@ -88,7 +95,8 @@ def decompose_all_(
     else:
         found, info, instead = _symmetric_roots(batch, method)
     definite = [bool(good) for good in (info == 0).reshape(len(roots), -1).all(1)]
-    for root, good, *parts in zip(roots, definite, found, *gains, strict=True):
+    parts_of: Iterator[Any] = zip(found, *more, strict=True)
+    for root, good, parts in zip(roots, definite, parts_of, strict=True):
         if good:
             root.take_(*parts)
     return Decomposed(definite, is_warm, instead)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from sngd_compile.config import Config
 
-OBSERVING, SEED, MOST_ROWS = 0, 1, 2  # entries of Schedule.gate
-ALL_ROWS = -1  # value of its last entry
+OBSERVING, SEED, MOST_ROWS, BACKWARD = range(4)  # entries of Schedule.gate
+GATE_ENTRIES = 4
+ALL_ROWS = -1  # value of MOST_ROWS
 
 
 class Schedule:
@@ -19,16 +20,16 @@ class Schedule:
         size: D, weights of one output, bias included.
 
     Attributes:
-        gate: int64 `[3]` on the host: whether to observe now, the seed of the drawn rows, and how
-            many at the most. A tensor, read at run time, so that a change of step neither
-            recompiles a graph nor waits for a device.
+        gate: int64 `[4]` on the host: whether to observe now, the seed of the drawn rows, how many
+            at the most, and whether backward passes are observed now. A tensor, read at run time,
+            so that a change of step neither recompiles a graph nor waits for a device.
         steps: Optimizer steps done.
         observed_steps: Of these, how many were observed since the last refresh.
     """
 
     def __init__(self, config: Config, size: int) -> None:
         """Start before step 0."""
-        self.gate = torch.zeros(3, dtype=torch.int64, device="cpu")
+        self.gate = torch.zeros(GATE_ENTRIES, dtype=torch.int64, device="cpu")
         self.configure_(config, size, 0, 0)
 
     def configure_(self, config: Config, size: int, steps: int, observed_steps: int) -> None:
@@ -54,6 +55,14 @@ class Schedule:
             self._write_gate()
         return self.config.is_refreshed(self.steps)
 
+    def open_backward(self) -> None:
+        """Let the output side see the gradients of backward passes, sampled ones, from now on."""
+        self.gate[BACKWARD] = int(self.observing)
+
+    def close_backward(self) -> None:
+        """Let it see no more of them."""
+        self.gate[BACKWARD] = 0
+
     def state(self) -> Tensor:
         """Return steps and observed steps, as a tensor that every checkpoint format takes."""
         return torch.tensor([self.steps, self.observed_steps], device="cpu")
@@ -61,3 +70,5 @@ class Schedule:
     def _write_gate(self) -> None:
         self.gate[OBSERVING] = int(self.observing)
         self.gate[SEED] = self.config.seed + self.steps
+        empirical = self.config.output_gradients == "empirical"
+        self.gate[BACKWARD] = int(self.observing and empirical)

@@ -1,4 +1,4 @@
-"""Where `Config(fisher="kronecker")` is not to be had, "shared" is taken and the plan says why."""
+"""Where a local Fisher with two sides is not to be had, "shared" is taken; the plan says why."""
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ class Tied(nn.Module):
 FALLBACKS = [
     (nn.LayerNorm(4), "the rule norm|the rule layer", CONFIG),
     (nn.LSTM(3, 4), "its module's forward runs as it is", CONFIG),
+    (nn.LayerNorm(4), "the rule norm|the rule layer", CONFIG.replace(fisher="eigen")),
     (Tied(), "the rule embedding|takes its inputs", CONFIG),
     (nn.Linear(3, 4, dtype=torch.float16), "use bfloat16", CONFIG),
     (nn.Linear(3, 40), "above max_factor_bytes", CONFIG.replace(max_factor_bytes=1000)),
@@ -38,7 +39,7 @@ def test_a_layer_that_cannot_have_it_says_why(model, reason, config):
     assert {site.kind for site in explained.sites} == {"shared"}
     for site in explained.sites:
         assert any(part in site.note for part in reason.split("|")), site.note
-        assert '"shared" is kept' in site.note
+        assert f'fisher = "{config.fisher}" is not to be had, "shared" is kept' in site.note
     text = str(explained)
     assert all(site.note in text for site in explained.sites)
     net = sngd.reconstruct(model, config)

@@ -10,7 +10,7 @@ def test_linear(law, case, root):
 from laws.case import Case, conv_case, conv_rows, linear_case, linear_rows
 from laws.suite import factor_is_the_jacobians_moment
 from laws.table import LAWS, every_block_law, every_law
-from laws.two_sided import every_two_sided_law
+from laws.two_sided_table import every_two_sided_law
 from laws.units import UnitCase, every_unit_law
 
 __all__ = [

@@ -1,10 +1,7 @@
 """The laws of `Config(fisher="kronecker")`: what changes where a layer has an output side too."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import product
+from collections.abc import Callable
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +12,8 @@ from laws.suite import (
     RELATIVE,
     close,
     configuration,
-    folding_gives_the_plain_layer,
     loss,
     probe,
-    rewriting_keeps_the_function,
     trained,
 )
 
@@ -128,23 +123,3 @@ def on_the_weight(net: nn.Module, optimizer: torch.optim.SGD, case: Case) -> tup
 def blocks(matrices: Tensor) -> Tensor:
     """Return `[groups, D, D]`."""
     return matrices.reshape(-1, *matrices.shape[-2:])
-
-
-TWO_SIDED: tuple[TwoSidedLaw, ...] = (
-    rewriting_keeps_the_function,
-    folding_gives_the_plain_layer,
-    output_factor_is_the_moment_of_gradients,
-    both_roots_whiten,
-    descent_is_kfac,
-    refreshing_keeps_the_function,
-)
-
-
-def every_two_sided_law(cases: Sequence[Case]) -> pytest.MarkDecorator:
-    """Run a test of arguments `law`, `case`, `root` for every law on every case."""
-    listed = [
-        pytest.param(law, replace(case, fisher="kronecker"), root, id=f"{case.name}-{law.__name__}")
-        for case, law in product(cases, TWO_SIDED)
-        for root in ("cholesky", "symmetric")[: 2 if law is both_roots_whiten else 1]
-    ]
-    return pytest.mark.parametrize(("law", "case", "root"), listed)

@@ -1,17 +1,24 @@
 """Bugs in the output side of a Kronecker-factored local Fisher."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bug import caught_by, wrap
+from sngd_compile import Config
 from sngd_compile.rules.convolution import Convolution
-from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime import fisher
+from sngd_compile.runtime.eigen import EigenRoot
 from sngd_compile.runtime.kronecker import KroneckerRoot
-from sngd_compile.runtime.output_side import SAMPLES, OutputSide
+from sngd_compile.runtime.output_side import DRAWS, SAMPLES, OutputSide
+from sngd_compile.runtime.schedule import Schedule
+from sngd_compile.sampling import RESIDUALS
 
-LAWS = ("tests/rules/test_linear.py", "-k", "output_side")
+LAWS = ("tests/rules/test_linear.py", "-k", "output_side and kronecker")
+SAMPLED = ("tests/fishers/test_sampled.py",)
+EIGEN = ("tests/rules/test_linear.py", "-k", "output_side and eigen")
 OF_CONVOLUTIONS = ("tests/rules/test_convolution.py", "-k", "output_side")
 
 
@@ -46,10 +53,66 @@ def gradient_moved_like_a_weight() -> None:
 def damping_not_shared_by_pi() -> None:
     """Both sides get the same damping."""
 
-    def damped(original: Any, fisher: FisherLayer, *arguments: Any) -> Any:
-        (first, one), (second, other) = original(fisher, *arguments)
+    def damped(original: Any, *arguments: Any) -> Any:
+        (first, one), (second, other) = original(*arguments)
         same = (one * other) ** 0.5
         eyes = [torch.eye(m.shape[-1], dtype=m.dtype) for m in (first, second)]
         return (first + (same - one) * eyes[0], same), (second + (same - other) * eyes[1], same)
 
-    wrap(FisherLayer, "_damped_sides", damped)
+    wrap(fisher, "share", damped)
+
+
+@caught_by(EIGEN)
+def gradient_moved_like_a_weight_in_the_eigenbasis() -> None:
+    """An accumulated gradient moves by the map of the weights."""
+    EigenRoot.to_prime, EigenRoot.from_prime = EigenRoot.unfold, EigenRoot.fold
+
+
+@caught_by(EIGEN)
+def gain_of_the_factors_instead_of_the_product() -> None:
+    """Every factor is damped by the root of the damping."""
+
+    def gain(root: EigenRoot, damping: float) -> Tensor:
+        outputs, inputs = (b.values + damping**0.5 for b in (root.output_basis, root.input_basis))
+        return (outputs[..., :, None] * inputs[..., None, :]).rsqrt()
+
+    EigenRoot._gain = gain
+
+
+@caught_by(EIGEN)
+def damping_of_a_product_squared() -> None:
+    """The relative damping of the product is taken by factor: its square."""
+
+    def whole(original: Any, inputs: Tensor, outputs: Tensor, config: Config) -> Any:
+        squared = config.damping_rel_trace**2
+        return original(inputs, outputs, config.replace(damping_rel_trace=squared))
+
+    wrap(fisher, "keep_whole", whole)
+
+
+@caught_by(SAMPLED)
+def ordinary_backward_observed_too() -> None:
+    """The gate of sampled gradients stays open for those of the loss."""
+    Schedule.close_backward = lambda schedule: None
+
+
+@caught_by(SAMPLED)
+def draws_not_counted() -> None:
+    """B of sampled gradients is made as if they held the `1 / N` of a mean."""
+
+    def close(original: Any, side: OutputSide) -> None:
+        side.tally[DRAWS].zero_()
+        original(side)
+
+    wrap(OutputSide, "close_step_", close)
+
+
+@caught_by(SAMPLED)
+def likeliest_class_drawn() -> None:
+    """A class is not drawn: the likeliest is taken."""
+
+    def residual(original: Any, logits: Tensor, generator: torch.Generator) -> Tensor:
+        p = logits.softmax(-1)
+        return p - torch.nn.functional.one_hot(p.argmax(-1), p.shape[-1])
+
+    RESIDUALS["categorical"] = partial(residual, RESIDUALS["categorical"])

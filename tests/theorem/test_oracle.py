@@ -1,11 +1,12 @@
-"""The factors are the input covariances of an independent library's forward-only K-FAC."""
+"""The factors are the covariances of an independent library's K-FAC."""
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import sngd_compile as sngd
 from sngd_compile import Config
+from theorem.enumerated import show_all
 
 curvlinops = pytest.importorskip(
     "curvlinops", reason="needs the oracle: pip install --no-deps -r requirements-oracle.txt"
@@ -33,28 +34,66 @@ def conv_net() -> nn.Sequential:
     )
 
 
-@pytest.mark.parametrize(("network", "shape"), [(mlp, (5,)), (conv_net, (2, 9, 8))])
-def test_factors_are_the_oracles_input_covariances(network, shape):
-    model = network()
-    data = [(torch.randn(size, *shape), torch.randint(3, (size,))) for size in (11, 6)]
+NETWORKS = pytest.mark.parametrize(("network", "shape"), [(mlp, (5,)), (conv_net, (2, 9, 8))])
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def batches(shape: tuple[int, ...]) -> Batches:
+    """Draw two, of different sizes."""
+    return [(torch.randn(size, *shape), torch.randint(3, (size,))) for size in (11, 6)]
+
+
+def covariances(model: nn.Module, data: Batches, kind: str, which: str) -> dict[str, Tensor]:
+    """Return those of the oracle, by the names of the layers."""
     operator = curvlinops.KFACLinearOperator(
         model,
         nn.CrossEntropyLoss(),
         list(model.parameters()),
         data,
-        fisher_type="forward-only",
+        fisher_type=kind,
         separate_weight_and_bias=False,
         check_deterministic=False,
     )
     operator @ torch.zeros(operator.shape[1])
-    covariances = operator.state_dict()["input_covariances"]
+    return operator.state_dict()[which]
 
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Compare factors by layer."""
+    assert sorted(found) == sorted(f"{name}.weight" for name in expected)
+    for name, covariance in expected.items():
+        assert (found[f"{name}.weight"] - covariance).norm() <= 1e-10 * covariance.norm()
+
+
+@NETWORKS
+def test_factors_are_the_oracles_input_covariances(network, shape):
+    model, data = network(), batches(shape)
+    expected = covariances(model, data, "forward-only", "input_covariances")
     net = sngd.reconstruct(model, Config(max_rows=None))
     for inputs, _ in data:
         net(inputs)
     layers = sngd.fisher_layers(sngd.refresh_(net))
+    assert_same({name: layer.factor for name, layer in layers.items()}, expected)
 
-    assert sorted(layers) == sorted(f"{name}.weight" for name in covariances)
-    for name, covariance in covariances.items():
-        factor = layers[f"{name}.weight"].factor
-        assert (factor - covariance).norm() <= 1e-10 * covariance.norm()
+
+@NETWORKS
+def test_empirical_output_factors_are_the_oracles(network, shape):
+    model, data = network(), batches(shape)
+    expected = covariances(model, data, "empirical", "gradient_covariances")
+    net = sngd.reconstruct(model, Config(max_rows=None, fisher="kronecker"))
+    for inputs, labels in data:
+        (nn.functional.cross_entropy(net(inputs), labels, reduction="sum") / 17).backward()
+    layers = sngd.fisher_layers(sngd.refresh_(net))
+    assert_same({name: layer.output_side.factor for name, layer in layers.items()}, expected)
+
+
+@NETWORKS
+def test_sampled_output_factors_are_those_of_its_exact_fisher(network, shape, monkeypatch):
+    model, data = network(), batches(shape)
+    expected = covariances(model, data, "type-2", "gradient_covariances")
+    config = Config(max_rows=None, fisher="eigen", output_gradients="sampled")
+    net = sngd.reconstruct(model, config)
+    for inputs, _ in data:
+        show_all(net, net(inputs), "categorical", monkeypatch)
+    layers = sngd.fisher_layers(sngd.refresh_(net))
+    assert_same({name: 3 * layer.output_side.factor for name, layer in layers.items()}, expected)
