@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -89,7 +89,9 @@ def decompose_all_(
     elif isinstance(first, LowRankRoot):
         found, *more, info = sngd_kernels.nystrom_root_ex(batch, first.gains.shape[-1])
     elif isinstance(first, DenseRoot):
-        found, info, is_warm = _warm_roots(batch, first.has_bias, present)
+        found, info, is_warm = _warm_roots(
+            batch, first.has_bias, cast(Sequence[DenseRoot], present)
+        )
     elif isinstance(first, CholeskyRoot):
         found, info = sngd_kernels.cholesky_inverse_ex(batch, bias=first.has_bias)
     else:
@@ -103,7 +105,7 @@ def decompose_all_(
 
 
 def _warm_roots(
-    batch: Tensor, bias: bool, present: Sequence[FactorRoot]
+    batch: Tensor, bias: bool, present: Sequence[DenseRoot]
 ) -> tuple[Tensor, Tensor, list[bool]]:
     """Take one step from each present root, or a new one where it is too far away.
 
