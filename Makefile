@@ -13,7 +13,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-interpreter test-gpu test-triton-matrix lint format types docs bench
-.PHONY: bench-peers bench-exact bench-kernels bench-gpu kernel-table mutants wheel check clean FORCE
+.PHONY: bench-peers bench-exact reproduce bench-kernels bench-gpu kernel-table mutants wheel check clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -77,6 +77,9 @@ bench-peers: $(STAMP)  ## loss and accuracy at equal time against what people us
 
 bench-exact: $(STAMP)  ## SGD and SNGD against exact natural gradient descent
 	$(STUDY) benchmarks/exact_comparison.py $(ARGS)
+
+reproduce: $(STAMP)  ## the paper's experiments, on one page
+	$(STUDY) benchmarks/reproduce.py $(ARGS)
 
 bench-layers: $(STAMP)  ## what small layers add to a step, and the fastest way to apply a root
 	$(SCRIPT) benchmarks/small_layers.py $(ARGS)

@@ -13,6 +13,7 @@ TARGETS += [
     "bench",
     "bench-peers",
     "bench-exact",
+    "reproduce",
     "bench-layers",
     "bench-compiled",
     "bench-kernels",
