@@ -12,6 +12,7 @@ from sngd_compile.plan import Overrides, make_plan, plan_of
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.parameters import state_of
 from sngd_compile.site import Plan, qualified
+from sngd_compile.symptoms import symptoms_of
 
 
 class Explanation:
@@ -42,7 +43,8 @@ def explain(
     Args:
         model: A plain model (meta device included: nothing is computed), of which the plan is
             made; or a reconstructed network, whose present state is read; or a model compiled with
-            `backend="sngd"`, of which the frames that have run are reported.
+            `backend="sngd"`, of which the frames that have run are reported. After training, notes
+            name what looks wrong about a Fisher layer, and the setting to change.
         config: As for `reconstruct`; a reconstructed network brings its own.
         overrides: As for `reconstruct`.
 
@@ -101,14 +103,9 @@ def _plan_of_network(net: nn.Module) -> Plan:
     def class_of(module: nn.Module) -> type[nn.Module]:
         return module.original_class if isinstance(module, Reconstructed) else type(module)
 
-    notes = {name: _unobserved(layer) for name, layer in fisher_layers(net).items()}
+    notes = {
+        qualified(name, site.weight_name): symptoms_of(site)
+        for name, module in reconstructed_modules(net).items()
+        for site in module.local_sites()
+    }
     return plan_of(net, config_of, class_of).noted(notes)
-
-
-def _unobserved(layer: FisherLayer) -> str:
-    """Say that a layer has seen nothing although it was trained; "" where it has."""
-    steps = layer.schedule.steps
-    if steps == 0 or layer.rows_seen:
-        return ""
-    use = f": it enters {layer.unmatched}" if layer.unmatched else ""
-    return f"no input observed in {steps} steps of plain descent{use}"
