@@ -13,7 +13,8 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-interpreter test-gpu test-triton-matrix lint format types docs bench
-.PHONY: bench-peers bench-exact reproduce bench-kernels bench-gpu kernel-table mutants wheel check clean FORCE
+.PHONY: bench-peers bench-exact reproduce bench-profile bench-kernels bench-gpu kernel-table mutants
+.PHONY: wheel check clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -84,6 +85,9 @@ reproduce: $(STAMP)  ## the paper's experiments, on one page
 bench-layers: $(STAMP)  ## what small layers add to a step, and the fastest way to apply a root
 	$(SCRIPT) benchmarks/small_layers.py $(ARGS)
 	$(SCRIPT) benchmarks/triangular.py
+
+bench-profile: $(STAMP)  ## where the time of a step goes, beside the least it could take
+	$(STUDY) benchmarks/profile_step.py $(ARGS)
 
 bench-compiled: $(STAMP)  ## compiled step and compile time against the compiled plain network
 	$(SCRIPT) benchmarks/compiled_step.py $(ARGS)

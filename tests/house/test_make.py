@@ -15,6 +15,7 @@ TARGETS += [
     "bench-exact",
     "reproduce",
     "bench-layers",
+    "bench-profile",
     "bench-compiled",
     "bench-kernels",
     "bench-gpu",

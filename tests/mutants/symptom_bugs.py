@@ -1,7 +1,7 @@
 """Bugs in what `explain` says of a trained network."""
 
-import sngd_compile.symptoms as symptoms
 from bug import caught_by, wrap
+from sngd_compile import symptoms
 
 TESTS = "tests/plan/test_symptoms.py"
 

@@ -1,4 +1,4 @@
-"""Each usual mistake leaves its note in the plan of a trained network, and a good run leaves none."""
+"""Each usual mistake leaves a note in the plan of a trained network; a good run leaves none."""
 
 import warnings
 
