@@ -15,8 +15,8 @@ EXPLANATION = """\
 *observed* step adds up statistics, a *refresh* renews the roots after its step, a *steady* step
 does neither. In brackets the floor: the multiply-adds of
 [method.md](../../docs/method.md#9-cost-and-the-choice-of-association) at the speed of a product of
-two 512 x 512 matrices, at its best {rate:.1f} thousand million multiply-adds a second. Products of other
-shapes are slower, and what is no product has no floor. A refresh has the multiply-adds that
+two 512 x 512 matrices, at its best {rate:.1f} thousand million multiply-adds a second. Products of
+other shapes are slower, and what is no product has no floor. A refresh has the multiply-adds that
 `explain` prints. The profiler makes short operations dearer. Allocations are those of one step,
 with their sum; what was freed is taken again. Load of the machine (processes that want to run, mean
 of a minute) in the end: {load}.
