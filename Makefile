@@ -13,7 +13,8 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-interpreter test-gpu test-triton-matrix lint format types docs bench
-.PHONY: bench-peers bench-exact bench-fishers bench-kernels bench-gpu kernel-table mutants wheel check clean FORCE
+.PHONY: bench-peers bench-exact bench-fishers reproduce bench-profile bench-kernels bench-gpu
+.PHONY: kernel-table mutants wheel check clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -81,9 +82,15 @@ bench-exact: $(STAMP)  ## SGD and SNGD against exact natural gradient descent
 bench-fishers: $(STAMP)  ## the local Fishers of Config against each other, by steps
 	$(STUDY) benchmarks/local_fishers.py $(ARGS)
 
+reproduce: $(STAMP)  ## the paper's experiments, on one page
+	$(STUDY) benchmarks/reproduce.py $(ARGS)
+
 bench-layers: $(STAMP)  ## what small layers add to a step, and the fastest way to apply a root
 	$(SCRIPT) benchmarks/small_layers.py $(ARGS)
 	$(SCRIPT) benchmarks/triangular.py
+
+bench-profile: $(STAMP)  ## where the time of a step goes, beside the least it could take
+	$(STUDY) benchmarks/profile_step.py $(ARGS)
 
 bench-compiled: $(STAMP)  ## compiled step and compile time against the compiled plain network
 	$(SCRIPT) benchmarks/compiled_step.py $(ARGS)

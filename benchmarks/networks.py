@@ -1,6 +1,7 @@
 """The networks of the convergence study, small enough for one CPU thread."""
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,11 @@ from workloads import CLASSES
 SIDE = 28
 
 
-def conv_net() -> nn.Module:
-    """Convolutions of 8, 16 and 32 channels over images of 28 x 28, then a linear layer."""
+def conv_net(channels: int = 1, side: int = SIDE) -> nn.Module:
+    """Convolutions of 8, 16 and 32 channels over images as rows, then a linear layer."""
     return nn.Sequential(
-        nn.Unflatten(1, (1, SIDE, SIDE)),
-        nn.Conv2d(1, 8, 5, stride=2, padding=2),
+        nn.Unflatten(1, (channels, side, side)),
+        nn.Conv2d(channels, 8, 5, stride=2, padding=2),
         nn.ReLU(),
         nn.Conv2d(8, 16, 3, padding=1),
         nn.ReLU(),
@@ -23,7 +24,7 @@ def conv_net() -> nn.Module:
         nn.Conv2d(16, 32, 3, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(32 * 7 * 7, CLASSES),
+        nn.Linear(32 * (side // 4) ** 2, CLASSES),
     )
 
 
@@ -48,11 +49,11 @@ class Residual(nn.Module):
         return F.relu(self.body(inputs) + self.way_round(inputs))
 
 
-def resnet() -> nn.Module:
+def resnet(channels: int = 1, side: int = SIDE) -> nn.Module:
     """A stem of 8 channels and residual blocks of 8, 16 and 32, with BatchNorm throughout."""
     return nn.Sequential(
-        nn.Unflatten(1, (1, SIDE, SIDE)),
-        nn.Conv2d(1, 8, 3, stride=2, padding=1, bias=False),
+        nn.Unflatten(1, (channels, side, side)),
+        nn.Conv2d(channels, 8, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(8),
         nn.ReLU(),
         Residual(8, 8, 1),
@@ -64,13 +65,13 @@ def resnet() -> nn.Module:
     )
 
 
-def autoencoder() -> nn.Module:
-    """784-400-200-100-30 and back, ReLU but for the code and the pixels."""
-    widths = (784, 400, 200, 100, 30, 100, 200, 400, 784)
+def autoencoder(encoder: Sequence[int] = (784, 400, 200, 100, 30)) -> nn.Module:
+    """These widths and back, ReLU but for the code, which is in the middle, and the pixels."""
+    widths = (*encoder, *encoder[-2::-1])
     layers: list[nn.Module] = []
     for number, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
         layers.append(nn.Linear(width_in, width_out))
-        if number not in (3, len(widths) - 2):
+        if number not in (len(encoder) - 2, len(widths) - 2):
             layers.append(nn.ReLU())
     return nn.Sequential(*layers)
 

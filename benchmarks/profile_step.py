@@ -1,23 +1,32 @@
-"""Where the time of a step goes: a plain one, a steady one, an observed one, one that refreshes."""
+"""Where the time of a step goes: a plain one, a steady one, an observed one, one that refreshes.
+
+make bench-profile ARGS="--steps 100"
+"""
 
 import os
 import statistics
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import contenders
 import sngd_compile as sngd
 from interleave import CYCLE, WARM_UP
+from profile_report import Profile, save, table
 from sngd_compile.runtime import optimizers
+from step_floor import multiply_adds_a_second, work_by_group
 from workloads import WORKLOADS, Workload
+
+RESULTS = Path(__file__).parent / "results"
 
 LABELLED: tuple[tuple[Any, str, str], ...] = (
     (optimizers, "_drop_non_finite", "guard"),
@@ -76,8 +85,17 @@ def place_of(event: FunctionEvent) -> tuple[str, str]:
     return outermost.name, group
 
 
-def profiled(workload: Workload, contender: contenders.Contender, steps: int) -> list[Milliseconds]:
-    """Train past the warm-up, then return the milliseconds of each group in each further step.
+@dataclass
+class Step:
+    """One profiled step: milliseconds of each group, allocations, their bytes."""
+
+    groups: Milliseconds = field(default_factory=lambda: defaultdict(float))
+    allocations: int = 0
+    allocated: int = 0
+
+
+def profiled(workload: Workload, contender: contenders.Contender, steps: int) -> list[Step]:
+    """Train past the warm-up, then profile every further step.
 
     An event counts with the time that the events inside it leave.
     """
@@ -87,8 +105,8 @@ def profiled(workload: Workload, contender: contenders.Contender, steps: int) ->
     )
     for _ in range(WARM_UP):
         trainee.step(*next(batches))
-    taken: dict[str, Milliseconds] = {f"step {i}": defaultdict(float) for i in range(steps)}
-    with labels(), profile(activities=[ProfilerActivity.CPU]) as profiler:
+    taken = {f"step {i}": Step() for i in range(steps)}
+    with labels(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         for name in taken:
             inputs, targets = next(batches)
             with record_function(name):
@@ -96,8 +114,24 @@ def profiled(workload: Workload, contender: contenders.Contender, steps: int) ->
     for event in profiler.events():
         name, group = place_of(event)
         if name in taken:
-            taken[name][group] += event.self_cpu_time_total / 1e3
+            taken[name].groups[group] += event.self_cpu_time_total / 1e3
+    count_allocations(profiler, taken)
     return list(taken.values())
+
+
+def count_allocations(profiler: profile, taken: Mapping[str, Step]) -> None:
+    """Give every allocation to the step in whose time it fell."""
+    # As of torch 2.13 only the private results have them one by one.
+    events: list[Any] = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    spans = sorted((e.start_ns(), e.end_ns(), e.name()) for e in events if e.name() in taken)
+    starts = [start for start, _, _ in spans]
+    for event in events:
+        if event.name() == "[memory]" and event.nbytes() > 0:
+            index = bisect_right(starts, event.start_ns()) - 1
+            if index >= 0 and event.start_ns() <= spans[index][1]:
+                step = taken[spans[index][2]]
+                step.allocations += 1
+                step.allocated += event.nbytes()
 
 
 def kind_of(step: int) -> str:
@@ -108,42 +142,42 @@ def kind_of(step: int) -> str:
     return "observed" if config.is_observed(step) else "steady"
 
 
-def breakdown(workload: Workload, steps: int) -> dict[str, Milliseconds]:
-    """The median milliseconds of each group, for each kind of step."""
-    samples: dict[str, list[Milliseconds]] = {kind: [] for kind in KINDS}
+def breakdown(workload: Workload, steps: int, rate: float) -> dict[str, Profile]:
+    """The medians of each kind of step; `rate` is in multiply-adds a second."""
+    samples: dict[str, list[Step]] = {kind: [] for kind in KINDS}
     samples["plain"] = profiled(workload, contenders.REFERENCE, min(steps, CYCLE))
-    for offset, groups in enumerate(profiled(workload, contenders.SNGD, steps)):
-        samples[kind_of(WARM_UP + offset)].append(groups)
-    return {kind: medians(taken) for kind, taken in samples.items() if taken}
+    for offset, step in enumerate(profiled(workload, contenders.SNGD, steps)):
+        samples[kind_of(WARM_UP + offset)].append(step)
+    return {
+        kind: summary(taken, work_by_group(workload, kind), rate)
+        for kind, taken in samples.items()
+        if taken
+    }
 
 
-def medians(samples: list[Milliseconds]) -> Milliseconds:
-    """The median of each group."""
-    names = {name for groups in samples for name in groups}
-    return {name: statistics.median(groups[name] for groups in samples) for name in names}
-
-
-def breakdown_table(workload: Workload, kinds: dict[str, Milliseconds]) -> Table:
-    """One group a row, the largest of a steady step first."""
-    table = Table("ms", *kinds, title=f"{workload.name}, batch {workload.batch_size}")
-    names = {name for groups in kinds.values() for name in groups}
-    for name in sorted(names, key=lambda name: -kinds["steady"].get(name, 0.0)):
-        table.add_row(name, *(f"{groups.get(name, 0.0):.2f}" for groups in kinds.values()))
-    table.add_section()
-    table.add_row("sum", *(f"{sum(groups.values()):.2f}" for groups in kinds.values()))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
+def summary(samples: Sequence[Step], work: Mapping[str, int], rate: float) -> Profile:
+    """The median of each group over the steps of one kind."""
+    names = {name for step in samples for name in step.groups}
+    return Profile(
+        {name: statistics.median(step.groups[name] for step in samples) for name in names},
+        {name: 1e3 * count / rate for name, count in work.items()},
+        statistics.median(step.allocations for step in samples),
+        statistics.median(step.allocated for step in samples),
+    )
 
 
 def main(
     steps: Annotated[int, typer.Option(min=2, help="Profiled steps.")] = 2 * CYCLE,
+    output: Annotated[Path, typer.Option(help="Folder for the page.")] = RESULTS,
 ) -> None:
-    """Print where the time of a step goes, profiled on one thread."""
+    """Show where the time of a step goes, profiled on one thread."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports every start and stop
     contenders.limit_to_one_thread()
-    for workload in WORKLOADS:
-        Console().print(breakdown_table(workload, breakdown(workload, steps)))
+    rate = multiply_adds_a_second()
+    profiles = [(workload, breakdown(workload, steps, rate)) for workload in WORKLOADS]
+    for workload, kinds in profiles:
+        Console().print(table(workload, kinds))
+    print(f"The page: {save(profiles, rate, steps, output)}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ machine that is what a watch would say. Batches and measurements are off it.
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -79,10 +79,22 @@ def begin(contender: Contender, rate: float, task: Task, data: Data, seed: int) 
     return Run(contender, rate, seed, trainee, task.batches(data, seed))
 
 
+def nothing() -> None:
+    """Do nothing after a step."""
+
+
 def race(
-    entries: Sequence[tuple[Contender, float]], task: Task, data: Data, seed: int, budget: Budget
+    entries: Sequence[tuple[Contender, float]],
+    task: Task,
+    data: Data,
+    seed: int,
+    budget: Budget,
+    after_step: Callable[[], None] = nothing,
 ) -> list[Run]:
-    """Run contenders at their rates until each has used the budget; those that fail drop out."""
+    """Run contenders at their rates until each has used the budget; those that fail drop out.
+
+    What is called after every step is off the clock.
+    """
     with warnings.catch_warnings():
         if any(contender.package for contender, _ in entries):
             warnings.simplefilter("ignore")
@@ -94,6 +106,7 @@ def race(
                 if budget.used(run) >= len(run.points) * budget.limit / budget.points:
                     judge.measure(run)
                 run.step()
+                after_step()
             except Exception as error:
                 if run.contender.package is None:
                     raise

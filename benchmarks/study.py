@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from contenders import Contender
-from race import Budget, Point, Run, begin, race
+from race import Budget, Point, Run, begin, nothing, race
 from tasks import Data, Task
 
 TUNING_SEED = 0
@@ -14,13 +14,17 @@ TUNING_SEED = 0
 
 @dataclass(frozen=True)
 class Protocol:
-    """Who takes part, how many rates each tries, how many fresh seeds count, who sets the goal."""
+    """Who takes part, how many rates each tries, how many fresh seeds count, who sets the goal.
+
+    `after_step` is called after every step, off the clock.
+    """
 
     contenders: Sequence[Contender]
     rates: int
     seeds: int
     budget: Budget
     reference: Contender
+    after_step: Callable[[], None] = nothing
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ def seconds_for(steps: int, contender: Contender, task: Task, data: Data) -> flo
 def tune(protocol: Protocol, task: Task, data: Data) -> list[Tuned]:
     """Try the first rates of each contender on one seed."""
     entries = [(one, rate) for one in protocol.contenders for rate in one.rates[: protocol.rates]]
-    runs = race(entries, task, data, TUNING_SEED, protocol.budget.for_tuning)
+    budget = protocol.budget.for_tuning
+    runs = race(entries, task, data, TUNING_SEED, budget, protocol.after_step)
     tuned = []
     for contender in protocol.contenders:
         own = [run for run in runs if run.contender is contender]
@@ -95,7 +100,7 @@ def study(protocol: Protocol, task: Task, data: Data, say: Callable[[str], None]
     runs: list[Run] = []
     for seed in range(TUNING_SEED + 1, TUNING_SEED + 1 + protocol.seeds):
         say(f"{task.title}: seed {seed}, {budget.limit:.3g} {budget.unit}")
-        runs += race(entries, task, data, seed, budget)
+        runs += race(entries, task, data, seed, budget, protocol.after_step)
     outcomes = [
         Outcome(each, [run for run in runs if run.contender is each.contender]) for each in tuned
     ]

@@ -45,16 +45,20 @@ def versions() -> dict[str, str]:
     return found
 
 
+def judged(study: Study) -> str:
+    """What a network is judged by in the end."""
+    return "test accuracy" if study.task.classifies else "test loss"
+
+
 def header(study: Study) -> list[str]:
     """The names of the columns."""
-    judged = "test accuracy" if study.task.classifies else "test loss"
     return [
         study.task.name,
         "rate",
         "ms a step",
         *(f"{unit} to {goal:.3g}" for goal in study.goals for unit in ("steps", "seconds")),
         "training loss in the end",
-        f"{judged} in the end",
+        f"{judged(study)} in the end",
     ]
 
 
@@ -106,6 +110,7 @@ def settings(study: Study) -> dict[str, Any]:
         "seeds": protocol.seeds,
         "reference": protocol.reference.name,
         "goals": study.goals,
+        "judged": judged(study),
     }
 
 
@@ -170,19 +175,23 @@ def save_plot(study: Study, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def save(study: Study, name: str, steps: int, load_before: float, folder: Path) -> list[Path]:
-    """Write `name`.json, `name`.md and `name`.png."""
-    folder.mkdir(parents=True, exist_ok=True)
-    load = [load_before, load_average()]
-    under = {**conditions(steps), "device": "cpu", **versions()}
-    content = {
-        "conditions": under,
-        "load": load,
+def content_of(study: Study, steps: int, load_before: float) -> dict[str, Any]:
+    """A study for a JSON file: conditions, settings, and every contender's runs."""
+    return {
+        "conditions": {**conditions(steps), "device": "cpu", **versions()},
+        "load": [load_before, load_average()],
         **settings(study),
         "contenders": [outcome_content(study, outcome) for outcome in study.outcomes],
     }
+
+
+def save(study: Study, name: str, steps: int, load_before: float, folder: Path) -> list[Path]:
+    """Write `name`.json, `name`.md and `name`.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = content_of(study, steps, load_before)
     paths = [folder / f"{name}.{suffix}" for suffix in ("json", "md", "png")]
     paths[0].write_text(json.dumps(content, indent=1) + "\n")
-    paths[1].write_text(markdown(study, name, under, "{} and {}".format(*load)))
+    load = "{} and {}".format(*content["load"])
+    paths[1].write_text(markdown(study, name, content["conditions"], load))
     save_plot(study, paths[2])
     return paths

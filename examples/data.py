@@ -102,8 +102,8 @@ def _find(folder: Path, name: str) -> Path:
         if path.exists():
             return path
     raise DataError(
-        f"{folder}: no file {name} or {name}.gz here; give the folder that has the idx files with "
-        "--data-dir, or install Fashion-MNIST with: apt-get install dataset-fashion-mnist"
+        f"{folder}: no file {name} or {name}.gz here; give the folder that has the idx files, or "
+        "install Fashion-MNIST with: apt-get install dataset-fashion-mnist"
     )
 
 

@@ -20,6 +20,7 @@ from sngd_compile.plan import reason_to_leave, tied_names
 from sngd_compile.runtime.decomposition import root_history
 from sngd_compile.runtime.parameters import REASONS, ParameterState, modules_alive, state_of
 from sngd_compile.site import ModulePlan, Place, Plan, Site, Skip
+from sngd_compile.symptoms import symptoms_of
 
 UNSEEN = (
     "no compiled frame that trains has used it: it has not run yet, or Dynamo skipped the code "
@@ -149,7 +150,14 @@ def plan_of_compiled(model: nn.Module) -> Plan:
     sites = [_site(state, named) for state in states_of(model).values()]
     places = tuple((site, site.places[0]) for site in sites)
     skips = tuple(skip for skip, _ in skips_of(model))
-    return Plan((ModulePlan("", original(model), None, places, skips),))
+    plan = Plan((ModulePlan("", original(model), None, places, skips),))
+    return plan.noted(
+        {
+            name: symptoms_of(site)
+            for name, state in states_of(model).items()
+            for site in state.local_sites()
+        }
+    )
 
 
 def _site(state: ParameterState, named: Mapping[Tensor, Sequence[str]]) -> Site:

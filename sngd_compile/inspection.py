@@ -13,6 +13,7 @@ from sngd_compile.runtime.decomposition import root_history
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.parameters import state_of
 from sngd_compile.site import Plan, qualified
+from sngd_compile.symptoms import symptoms_of
 
 
 class Explanation:
@@ -43,7 +44,8 @@ def explain(
     Args:
         model: A plain model (meta device included: nothing is computed), of which the plan is
             made; or a reconstructed network, whose present state is read; or a model compiled with
-            `backend="sngd"`, of which the frames that have run are reported.
+            `backend="sngd"`, of which the frames that have run are reported. After training, notes
+            name what looks wrong about a Fisher layer, and the setting to change.
         config: As for `reconstruct`; a reconstructed network brings its own.
         overrides: As for `reconstruct`.
 
@@ -103,16 +105,10 @@ def _plan_of_network(net: nn.Module) -> Plan:
         return module.original_class if isinstance(module, Reconstructed) else type(module)
 
     notes = {
-        name: _unobserved(layer) or root_history(layer)
-        for name, layer in fisher_layers(net).items()
+        qualified(name, site.weight_name): "; ".join(
+            text for text in (symptoms_of(site), root_history(site.fisher)) if text
+        )
+        for name, module in reconstructed_modules(net).items()
+        for site in module.local_sites()
     }
     return plan_of(net, config_of, class_of).noted(notes)
-
-
-def _unobserved(layer: FisherLayer) -> str:
-    """Say what a layer has not seen although it was trained; "" where nothing lacks."""
-    steps = layer.schedule.steps
-    if steps == 0 or not layer.unseen:
-        return ""
-    use = f": it enters {layer.unmatched}" if layer.unmatched else ""
-    return f"no {layer.unseen} observed in {steps} steps of plain descent{use}"

@@ -77,6 +77,12 @@ def known_optimizers() -> list[Optimizer]:
     return [optimizer for optimizer, binding in _bindings.items() if binding.owns_any]
 
 
+def optimizers_of(weight: Tensor) -> list[Optimizer]:
+    """Return the optimizers that have stepped one reconstructed weight and are alive."""
+    found = [(optimizer, binding.weights) for optimizer, binding in _bindings.items()]
+    return [optimizer for optimizer, weights in found if any(w is weight for w in weights)]
+
+
 def sites_of(modules: Iterable[Any]) -> list[Site]:
     """List the live sites of those modules that are reconstructed."""
     owners = [cast(SiteOwner, module) for module in modules if module in _owners]

@@ -15,6 +15,7 @@ import memory
 import profile_step
 import reconstruct_time
 import sngd_compile as sngd
+import step_floor
 import step_time
 from contenders import Contender, Recipe, Trainee
 from interleave import CYCLE, Ratio, Times
@@ -154,18 +155,40 @@ def test_memory_from_end_to_end():
 
 def test_every_kind_of_step_is_profiled(monkeypatch):
     monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
-    kinds = profile_step.breakdown(TINY[0], CYCLE)
+    kinds = profile_step.breakdown(TINY[0], CYCLE, rate=1e9)
     assert tuple(kinds) == profile_step.KINDS
-    assert [kind for kind, groups in kinds.items() if groups.get("refresh")] == ["refresh"]
-    assert [kind for kind, groups in kinds.items() if groups.get("observation")] == ["observed"]
-    assert [kind for kind, groups in kinds.items() if "guard" not in groups] == ["plain"]
-    assert all(groups["matrix products"] > 0 for groups in kinds.values())
+    parts = {kind: profile.parts for kind, profile in kinds.items()}
+    assert [kind for kind, own in parts.items() if own.get("refresh")] == ["refresh"]
+    assert [kind for kind, own in parts.items() if own.get("observation")] == ["observed"]
+    assert [kind for kind, own in parts.items() if "guard" not in own] == ["plain"]
+    assert all(own["matrix products"] > 0 for own in parts.values())
+    allocations = [profile.allocations for profile in kinds.values()]
+    assert 0 < allocations[0] < allocations[1] < min(allocations[2:])
+    assert all(profile.allocated > 0 for profile in kinds.values())
 
 
-def test_profile_from_end_to_end():
-    status, printed = run(command(profile_step.main), "--steps", 2)
+def test_profile_from_end_to_end(tmp_path):
+    status, printed = run(command(profile_step.main), "--steps", 2, "--output", tmp_path)
     assert status == 0, printed
-    assert all(workload.name in printed for workload in TINY)
+    text = (tmp_path / "profile_step.md").read_text()
+    assert all(workload.name in printed and workload.name in text for workload in TINY)
+    assert "| matrix products |" in text
+
+
+def test_floors_are_the_multiply_adds_of_the_layers():
+    """By hand: 8 rows, weights 5 x 6 and 10 x 5; 4 images, a 2 x 1 x 3 x 3 kernel at 4 places."""
+    first, second = step_floor.work_of(TINY[0])
+    assert (first.plain, second.plain) == (2 * 8 * 30, 3 * 8 * 50)
+    # The first layer's root on the rows, one way, or on the weights; the second's likewise.
+    assert (first.root, second.root) == (min(8 * 36 // 2, 30 * 6), min(8 * 25, 50 * 5))
+    assert (first.observation, second.observation) == (8 * 49 // 2, 8 * 36 // 2)
+    convolution, last = step_floor.work_of(TINY[1])
+    assert convolution.plain == 2 * 4 * 4 * 18
+    assert (convolution.is_convolution, last.is_convolution) == (True, False)
+    steady, refresh = (step_floor.work_by_group(TINY[1], kind) for kind in ("steady", "refresh"))
+    assert steady["convolutions"] == convolution.plain
+    assert steady["matrix products"] == last.plain + last.root + convolution.root
+    assert set(refresh) - set(steady) == {"refresh"}
 
 
 def test_reconstruct_time_from_end_to_end():

@@ -79,7 +79,7 @@ def test_load_standardises_the_inputs_by_the_training_set(tmp_path):
 def test_missing_file_is_named_with_its_folder_and_the_remedy(tmp_path):
     with pytest.raises(DataError, match="no file train-images-idx3-ubyte") as raised:
         load(Name.FASHION_MNIST, tmp_path)
-    for part in (str(tmp_path), "--data-dir", "apt-get install dataset-fashion-mnist"):
+    for part in (str(tmp_path), "idx files", "apt-get install dataset-fashion-mnist"):
         assert part in str(raised.value)
 
 

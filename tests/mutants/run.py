@@ -30,9 +30,17 @@ import layer_bugs
 import output_bugs
 import root_bugs
 import statistics_bugs
+import symptom_bugs
 from bug import BUGS, Bug
 
-__all__ = ["finer_bugs", "layer_bugs", "output_bugs", "root_bugs", "statistics_bugs"]
+__all__ = [
+    "finer_bugs",
+    "layer_bugs",
+    "output_bugs",
+    "root_bugs",
+    "statistics_bugs",
+    "symptom_bugs",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = 2

@@ -1,0 +1,44 @@
+"""The methods that the paper compares, as it sets them: no momentum, no clipping, L2."""
+
+from dataclasses import replace
+
+from torch import nn
+from torch.optim import SGD
+
+import sngd_compile as sngd
+from contenders import (
+    LARGEST_FISHER_NORM,
+    Contender,
+    Recipe,
+    Trainee,
+    plain_sgd,
+    usual_loop,
+)
+
+L2 = 1e-3
+RATES = (0.1, 0.01, 0.005)
+KRONECKER_RATES = (0.003, 0.001, 0.01)
+
+
+def without_momentum(model: nn.Module, recipe: Recipe) -> Trainee:
+    """Plain gradient descent with the paper's weight decay."""
+    optimizer = SGD(model.parameters(), lr=recipe.rate, weight_decay=L2)
+    return usual_loop(model, [optimizer], recipe)
+
+
+def as_in_the_paper(model: nn.Module, recipe: Recipe) -> Trainee:
+    """The same descent on the network reconstructed with `Config.paper()`: no clipping either."""
+    network = sngd.reconstruct(model, sngd.Config.paper())
+    return replace(without_momentum(network, recipe), finish=sngd.fold)
+
+
+def with_output_side(model: nn.Module, recipe: Recipe) -> Trainee:
+    """SGD with momentum on a network with both local Fisher layers: K-FAC, in SNGD's region."""
+    config = sngd.Config(fisher="kronecker", damping_rel_trace=1e-2)
+    clipped = replace(recipe, largest_norm=LARGEST_FISHER_NORM)
+    return replace(plain_sgd(sngd.reconstruct(model, config), clipped), finish=sngd.fold)
+
+
+GD = Contender("SGD, no momentum", without_momentum, RATES)
+PAPER = Contender("SNGD, paper's preset", as_in_the_paper, RATES)
+KFAC = Contender("K-FAC (fisher=kronecker)", with_output_side, KRONECKER_RATES)

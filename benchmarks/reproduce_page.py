@@ -1,0 +1,136 @@
+"""The page of `make reproduce`, made of what is stored of each experiment."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from experiments import EXPERIMENTS, Experiment
+
+Content = dict[str, Any]
+"""What is stored of one experiment."""
+
+INTRODUCTION = """\
+# The paper's experiments
+
+`make reproduce` runs them, `make reproduce ARGS="--only mlp-a"` one of them. The paper is
+[arXiv 2412.07441](https://arxiv.org/abs/2412.07441). Its figures here come from a summary of it, a
+single source, and are of its own networks, data and training length. Each section says what is
+different here: our figure neither confirms nor refutes the one beside it. What can be compared is
+the order of the methods, and the gaps between them.
+
+**Protocol.** All contenders of an experiment take the same number of steps, on the same batches,
+from the same weights, in turns on one thread. Each tried its first learning rates on seed 0 over
+half the steps, and ran at the one with the lowest training loss on fresh seeds; a star marks a rate
+at the edge of those tried. The goal is the training loss that the first contender reaches on every
+seed. Seconds are processor time without batches and measurements. Means over the seeds; in brackets
+the least and the largest. SGD has momentum 0.9 unless its name says otherwise. SNGD without a
+preset has the defaults, momentum 0.9 and `clip_grad_norm_(1.0)`; the paper's preset is
+`Config.paper()` with plain SGD and weight decay 1e-3, which SGD without momentum has too.
+
+Equal steps favour methods with dear steps: [benchmarks.md](../../docs/benchmarks.md) compares at
+equal time.
+"""
+
+IMAGENET = """\
+## imagenet
+
+Not run here: the data set may not be passed on, and one core is not enough. `examples/imagenet.py`
+trains a ResNet-18 on a local folder of images, one folder for each class:
+
+    .venv/bin/python examples/imagenet.py path/to/imagenet
+
+The paper reports a top-1 accuracy of 73.41 % for SNGD, 70.23 % for SGD and 63.79 % for Adam.
+"""
+
+
+def mean_and_spread(values: Sequence[float], form: str) -> str:
+    """The mean, and in brackets the least and the largest."""
+    least, mean, most = min(values), statistics.fmean(values), max(values)
+    return f"{mean:{form}} ({least:{form}} to {most:{form}})"
+
+
+def header(experiment: Experiment, content: Content) -> list[str]:
+    """The names of the columns."""
+    goal = f"{content['goals'][1]:.3g}"
+    units = [f"{unit} to {goal}" for unit in ("steps", "seconds")]
+    columns = ["", "rate", "ms a step", *units, "training loss in the end", content["judged"]]
+    return [*columns, "in the paper"] if experiment.reported else columns
+
+
+def cells(experiment: Experiment, content: Content, outcome: Content) -> list[str]:
+    """One contender's row."""
+    runs, form = outcome["runs"], ".1%" if content["judged"] == "test accuracy" else ".3g"
+    told = [experiment.reported.get(outcome["contender"], "")] if experiment.reported else []
+    failures = [run["failure"] for run in runs if run["failure"]]
+    if outcome["failure"] or failures:
+        why = outcome["failure"] or f"{failures[0]} on {len(failures)} of {len(runs)} seeds"
+        return [outcome["contender"], *[""] * 5, why, *told]
+    tried = [one["rate"] for one in outcome["tried"]]
+    at_edge = outcome["rate"] in (min(tried), max(tried))
+    return [
+        outcome["contender"],
+        f"{outcome['rate']:g}{'*' if at_edge else ''}",
+        mean_and_spread([1e3 * run["seconds"] / run["steps"] for run in runs], ".2f"),
+        *(at_goal([run["goals"][1] for run in runs], *each) for each in UNITS.items()),
+        mean_and_spread([run["points"][-1][2] for run in runs], ".3g"),
+        mean_and_spread([run["score"] for run in runs], form),
+        *told,
+    ]
+
+
+UNITS = {"steps": ".0f", "seconds": ".1f"}
+
+
+def at_goal(places: Sequence[Mapping[str, float] | None], unit: str, form: str) -> str:
+    """Steps or seconds to the goal."""
+    there = [place[unit] for place in places if place]
+    if len(there) < len(places):
+        return f"reached by {len(there)} of {len(places)}" if there else "not reached"
+    return mean_and_spread(there, form)
+
+
+def table(experiment: Experiment, content: Content) -> Table:
+    """One experiment for the terminal."""
+    names = header(experiment, content)
+    shown = Table(*names, title=f"{experiment.name}: {content['title']}, {content['data']}")
+    for outcome in content["contenders"]:
+        name, *values = cells(experiment, content, outcome)
+        shown.add_row(name, *(value.replace(" (", "\n(") for value in values))
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    return shown
+
+
+def section(experiment: Experiment, content: Content) -> str:
+    """One experiment for the page: what was run, the table, the plot, what is different."""
+    conditions = {**content["conditions"], "load": "{} to {}".format(*content["load"])}
+    size = (
+        f"{content['title']} on {content['data']}, batch {content['batch_size']}, "
+        f"{content['limit']:g} steps, {content['seeds']} seeds, {content['rates']} rates."
+    )
+    rows = [header(experiment, content)]
+    rows += [["---"] * len(rows[0])]
+    rows += [cells(experiment, content, outcome) for outcome in content["contenders"]]
+    lines = [f"## {experiment.name}", "", size, ""]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    picture = f"![Training loss over steps and seconds](reproduce/{experiment.name}.png)"
+    lines += ["", picture, "", *(f"- {text}" for text in experiment.differs), ""]
+    lines += ["Machine: " + ", ".join(f"{key} {value}" for key, value in conditions.items()), ""]
+    return "\n".join(lines)
+
+
+def page(folder: Path) -> str:
+    """The page from what is stored; an experiment that has not been run says how to run it."""
+    parts = [INTRODUCTION]
+    for experiment in EXPERIMENTS:
+        stored = folder / f"{experiment.name}.json"
+        if stored.exists():
+            parts.append(section(experiment, json.loads(stored.read_text())))
+        else:
+            command = f'make reproduce ARGS="--only {experiment.name}"'
+            parts.append(f"## {experiment.name}\n\nNot run yet: `{command}`.\n")
+    return "\n".join([*parts, IMAGENET])
