@@ -81,7 +81,7 @@ class Surroundings:
             return _of_child(name, self.modules[name])
         target = getattr(user.target, "operation", user.target)  # of an augmented assignment
         activation = FUNCTIONS.get(target, "")
-        shown = target if isinstance(target, str) else target.__name__
+        shown = target if isinstance(target, str) else getattr(target, "__name__", str(target))
         where = f"in {module_name}" if module_name else "in the model's forward"
         if activation == "elu" and _alpha(user) != 1:
             return Following("", f"{shown} {where} has an alpha other than 1")
