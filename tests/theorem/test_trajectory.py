@@ -122,6 +122,10 @@ SETTINGS += [
 ]
 
 
+APPROXIMATE = ("warm", "nystrom")
+"""Roots that are a step towards the root, or of a low rank."""
+
+
 def configuration(setting: Setting) -> Config:
     """Refresh early and every four steps, from all rows."""
     common = Config(
@@ -192,12 +196,11 @@ def train(network: type[nn.Module], config: Config) -> nn.Module:
 
 
 @pytest.mark.parametrize("network", [MLP, Residual, ConvNet])
-def test_every_kind_of_root_gives_the_same_trajectory(network):
+def test_every_exact_root_gives_the_same_trajectory(network):
     config = configuration(SETTINGS[0])
-    cholesky, *others = [
-        train(network, config.replace(root=root)) for root in typing.get_args(RootKind)
-    ]
-    assert len(others) == 3
+    exact = [root for root in typing.get_args(RootKind) if root not in APPROXIMATE]
+    cholesky, *others = [train(network, config.replace(root=root)) for root in exact]
+    assert len(others) >= 3
     for other in others:
         assert_same_parameters(cholesky, other, 1e-9)
 
