@@ -10,6 +10,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import reproduce
+import sngd_compile as sngd
 import tasks
 from benchmarks_tiny import DATA, TINY
 from contenders import REFERENCE, SNGD, Recipe
@@ -138,6 +139,15 @@ def test_presets_are_those_that_the_page_names():
     kinds = [any("output_side" in name for name in layer.state_dict()) for layer in layers]
     assert [bool(found) for found in names] == [False, True, True]
     assert kinds == [False, False, True]
+
+
+def test_hidden_layers_have_a_fisher_for_each_unit_as_the_authors_have():
+    network = as_in_the_paper(mlp(6, 6, 6), Recipe(0.1)).network
+    sites = sngd.explain(network).sites
+    assert [site.kind for site in sites] == ["shared", "unit", "unit", "shared"]
+    assert [site.activation for site in sites] == ["", "relu", "relu", ""]
+    common = sngd.Config.paper()
+    assert {site.config.replace(fisher="shared") for site in sites} == {common}
 
 
 def test_every_step_is_counted_once_off_the_clock():
