@@ -17,7 +17,7 @@ from contenders import REFERENCE, SNGD, Recipe
 from experiments import EXPERIMENTS, Experiment, Sources, mlp
 from paper_contenders import GD, L2, PAPER, as_in_the_paper, with_output_side, without_momentum
 from race import Budget, race
-from reproduce_page import cells, header, mean_and_spread, page
+from reproduce_page import cells, header, page
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +54,8 @@ def test_every_experiment_runs_alone_and_joins_the_page(experiment: Experiment, 
     text = (tmp_path / "reproduce.md").read_text()
     own = next(part for part in text.split("\n## ") if part.startswith(experiment.name + "\n"))
     assert all(part in own for part in (*experiment.differs, *experiment.reported.values()))
+    assert "\n- **SNGD**: " in own
+    assert f"[{experiment.name}](#{experiment.name}), SNGD | " in text
     assert text.count("Not run yet") == len(EXPERIMENTS) - 1
 
 
@@ -159,10 +161,6 @@ def test_every_step_is_counted_once_off_the_clock():
 
     race([(REFERENCE, 0.1), (SNGD, 0.03)], TINY, DATA, 0, Budget(7, "steps", 1), after_step)
     assert count == 14
-
-
-def test_spread_is_mean_least_and_largest():
-    assert mean_and_spread([3.0, 1.0, 5.0], ".1f") == "3.0 (1.0 to 5.0)"
 
 
 def content(**changes: object) -> dict:
