@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from experiments import EXPERIMENTS, Experiment
-from reproduce_summary import Content, mean_and_spread, summary, verdicts
+from reproduce_summary import Content, mean_and_spread, starred, summary, verdicts
 
 INTRODUCTION = """\
 # The paper's experiments
@@ -20,7 +20,8 @@ experiments, `make reproduce ARGS="--only mlp-a"` one of them.
 SNGD beside the best of its peers in each column: who has the best mean there, chosen afterwards, so
 it may be another peer in every column. Of steps and seconds a number below 1 is in favour of SNGD.
 Means over the seeds; in brackets the least and the largest, of ratios those of single seeds. Better
-and worse are so on every seed, else it is a tie.
+and worse are so on every seed, else it is a tie. A star marks who ran at the edge of the rates it
+tried: a further one might be better.
 """
 
 PROTOCOL = """\
@@ -31,13 +32,13 @@ are few rows. A lower training loss is not a better test result: read that colum
 
 **Protocol.** All contenders of an experiment take the same number of steps, on the same batches,
 from the same weights, in turns on one thread. Each tried its first learning rates on seed 0 over
-half the steps, and ran at the one with the lowest training loss on fresh seeds; a star marks a rate
-at the edge of those tried. The goal is the training loss that the first contender reaches on every
-seed. Seconds are processor time without batches and measurements; the load of the machine, in
-processes that want to run, is that before and after. SGD has momentum 0.9 unless its name says
-otherwise. SNGD without a preset has the defaults, momentum 0.9 and `clip_grad_norm_(1.0)`; the
-paper's preset is `Config.paper()` with one Fisher for each unit of a hidden layer, plain SGD and
-weight decay 1e-3, which SGD without momentum has too. K-FAC is this project's own.
+half the steps, and ran at the one with the lowest training loss on fresh seeds. The goal is the
+training loss that the first contender reaches on every seed. Seconds are processor time without
+batches and measurements; the load of the machine, in processes that want to run, is that before and
+after. SGD has momentum 0.9 unless its name says otherwise. SNGD without a preset has the defaults,
+momentum 0.9 and `clip_grad_norm_(1.0)`; the paper's preset is `Config.paper()` with one Fisher for
+each unit of a hidden layer, plain SGD and weight decay 1e-3, which SGD without momentum has too.
+K-FAC is this project's own.
 
 Equal steps favour methods with dear steps: [benchmarks.md](../../docs/benchmarks.md) compares at
 equal time.
@@ -76,11 +77,9 @@ def cells(experiment: Experiment, content: Content, outcome: Content) -> list[st
     if outcome["failure"] or failures:
         why = outcome["failure"] or f"{failures[0]} on {len(failures)} of {len(runs)} seeds"
         return [outcome["contender"], *[""] * 5, why, *told]
-    tried = [one["rate"] for one in outcome["tried"]]
-    at_edge = outcome["rate"] in (min(tried), max(tried))
     return [
         outcome["contender"],
-        f"{outcome['rate']:g}{'*' if at_edge else ''}",
+        starred(f"{outcome['rate']:g}", outcome),
         mean_and_spread([1e3 * run["seconds"] / run["steps"] for run in runs], ".2f"),
         *(at_goal([run["goals"][1] for run in runs], *each) for each in UNITS.items()),
         mean_and_spread([run["points"][-1][2] for run in runs], ".3g"),

@@ -23,6 +23,12 @@ def mean_and_spread(values: Sequence[float], form: str) -> str:
     return f"{mean:{form}} ({least:{form}} to {most:{form}})"
 
 
+def starred(text: str, outcome: Content) -> str:
+    """A text with a star where a contender's rate is at the edge of those it tried."""
+    tried = [one["rate"] for one in outcome["tried"]]
+    return f"{text}{'*' if outcome['rate'] in (min(tried), max(tried)) else ''}"
+
+
 @dataclass(frozen=True)
 class Quantity:
     """What contenders are compared by.
@@ -135,20 +141,23 @@ def compared(content: Content, name: str) -> list[Comparison]:
     A peer counts in a quantity where it has it on every seed.
     """
     found = []
+    outcomes = {one["contender"]: one for one in content["contenders"]}
     for quantity in quantities(content):
-        values = {one["contender"]: quantity.values(one) for one in content["contenders"]}
+        values = {contender: quantity.values(one) for contender, one in outcomes.items()}
         peers = {peer: there for peer, there in values.items() if there and peer not in OURS}
         if not peers:
             return []
         means = {peer: statistics.fmean(there) for peer, there in peers.items()}
         best = (max if quantity.more_is_better else min)(means, key=means.__getitem__)
-        found.append(Comparison(quantity, values[name], best, peers[best]))
+        label = starred(best, outcomes[best])
+        found.append(Comparison(quantity, values[name], label, peers[best]))
     return found
 
 
-def ours_in(content: Content) -> list[str]:
-    """Which of ours took part."""
-    return [one["contender"] for one in content["contenders"] if one["contender"] in OURS]
+def ours_in(content: Content) -> dict[str, str]:
+    """Which of ours took part, and how the page names them."""
+    there = [one for one in content["contenders"] if one["contender"] in OURS]
+    return {one["contender"]: starred(one["contender"], one) for one in there}
 
 
 def verdicts(content: Content) -> list[str]:
@@ -175,9 +184,9 @@ def summary(stored: Mapping[str, Content]) -> str:
     """The table of all experiments that are stored, and how often SNGD is better."""
     rows = [list(COLUMNS), ["---"] * len(COLUMNS)]
     for experiment, content in stored.items():
-        for name in ours_in(content):
+        for name, label in ours_in(content).items():
             found = compared(content, name)
-            rows.append([f"[{experiment}](#{experiment}), {name}"])
+            rows.append([f"[{experiment}](#{experiment}), {label}"])
             rows[-1] += [cell for comparison in found for cell in comparison.cells]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([*lines, "", count(list(stored.values())), ""])
