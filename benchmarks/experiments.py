@@ -201,6 +201,7 @@ EXPERIMENTS = (
         (
             "Not known to be in the paper: the classic test of second-order methods (Martens & "
             "Grosse, arXiv 1503.05671), here with ReLU and the mean squared error.",
+            "Few steps, because each takes long here.",
         ),
     ),
     Experiment(
