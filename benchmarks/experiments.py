@@ -130,7 +130,7 @@ def deep_autoencoder(_: Sources) -> Task:
     """The autoencoder on which K-FAC was first shown."""
     build = partial(autoencoder, (784, 1000, 500, 250, 30))
     title = "autoencoder 784-1000-500-250-30 and back"
-    return Task("autoencoder", title, build, tasks.unlabelled, 256, 150, nn.MSELoss())
+    return Task("autoencoder", title, build, tasks.unlabelled, 256, 100, nn.MSELoss())
 
 
 CHOSEN_SHAPE = "Of the authors' four shapes only `mlp-a`'s is known here; this one is our choice."
@@ -167,8 +167,8 @@ EXPERIMENTS = (
         )
         for name, hidden, steps, length in (
             ("mlp-b", (80, 80), 1200, ONE_EPOCH),
-            ("mlp-c", (160, 160, 160), 400, SHORTER),
-            ("mlp-d", (80, 80, 80, 80, 80), 800, SHORTER),
+            ("mlp-c", (160, 160, 160), 300, SHORTER),
+            ("mlp-d", (80, 80, 80, 80, 80), 600, SHORTER),
         )
     ),
     Experiment(
