@@ -73,9 +73,12 @@ def test_resuming_leaves_out_what_is_stored_at_this_size(tmp_path):
     assert run("--seeds", 2, "--output", tmp_path)[0] == 0
     first = stored.read_text()
     assert "there is a result already" in run("--seeds", 2, "--resume", "--output", tmp_path)[1]
+    assert "already" in run("--seeds", 1, "--resume", "--output", tmp_path)[1]
     assert stored.read_text() == first
-    assert "already" not in run("--seeds", 1, "--resume", "--output", tmp_path)[1]
+    more = ("--seeds", 1, "--rates", 4, "--resume", "--output", tmp_path)
+    assert "already" not in run(*more)[1]
     assert json.loads(stored.read_text())["seeds"] == 1
+    assert "already" not in run("--seeds", 2, "--resume", "--output", tmp_path)[1]
     assert "already" not in run("--seeds", 1, "--output", tmp_path)[1]
 
 
