@@ -11,7 +11,7 @@ from torch import Tensor
 import sngd_kernels
 from sngd_compile.runtime.fisher import REJECTED, ROWS, FisherLayer
 from sngd_compile.runtime.information import INFORMATION
-from sngd_compile.runtime.observe import STATISTICS, draw, finite_samples, is_shut
+from sngd_compile.runtime.observe import STATISTICS, add_if_finite_, draw, finite_samples, is_shut
 from sngd_compile.runtime.schedule import MOST_ROWS
 
 
@@ -72,9 +72,12 @@ def observe_units_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     both = [*samples, statistics.output_rows(output, geometry)]
     both = draw(both, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
     (*samples, outputs), finite = finite_samples(both, sum.dtype)
-    if outputs.device.type != "cpu" or finite:
-        nu = INFORMATION[activation](outputs.flatten(0, 1)) * finite
-        _add_units(statistics.rows(samples, geometry), nu, bias, sum)
+
+    def add_(total: Tensor) -> None:
+        nu = INFORMATION[activation](outputs.flatten(0, 1))
+        _add_units(statistics.rows(samples, geometry), nu, bias, total)
+
+    add_if_finite_(sum, finite, add_)
     tally[ROWS].add_(finite * (samples[0].shape[0] * rows_each))
     tally[REJECTED].add_(~finite)
 

@@ -10,9 +10,10 @@ import sngd_compile.layer
 from bug import CONVOLUTION, LINEAR, TRAJECTORY, caught_by, wrap
 from sngd_compile.config import Config
 from sngd_compile.runtime import refresh, roots
+from sngd_compile.runtime.cholesky import CholeskyRoot
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.low_rank import LowRankRoot
-from sngd_compile.runtime.roots import CholeskyRoot, SymmetricRoot
+from sngd_compile.runtime.symmetric import SymmetricRoot
 
 
 def change_damping(factor: Callable[[FisherLayer], float]) -> None:
