@@ -70,7 +70,9 @@ class Config:
             "cholesky" anew; `explain` counts both. Its residual is three quarters of the square
             of that, or less. "nystrom": the `rank` largest eigenpairs and one number for the rest,
             applied as two products of that width; below D of them it is another, coarser metric,
-            and so another trajectory.
+            and so another trajectory. "auto": for each weight "cholesky", or on a GPU "warm" where
+            the factor is wide and well damped, by the weight's device when it is reconstructed;
+            moving the network later changes no root. `explain` says which, and why.
         rank: Eigenpairs that `root="nystrom"` keeps, integer >= 1; D of them or more are exact.
 
     Raises:
@@ -93,7 +95,7 @@ class Config:
     block_size: int = 128
     activation: Activation = "auto"
     max_factor_bytes: int = 2**28
-    root: RootKind = "cholesky"
+    root: RootKind | Literal["auto"] = "cholesky"
     rank: int = 64
 
     def __post_init__(self) -> None:
@@ -123,7 +125,8 @@ class Config:
         expected = f'an integer in {_range(1)}, None (all rows) or "auto" (4 D rows)'
         _require(self, "max_rows", valid, expected)
         kinds_of = {"fisher": Fisher, "output_gradients": OutputGradients}
-        for name, kinds in (kinds_of | {"activation": Activation, "root": RootKind}).items():
+        roots = Literal[RootKind, "auto"]
+        for name, kinds in (kinds_of | {"activation": Activation, "root": roots}).items():
             names = get_args(kinds)
             _require(self, name, getattr(self, name) in names, f"one of {', '.join(names)}")
         if self.output_gradients == "sampled":

@@ -59,10 +59,11 @@ class Decision:
     note: str
     blocks: tuple[int, ...] = ()
     activation: str = ""
+    root_reason: str = ""
 
     def site(self, places: tuple[Place, ...], note: str) -> Site:
         """Return the site, with one more note."""
-        notes = "; ".join(text for text in (self.note, note) if text)
+        notes = "; ".join(text for text in (self.note, note, self.root_reason) if text)
         return Site(
             places,
             self.shape,
@@ -74,6 +75,7 @@ class Decision:
             notes,
             self.blocks,
             self.activation,
+            self.root_reason,
         )
 
 

@@ -99,6 +99,7 @@ class Site:
         note: Why the kind is not the configured one, or "".
         blocks: Of a block kind, the size of each block, bias included.
         activation: Of a unit kind, the name of the one that follows the layer.
+        root_reason: Which root `root="auto"` takes, and why; "" where the root was given.
     """
 
     places: tuple[Place, ...]
@@ -111,6 +112,7 @@ class Site:
     note: str = ""
     blocks: tuple[int, ...] = ()
     activation: str = ""
+    root_reason: str = ""
 
     @property
     def name(self) -> str:
@@ -147,7 +149,9 @@ class Site:
         dtype = torch.promote_types(self.dtype, torch.float32)
         has_bias = self.bias_name is not None
         form = (self.name, self.layout, has_bias, self.kind, self.config, dtype, device)
-        return FisherLayer(*form, blocks=self.blocks, activation=self.activation)
+        return FisherLayer(
+            *form, blocks=self.blocks, activation=self.activation, root_reason=self.root_reason
+        )
 
     @property
     def state_bytes(self) -> int:

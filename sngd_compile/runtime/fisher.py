@@ -39,6 +39,7 @@ class FisherLayer(WideBuffers):
         device: Where the buffers live.
         blocks: Of a block kind, the size of each block, bias included.
         activation: Of a unit kind, the name of the one that follows the layer.
+        root_reason: Which root `root="auto"` took, and why; "" where the root was given.
 
     Attributes:
         kind: Local Fisher, see `Config.fisher`.
@@ -77,13 +78,14 @@ class FisherLayer(WideBuffers):
         *,
         blocks: tuple[int, ...] = (),
         activation: str = "",
+        root_reason: str = "",
     ) -> None:
         """Start with the identity as root and no rows seen."""
         super().__init__()
         self.name, self.layout, self.has_bias = name, layout, has_bias
         self.size, self.groups = layout.width + has_bias, layout.groups
         self.config, self.kind, self.unmatched = config, kind, ""
-        self.blocks, self.activation = blocks, activation
+        self.blocks, self.activation, self.root_reason = blocks, activation, root_reason
         shape = factor_shape(kind, layout, self.size, blocks)
         for buffer in ("sum", "factor"):
             self.register_buffer(buffer, torch.zeros(shape, dtype=dtype, device=device))
