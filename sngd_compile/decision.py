@@ -13,6 +13,7 @@ from sngd_compile.config import TWO_SIDED, Config
 from sngd_compile.finer import blocks_of, by_unit
 from sngd_compile.holding import Decision, Holding, hidden_outputs
 from sngd_compile.layout import Layout
+from sngd_compile.logits import of_logits
 from sngd_compile.matching import UNUSED, Found
 from sngd_compile.root_choice import with_root
 from sngd_compile.rules import GUESS, RULES, Planned
@@ -44,6 +45,8 @@ def decide(
             decision = _two_sided(decision, held)
         elif decision.kind == "unit":
             decision = by_unit(decision, held)
+        elif decision.kind == "softmax":
+            decision = of_logits(decision, held)
         decisions[parameter] = with_root(decision, parameter.device)
     return decisions, reasons
 

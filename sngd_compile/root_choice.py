@@ -59,6 +59,8 @@ def _largest_factor(decision: Decision) -> int:
     size = decision.layout.width + (decision.bias is not None)
     if decision.kind == "kronecker":
         return max(size, decision.layout.outputs)
+    if decision.kind == "softmax":
+        return size * decision.layout.outputs
     return max(decision.blocks, default=size)
 
 

@@ -13,7 +13,7 @@ from sngd_compile import Config
 from theorem.descent import Layer, NaturalDescent
 from theorem.kfac import DenseLayer, KroneckerLayer
 from theorem.networks import MLP, ConvNet, Residual, batch, loss
-from theorem.units import unit_layers
+from theorem.units import softmax_layers, unit_layers
 
 pytestmark = pytest.mark.usefixtures("float64")
 STEPS = 24
@@ -61,6 +61,14 @@ SETTINGS = [
         sgd=HEAVY_BALL | {"weight_decay": 0.05},
         parts=(4, 7, 2),
         config={"fisher": "unit", "root": "symmetric", "damping_rel_trace": 0.1},
+    ),
+    Setting(name="softmax", sgd=HEAVY_BALL, config={"fisher": "softmax"}),
+    Setting(
+        name="softmax-everywhere-symmetric-micro-batches",
+        sgd=HEAVY_BALL | {"weight_decay": 0.05},
+        parts=(4, 7, 2),
+        clip=0.3,
+        config={"fisher": "softmax", "activation": "linear", "root": "symmetric"},
     ),
     Setting(name="thin", sgd=HEAVY_BALL, config={"observe_every": 3, "early_observations": (1,)}),
     Setting(name="unseen", sgd=HEAVY_BALL, config={"observe_every": 9, "refresh_every": 2}),
@@ -162,6 +170,7 @@ def test_sgd_on_the_network_is_natural_descent_on_the_model(network, setting):
     net = sngd.reconstruct(model, config)
     optimizer = torch.optim.SGD(net.parameters(), **sgd)
     layers = {"kronecker": KroneckerLayer, "eigen": DenseLayer, "unit": unit_layers(model)}
+    layers["softmax"] = softmax_layers(model, config.activation == "linear")
     layer = layers.get(config.fisher, Layer)
     reference = NaturalDescent(model, config, sgd, setting.clip, layer)
     for step in range(STEPS):
