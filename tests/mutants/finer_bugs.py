@@ -23,6 +23,7 @@ BLOCK_PLAN = (*BLOCK, "-k", "plan")
 UNIT = ("tests/fishers/test_unit.py",)
 UNIT_PLAN = ("tests/fishers/test_unit_plan.py",)
 SOFTMAX = ("tests/fishers/test_softmax.py",)
+SOFTMAX_PLAN = ("tests/fishers/test_softmax_plan.py",)
 
 
 @caught_by(BLOCK)
@@ -155,7 +156,7 @@ def logits_laid_out_by_input() -> None:
     wrap(SoftmaxRoot, "unfold", unfold)
 
 
-@caught_by(SOFTMAX)
+@caught_by(SOFTMAX_PLAN)
 def any_result_is_a_logit() -> None:
     """A layer is taken for one of logits whatever follows it."""
     wrap(
