@@ -9,13 +9,16 @@ from typing import Any, Literal, get_args
 
 from sngd_compile.errors import ConfigError
 
-Fisher = Literal["shared", "diagonal", "block", "unit", "kronecker", "eigen"]
+Fisher = Literal["shared", "diagonal", "block", "unit", "softmax", "kronecker", "eigen"]
 OutputGradients = Literal["empirical", "sampled"]
 Activation = Literal["auto", "linear", "relu", "tanh", "sigmoid", "elu", "gelu", "silu"]
 RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz", "warm", "nystrom"]
 
 TWO_SIDED = frozenset({"kronecker", "eigen"})
 """Local Fishers with a second factor, of the gradients at a layer's outputs."""
+
+OF_OUTPUTS = frozenset({"unit", "softmax"})
+"""Local Fishers of which a layer's outputs weigh the rows."""
 
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
 
@@ -47,7 +50,9 @@ class Config:
             its diagonal alone, D numbers, whose root costs next to nothing. "block": its diagonal
             blocks of `block_size` neighbouring inputs, D * block_size numbers. "unit":
             `E[nu(a_j) x~ x~^T]` for each output a_j, O matrices, nu the Fisher information of the
-            activation that follows. "kronecker":
+            activation that follows. "softmax": `E[(diag(p) - p p^T) (x) x~ x~^T]`, p the softmax of
+            the outputs: one matrix over all O D weights of a layer whose result the model returns,
+            as the last one of a classifier; the others take "shared". "kronecker":
             `E[x~ x~^T] (x) E[g g^T]`, g the gradient of the loss by the outputs, as in K-FAC; a
             layer that cannot have it takes "shared", and the plan says why. Its steps have another
             unit: start from a learning rate of 0.003 and `damping_rel_trace=1e-2`. "eigen": the
@@ -58,9 +63,10 @@ class Config:
             make it the Fisher; call `sample_fisher_` between the forward and the backward pass.
         block_size: Inputs in one block of `fisher="block"`, which alone reads it; integer >= 1. A
             convolution's blocks are whole input channels where one fits. The bias is in the last.
-        activation: What follows a layer with `fisher="unit"`, which alone reads it: "relu", "tanh",
-            "sigmoid", "elu" (alpha 1), "gelu", "silu" or "linear"; or "auto" to find it in the
-            forward of the layer's module or of those around it.
+        activation: What follows a layer with `fisher="unit"`: "relu", "tanh", "sigmoid", "elu"
+            (alpha 1), "gelu", "silu" or "linear"; or "auto" to find it in the forward of the
+            layer's module or of those around it. With `fisher="softmax"`, which reads it too,
+            "linear" says that the outputs are logits, whatever is found.
         max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
             plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
@@ -70,7 +76,9 @@ class Config:
             "cholesky" anew; `explain` counts both. Its residual is three quarters of the square
             of that, or less. "nystrom": the `rank` largest eigenpairs and one number for the rest,
             applied as two products of that width; below D of them it is another, coarser metric,
-            and so another trajectory.
+            and so another trajectory. "auto": for each weight "cholesky", or on a GPU "warm" where
+            the factor is wide and well damped, by the weight's device when it is reconstructed;
+            moving the network later changes no root. `explain` says which, and why.
         rank: Eigenpairs that `root="nystrom"` keeps, integer >= 1; D of them or more are exact.
 
     Raises:
@@ -93,7 +101,7 @@ class Config:
     block_size: int = 128
     activation: Activation = "auto"
     max_factor_bytes: int = 2**28
-    root: RootKind = "cholesky"
+    root: RootKind | Literal["auto"] = "cholesky"
     rank: int = 64
 
     def __post_init__(self) -> None:
@@ -123,7 +131,8 @@ class Config:
         expected = f'an integer in {_range(1)}, None (all rows) or "auto" (4 D rows)'
         _require(self, "max_rows", valid, expected)
         kinds_of = {"fisher": Fisher, "output_gradients": OutputGradients}
-        for name, kinds in (kinds_of | {"activation": Activation, "root": RootKind}).items():
+        roots = Literal[RootKind, "auto"]
+        for name, kinds in (kinds_of | {"activation": Activation, "root": roots}).items():
             names = get_args(kinds)
             _require(self, name, getattr(self, name) in names, f"one of {', '.join(names)}")
         if self.output_gradients == "sampled":

@@ -1,7 +1,6 @@
 """Plain SGD on `w'` walks along the hand-written preconditioned descent on `w`."""
 
 import copy
-import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +10,10 @@ from torch import Tensor, nn
 
 import sngd_compile as sngd
 from sngd_compile import Config
-from sngd_compile.config import RootKind
 from theorem.descent import Layer, NaturalDescent
 from theorem.kfac import DenseLayer, KroneckerLayer
 from theorem.networks import MLP, ConvNet, Residual, batch, loss
-from theorem.units import unit_layers
+from theorem.units import softmax_layers, unit_layers
 
 pytestmark = pytest.mark.usefixtures("float64")
 STEPS = 24
@@ -63,6 +61,14 @@ SETTINGS = [
         sgd=HEAVY_BALL | {"weight_decay": 0.05},
         parts=(4, 7, 2),
         config={"fisher": "unit", "root": "symmetric", "damping_rel_trace": 0.1},
+    ),
+    Setting(name="softmax", sgd=HEAVY_BALL, config={"fisher": "softmax"}),
+    Setting(
+        name="softmax-everywhere-symmetric-micro-batches",
+        sgd=HEAVY_BALL | {"weight_decay": 0.05},
+        parts=(4, 7, 2),
+        clip=0.3,
+        config={"fisher": "softmax", "activation": "linear", "root": "symmetric"},
     ),
     Setting(name="thin", sgd=HEAVY_BALL, config={"observe_every": 3, "early_observations": (1,)}),
     Setting(name="unseen", sgd=HEAVY_BALL, config={"observe_every": 9, "refresh_every": 2}),
@@ -122,10 +128,6 @@ SETTINGS += [
 ]
 
 
-APPROXIMATE = ("warm", "nystrom")
-"""Roots that are a step towards the root, or of a low rank."""
-
-
 def configuration(setting: Setting) -> Config:
     """Refresh early and every four steps, from all rows."""
     common = Config(
@@ -168,6 +170,7 @@ def test_sgd_on_the_network_is_natural_descent_on_the_model(network, setting):
     net = sngd.reconstruct(model, config)
     optimizer = torch.optim.SGD(net.parameters(), **sgd)
     layers = {"kronecker": KroneckerLayer, "eigen": DenseLayer, "unit": unit_layers(model)}
+    layers["softmax"] = softmax_layers(model, config.activation == "linear")
     layer = layers.get(config.fisher, Layer)
     reference = NaturalDescent(model, config, sgd, setting.clip, layer)
     for step in range(STEPS):
@@ -196,13 +199,11 @@ def train(network: type[nn.Module], config: Config) -> nn.Module:
 
 
 @pytest.mark.parametrize("network", [MLP, Residual, ConvNet])
-def test_every_exact_root_gives_the_same_trajectory(network):
+@pytest.mark.parametrize("root", ["symmetric", "denman_beavers", "newton_schulz", "auto"])
+def test_every_exact_root_gives_the_same_trajectory(network, root):
     config = configuration(SETTINGS[0])
-    exact = [root for root in typing.get_args(RootKind) if root not in APPROXIMATE]
-    cholesky, *others = [train(network, config.replace(root=root)) for root in exact]
-    assert len(others) >= 3
-    for other in others:
-        assert_same_parameters(cholesky, other, 1e-9)
+    cholesky, other = (train(network, config.replace(root=r)) for r in ("cholesky", root))
+    assert_same_parameters(cholesky, other, 0.0 if root == "auto" else 1e-9)
 
 
 @pytest.mark.parametrize("network", [MLP, Residual, ConvNet])
