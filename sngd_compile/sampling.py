@@ -36,8 +36,8 @@ def sample_fisher_(network: nn.Module, outputs: Tensor, *, distribution: Distrib
 
     Raises:
         ConfigError: The distribution is none of these, or no layer is configured for samples.
-        ModelError: The outputs are no tensor, have no graph or no axis, or a weight is sharded by
-            `fully_shard`.
+        ModelError: The outputs are no tensor, have no graph or no axis, a weight is sharded by
+            `fully_shard`, or the network is compiled with donated buffers.
 
     Source: J. Martens, R. Grosse (arXiv 1503.05671), section 5; docs/method.md, local Fishers.
     """
@@ -58,15 +58,27 @@ def sample_fisher_(network: nn.Module, outputs: Tensor, *, distribution: Distrib
     for layer in layers:
         layer.schedule.open_backward()
     try:
-        torch.autograd.grad(
-            outputs, list(weights.values()), residual, retain_graph=True, allow_unused=True
-        )
+        _backward(outputs, list(weights.values()), residual)
     finally:
         for layer in layers:
             layer.schedule.close_backward()
     for layer, samples in zip(layers, before, strict=True):
         assert layer.output_side is not None
         layer.output_side.tally[DRAWS].add_((_samples(layer) > samples) * draws)
+
+
+def _backward(outputs: Tensor, weights: list[Tensor], residual: Tensor) -> None:
+    """Send a gradient back and keep the graph for the real one."""
+    try:
+        torch.autograd.grad(outputs, weights, residual, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "donated buffer" not in str(error):
+            raise
+        raise ModelError(
+            "outputs of a compiled network whose backward pass overwrites what it needs, so that "
+            "it can run only once: set torch._functorch.config.donated_buffer = False before the "
+            "first step"
+        ) from error
 
 
 def _check(outputs: object) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -160,6 +161,7 @@ def test_outputs_that_are_not_finite_leave_nothing_behind():
 
 
 @float64
+@torch._functorch.config.patch(donated_buffer=False)
 def test_a_compiled_network_is_sampled_as_an_eager_one():
     model, factors = ConvNet(), []
     x, _ = batch(model, 0)
@@ -174,6 +176,22 @@ def test_a_compiled_network_is_sampled_as_an_eager_one():
     for one, other in zip(*factors, strict=True):
         assert one.any()
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
+
+
+def test_a_backward_pass_that_runs_once_says_what_to_set():
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            raise RuntimeError("This backward function was compiled with non-empty donated buffers")
+
+    net = sngd.reconstruct(nn.Linear(4, 3), CONFIG)
+    outputs = Once.apply(net(torch.randn(2, 4)))
+    with pytest.raises(sngd.ModelError, match="donated_buffer = False before the first step"):
+        sngd.sample_fisher_(net, outputs, distribution="gaussian")
 
 
 def test_a_wrong_call_says_what_is_wrong():
