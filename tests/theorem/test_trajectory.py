@@ -64,6 +64,15 @@ SETTINGS = [
         parts=(4, 7, 2),
         config={"fisher": "unit", "root": "symmetric", "damping_rel_trace": 0.1},
     ),
+    *(
+        Setting(
+            name=f"mean-{fisher}",
+            sgd=HEAVY_BALL | {"lr": 0.02},
+            clip=1.0,
+            config={"fisher": fisher, "block_size": 3, "over_outputs": "mean", "damping_abs": 0.01},
+        )
+        for fisher in ("shared", "diagonal", "block", "unit")
+    ),
     Setting(name="thin", sgd=HEAVY_BALL, config={"observe_every": 3, "early_observations": (1,)}),
     Setting(name="unseen", sgd=HEAVY_BALL, config={"observe_every": 9, "refresh_every": 2}),
     Setting(name="damped", sgd=HEAVY_BALL, config={"damping_rel_trace": 0.0, "damping_abs": 0.2}),
