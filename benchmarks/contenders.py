@@ -123,7 +123,7 @@ SNGD = Contender("SNGD", natural_gradient, NATURAL_RATES)
 SNGD_MEAN = Contender("SNGD, mean over outputs", by_the_mean, MEAN_RATES)
 ADAMW = Contender("AdamW", adamw, ADAMW_RATES)
 MUON = Contender("Muon (torch, bfloat16)", muon, MUON_RATES)
-BUILT_IN = (REFERENCE, SNGD, SNGD_MEAN, ADAMW, MUON)
+BUILT_IN = (REFERENCE, SNGD, ADAMW, MUON)
 
 
 def limit_to_one_thread() -> None:
