@@ -201,12 +201,11 @@ def train(network: type[nn.Module], config: Config) -> nn.Module:
 
 
 @pytest.mark.parametrize("network", [MLP, Residual, ConvNet])
-def test_every_kind_of_root_gives_the_same_trajectory(network):
+def test_every_exact_kind_of_root_gives_the_same_trajectory(network):
     config = configuration(SETTINGS[0])
-    cholesky, *others = [
-        train(network, config.replace(root=root)) for root in typing.get_args(RootKind)
-    ]
-    assert len(others) == 3
+    exact = [root for root in typing.get_args(RootKind) if root != "warm"]  # it keeps a residual
+    cholesky, *others = [train(network, config.replace(root=root)) for root in exact]
+    assert len(others) == 4
     for other in others:
         assert_same_parameters(cholesky, other, 1e-9)
 
