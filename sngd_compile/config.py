@@ -57,7 +57,7 @@ class Config:
         over_outputs: Whether the length of a step counts the "sum" of the squared changes of a
             layer's outputs, as the paper's metric does, or their "mean": the local Fisher divided
             by the number of outputs, all groups together. With "mean" width does not matter: twice
-            as many equal units train alike. Start from a learning rate of 0.01. A second factor
+            as many equal units train alike. Start from a learning rate of 0.003. A second factor
             measures the outputs itself, so "kronecker" and "eigen" do not read it.
         output_gradients: Which g the second factor is made of. "empirical": those of the loss that
             is trained. "sampled": those of targets drawn from the model's own distribution, which
