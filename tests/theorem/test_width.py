@@ -104,3 +104,20 @@ def test_a_second_factor_measures_the_outputs_itself(fisher):
         net(x).square().mean().backward()
         roots.append(sngd.fisher_layers(sngd.refresh_(net))["weight"].root)
     assert torch.equal(*roots)
+
+
+def test_a_compiled_model_takes_it_too():
+    torch.manual_seed(0)
+    model = mlp()
+    net = sngd.reconstruct(model, Config(over_outputs="mean", max_rows=None))
+    options = {"over_outputs": "mean", "max_rows": None, "inner_backend": "eager"}
+    compiled = torch.compile(model, backend="sngd", options=options)
+    batches = [torch.randn(20, 5) for _ in range(6)]
+    for trained in (net, compiled):
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.02, momentum=0.9)
+        for inputs in batches:
+            optimizer.zero_grad()
+            trained(inputs).square().mean().backward()
+            optimizer.step()
+    for one, other in zip(model.parameters(), sngd.fold(net).parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
