@@ -27,8 +27,13 @@ def without_momentum(model: nn.Module, recipe: Recipe) -> Trainee:
 
 
 def as_in_the_paper(model: nn.Module, recipe: Recipe) -> Trainee:
-    """The same descent on the network reconstructed with `Config.paper()`: no clipping either."""
-    network = sngd.reconstruct(model, sngd.Config.paper())
+    """The same descent on an MLP as the authors reconstruct it: no clipping either.
+
+    One Fisher for each unit of a hidden layer, one for all outputs of the first and the last.
+    """
+    shared = sngd.Config.paper()
+    by_unit = shared.replace(fisher="unit")
+    network = sngd.reconstruct(model, by_unit, overrides={"0.*": shared})
     return replace(without_momentum(network, recipe), finish=sngd.fold)
 
 

@@ -1,38 +1,52 @@
 """The page of `make reproduce`, made of what is stored of each experiment."""
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from experiments import EXPERIMENTS, Experiment
-
-Content = dict[str, Any]
-"""What is stored of one experiment."""
+from reproduce_summary import Content, mean_and_spread, starred, summary, verdicts
 
 INTRODUCTION = """\
 # The paper's experiments
 
-`make reproduce` runs them, `make reproduce ARGS="--only mlp-a"` one of them. The paper is
-[arXiv 2412.07441](https://arxiv.org/abs/2412.07441). Its figures here come from a summary of it, a
-single source, and are of its own networks, data and training length. Each section says what is
-different here: our figure neither confirms nor refutes the one beside it. What can be compared is
-the order of the methods, and the gaps between them.
+The paper is [arXiv 2412.07441](https://arxiv.org/abs/2412.07441). `make reproduce` runs its
+experiments, `make reproduce ARGS="--only mlp-a"` one of them.
+
+## Summary
+
+SNGD beside the best of its peers in each column: who has the best mean there, chosen afterwards, so
+it may be another peer in every column. Of steps and seconds a number below 1 is in favour of SNGD.
+Means over the seeds; in brackets the least and the largest, of ratios those of single seeds. Better
+and worse are so on every seed, else it is a tie. A star marks who ran at the edge of the rates it
+tried: a further one might be better.
+"""
+
+PROTOCOL = """\
+**When to use it.** SNGD saves steps, and pays for it in each of them: `ms a step` in the tables
+below. Saved steps are saved time where the network itself is dear beside its local Fishers:
+convolutions, shared weights, large batches. They are not where layers are small and batches
+are few rows. A lower training loss is not a better test result: read that column by itself.
 
 **Protocol.** All contenders of an experiment take the same number of steps, on the same batches,
 from the same weights, in turns on one thread. Each tried its first learning rates on seed 0 over
-half the steps, and ran at the one with the lowest training loss on fresh seeds; a star marks a rate
-at the edge of those tried. The goal is the training loss that the first contender reaches on every
-seed. Seconds are processor time without batches and measurements. Means over the seeds; in brackets
-the least and the largest. SGD has momentum 0.9 unless its name says otherwise. SNGD without a
-preset has the defaults, momentum 0.9 and `clip_grad_norm_(1.0)`; the paper's preset is
-`Config.paper()` with plain SGD and weight decay 1e-3, which SGD without momentum has too.
+half the steps, and ran at the one with the lowest training loss on fresh seeds. The goal is the
+training loss that the first contender reaches on every seed. Seconds are processor time without
+batches and measurements; the load of the machine, in processes that want to run, is that before and
+after. SGD has momentum 0.9 unless its name says otherwise. SNGD without a preset has the defaults,
+momentum 0.9 and `clip_grad_norm_(1.0)`; the paper's preset is `Config.paper()` with one Fisher for
+each unit of a hidden layer, plain SGD and weight decay 1e-3, which SGD without momentum has too.
+K-FAC is this project's own.
 
 Equal steps favour methods with dear steps: [benchmarks.md](../../docs/benchmarks.md) compares at
 equal time.
+
+**The paper's figures** come from a summary of it, a single source, and are of its own networks,
+data and training length. Each section says what is different here: our figure neither confirms nor
+refutes the one beside it. What can be compared is the order of the methods, and the gaps between
+them.
 """
 
 IMAGENET = """\
@@ -45,12 +59,6 @@ trains a ResNet-18 on a local folder of images, one folder for each class:
 
 The paper reports a top-1 accuracy of 73.41 % for SNGD, 70.23 % for SGD and 63.79 % for Adam.
 """
-
-
-def mean_and_spread(values: Sequence[float], form: str) -> str:
-    """The mean, and in brackets the least and the largest."""
-    least, mean, most = min(values), statistics.fmean(values), max(values)
-    return f"{mean:{form}} ({least:{form}} to {most:{form}})"
 
 
 def header(experiment: Experiment, content: Content) -> list[str]:
@@ -69,11 +77,9 @@ def cells(experiment: Experiment, content: Content, outcome: Content) -> list[st
     if outcome["failure"] or failures:
         why = outcome["failure"] or f"{failures[0]} on {len(failures)} of {len(runs)} seeds"
         return [outcome["contender"], *[""] * 5, why, *told]
-    tried = [one["rate"] for one in outcome["tried"]]
-    at_edge = outcome["rate"] in (min(tried), max(tried))
     return [
         outcome["contender"],
-        f"{outcome['rate']:g}{'*' if at_edge else ''}",
+        starred(f"{outcome['rate']:g}", outcome),
         mean_and_spread([1e3 * run["seconds"] / run["steps"] for run in runs], ".2f"),
         *(at_goal([run["goals"][1] for run in runs], *each) for each in UNITS.items()),
         mean_and_spread([run["points"][-1][2] for run in runs], ".3g"),
@@ -82,7 +88,7 @@ def cells(experiment: Experiment, content: Content, outcome: Content) -> list[st
     ]
 
 
-UNITS = {"steps": ".0f", "seconds": ".1f"}
+UNITS = {"steps": ".0f", "seconds": ".2f"}
 
 
 def at_goal(places: Sequence[Mapping[str, float] | None], unit: str, form: str) -> str:
@@ -115,7 +121,7 @@ def section(experiment: Experiment, content: Content) -> str:
     rows = [header(experiment, content)]
     rows += [["---"] * len(rows[0])]
     rows += [cells(experiment, content, outcome) for outcome in content["contenders"]]
-    lines = [f"## {experiment.name}", "", size, ""]
+    lines = [f"## {experiment.name}", "", size, "", *verdicts(content), ""]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     picture = f"![Training loss over steps and seconds](reproduce/{experiment.name}.png)"
     lines += ["", picture, "", *(f"- {text}" for text in experiment.differs), ""]
@@ -125,11 +131,12 @@ def section(experiment: Experiment, content: Content) -> str:
 
 def page(folder: Path) -> str:
     """The page from what is stored; an experiment that has not been run says how to run it."""
-    parts = [INTRODUCTION]
+    paths = {experiment.name: folder / f"{experiment.name}.json" for experiment in EXPERIMENTS}
+    stored = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    parts = [INTRODUCTION, summary(stored), PROTOCOL]
     for experiment in EXPERIMENTS:
-        stored = folder / f"{experiment.name}.json"
-        if stored.exists():
-            parts.append(section(experiment, json.loads(stored.read_text())))
+        if experiment.name in stored:
+            parts.append(section(experiment, stored[experiment.name]))
         else:
             command = f'make reproduce ARGS="--only {experiment.name}"'
             parts.append(f"## {experiment.name}\n\nNot run yet: `{command}`.\n")

@@ -41,6 +41,9 @@ SETTINGS: dict[str, sngd.Config] = {
     'fisher="kronecker"': sngd.Config(fisher="kronecker"),
     'root="symmetric"': sngd.Config(root="symmetric"),
     "Config.paper()": sngd.Config.paper(),
+    "Config.paper(), unit as above": sngd.Config.paper().replace(
+        fisher="unit", max_factor_bytes=2**24
+    ),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from sngd_compile.errors import ConfigError
 
-Fisher = Literal["shared", "diagonal", "block", "unit", "kronecker", "eigen"]
+Fisher = Literal["shared", "diagonal", "block", "unit", "softmax", "kronecker", "eigen"]
 OutputGradients = Literal["empirical", "sampled"]
 OverOutputs = Literal["sum", "mean"]
 Activation = Literal["auto", "linear", "relu", "tanh", "sigmoid", "elu", "gelu", "silu"]
@@ -17,6 +17,9 @@ RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz", "
 
 TWO_SIDED = frozenset({"kronecker", "eigen"})
 """Local Fishers with a second factor, of the gradients at a layer's outputs."""
+
+OF_OUTPUTS = frozenset({"unit", "softmax"})
+"""Local Fishers of which a layer's outputs weigh the rows."""
 
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
 
@@ -48,7 +51,9 @@ class Config:
             its diagonal alone, D numbers, whose root costs next to nothing. "block": its diagonal
             blocks of `block_size` neighbouring inputs, D * block_size numbers. "unit":
             `E[nu(a_j) x~ x~^T]` for each output a_j, O matrices, nu the Fisher information of the
-            activation that follows. "kronecker":
+            activation that follows. "softmax": `E[(diag(p) - p p^T) (x) x~ x~^T]`, p the softmax of
+            the outputs: one matrix over all O D weights of a layer whose result the model returns,
+            as the last one of a classifier; the others take "shared". "kronecker":
             `E[x~ x~^T] (x) E[g g^T]`, g the gradient of the loss by the outputs, as in K-FAC; a
             layer that cannot have it takes "shared", and the plan says why. Its steps have another
             unit: start from a learning rate of 0.003 and `damping_rel_trace=1e-2`. "eigen": the
@@ -57,16 +62,17 @@ class Config:
         over_outputs: Whether the length of a step counts the "sum" of the squared changes of a
             layer's outputs, as the paper's metric does, or their "mean": the local Fisher divided
             by the number of outputs, all groups together. With "mean" width does not matter: twice
-            as many equal units train alike. Start from a learning rate of 0.003. A second factor
-            measures the outputs itself, so "kronecker" and "eigen" do not read it.
+            as many equal units train alike. Start from a learning rate of 0.003. "softmax",
+            "kronecker" and "eigen" measure the outputs themselves, and do not read it.
         output_gradients: Which g the second factor is made of. "empirical": those of the loss that
             is trained. "sampled": those of targets drawn from the model's own distribution, which
             make it the Fisher; call `sample_fisher_` between the forward and the backward pass.
         block_size: Inputs in one block of `fisher="block"`, which alone reads it; integer >= 1. A
             convolution's blocks are whole input channels where one fits. The bias is in the last.
-        activation: What follows a layer with `fisher="unit"`, which alone reads it: "relu", "tanh",
-            "sigmoid", "elu" (alpha 1), "gelu", "silu" or "linear"; or "auto" to find it in the
-            forward of the layer's module or of those around it.
+        activation: What follows a layer with `fisher="unit"`: "relu", "tanh", "sigmoid", "elu"
+            (alpha 1), "gelu", "silu" or "linear"; or "auto" to find it in the forward of the
+            layer's module or of those around it. With `fisher="softmax"`, which reads it too,
+            "linear" says that the outputs are logits, whatever is found.
         max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
             plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
@@ -76,7 +82,9 @@ class Config:
             "cholesky" anew; `explain` counts both. Its residual is three quarters of the square
             of that, or less. "nystrom": the `rank` largest eigenpairs and one number for the rest,
             applied as two products of that width; below D of them it is another, coarser metric,
-            and so another trajectory.
+            and so another trajectory. "auto": for each weight "cholesky", or on a GPU "warm" where
+            the factor is wide and well damped, by the weight's device when it is reconstructed;
+            moving the network later changes no root. `explain` says which, and why.
         rank: Eigenpairs that `root="nystrom"` keeps, integer >= 1; D of them or more are exact.
 
     Raises:
@@ -100,7 +108,7 @@ class Config:
     block_size: int = 128
     activation: Activation = "auto"
     max_factor_bytes: int = 2**28
-    root: RootKind = "cholesky"
+    root: RootKind | Literal["auto"] = "cholesky"
     rank: int = 64
 
     def __post_init__(self) -> None:
@@ -129,9 +137,10 @@ class Config:
         valid = rows is None or rows == "auto" or _is_integer(rows, 1)
         expected = f'an integer in {_range(1)}, None (all rows) or "auto" (4 D rows)'
         _require(self, "max_rows", valid, expected)
-        kinds_of = {"fisher": Fisher, "over_outputs": OverOutputs, "root": RootKind}
+        kinds_of = {"fisher": Fisher, "over_outputs": OverOutputs}
         kinds_of |= {"output_gradients": OutputGradients, "activation": Activation}
-        for name, kinds in kinds_of.items():
+        roots = Literal[RootKind, "auto"]
+        for name, kinds in (kinds_of | {"root": roots}).items():
             names = get_args(kinds)
             _require(self, name, getattr(self, name) in names, f"one of {', '.join(names)}")
         if self.output_gradients == "sampled":

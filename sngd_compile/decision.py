@@ -13,7 +13,9 @@ from sngd_compile.config import TWO_SIDED, Config
 from sngd_compile.finer import blocks_of, by_unit
 from sngd_compile.holding import Decision, Holding, hidden_outputs
 from sngd_compile.layout import Layout
+from sngd_compile.logits import of_logits
 from sngd_compile.matching import UNUSED, Found
+from sngd_compile.root_choice import with_root
 from sngd_compile.rules import GUESS, RULES, Planned
 from sngd_compile.site import GraphUse
 
@@ -43,7 +45,9 @@ def decide(
             decision = _two_sided(decision, held)
         elif decision.kind == "unit":
             decision = by_unit(decision, held)
-        decisions[parameter] = decision
+        elif decision.kind == "softmax":
+            decision = of_logits(decision, held)
+        decisions[parameter] = with_root(decision, parameter.device)
     return decisions, reasons
 
 

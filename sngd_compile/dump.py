@@ -67,7 +67,8 @@ def _factors(site: Site) -> str:
     is_one = site.layout.groups is None and site.kind != "unit"
     groups = "" if is_one else f"{site.factor_count} x "
     if not site.blocks:
-        return f"{groups}{site.size}"
+        rows = site.size * site.layout.outputs if site.kind == "softmax" else site.size
+        return f"{groups}{rows}"
     blocks = f"{len(site.blocks) - 1} x {site.blocks[0]} + {site.blocks[-1]}"
     return f"{groups}({blocks})" if groups else blocks
 

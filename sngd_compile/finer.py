@@ -8,8 +8,8 @@ from math import prod
 
 from sngd_compile.blocks import block_sizes
 from sngd_compile.config import Config
-from sngd_compile.following import Following, common
-from sngd_compile.holding import Decision, Holding, hidden_outputs
+from sngd_compile.following import RETURNED, Following
+from sngd_compile.holding import Decision, Holding, hidden_outputs, what_follows
 from sngd_compile.layout import Layout
 from sngd_compile.rules.convolution import Convolution
 from sngd_compile.rules.transposed_convolution import TransposedConvolution
@@ -60,7 +60,7 @@ def by_unit(decision: Decision, held: Sequence[Holding]) -> Decision:
     """
     reason = _without_units(decision, held)
     found = Following("", reason) if reason else _activation(decision, held)
-    if found.activation:
+    if found.activation not in {"", RETURNED}:
         note = f"its units are {found.activation}: {found.reason}"
         return replace(decision, activation=found.activation, note=note)
     note = f'fisher = "unit" is not to be had, "shared" is kept: {found.reason}'
@@ -89,9 +89,4 @@ def _activation(decision: Decision, held: Sequence[Holding]) -> Following:
         return Following("", "a linear unit's Fisher is that of all")
     if configured != "auto":
         return Following(configured, "as configured")
-    return common(
-        holding.after(call.node)
-        for holding in held
-        if holding.after is not None and isinstance(holding.found, tuple)
-        for call in holding.found
-    )
+    return what_follows(held)

@@ -33,13 +33,16 @@ FUNCTIONS: dict[Any, str] = {
 }
 """Functions, and methods of tensors by name; both forms of GELU count as one."""
 
+RETURNED = "returned"
+"""In place of an activation: the model returns what the call gives."""
+
 
 @dataclass(frozen=True)
 class Following:
     """What follows a call.
 
     Args:
-        activation: Its name, or "" where it is none that is known.
+        activation: Its name, `RETURNED`, or "" where it is none that is known.
         reason: What was found, or why nothing was; for the plan.
     """
 
@@ -96,7 +99,7 @@ class Surroundings:
     def _after_name(self, name: str) -> Following:
         """Look at the nearest module around that calls a module by this name."""
         if not name:
-            return Following("", "the model returns its result")
+            return Following(RETURNED, "the model returns its result")
         parts = name.split(".")
         for cut in reversed(range(len(parts))):
             around, own = ".".join(parts[:cut]), ".".join(parts[cut:])

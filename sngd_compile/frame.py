@@ -195,7 +195,8 @@ def _slot(name: str, reader: _Reader, decision: Decision, found: Found) -> Slot:
     form = Form(decision.layout, bias is not None, kind, root, dtype)
     uses = cast(tuple[GraphUse, ...], found)
     shown = reader.shown(name)
-    return Slot(shown, weight, bias, form, decision.rule, decision.note, reads, bias_reads, uses)
+    note = "; ".join(text for text in (decision.note, decision.root_reason) if text)
+    return Slot(shown, weight, bias, form, decision.rule, note, reads, bias_reads, uses)
 
 
 def _without_parts(found: Found) -> Found:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
 from sngd_compile.config import Config
-from sngd_compile.following import Following
+from sngd_compile.following import Following, common
 from sngd_compile.layout import Layout
 from sngd_compile.matching import Findings, Found
 from sngd_compile.rules import RULES
@@ -59,10 +59,11 @@ class Decision:
     note: str
     blocks: tuple[int, ...] = ()
     activation: str = ""
+    root_reason: str = ""
 
     def site(self, places: tuple[Place, ...], note: str) -> Site:
         """Return the site, with one more note."""
-        notes = "; ".join(text for text in (self.note, note) if text)
+        notes = "; ".join(text for text in (self.note, note, self.root_reason) if text)
         return Site(
             places,
             self.shape,
@@ -74,7 +75,18 @@ class Decision:
             notes,
             self.blocks,
             self.activation,
+            self.root_reason,
         )
+
+
+def what_follows(held: Sequence[Holding]) -> Following:
+    """Say what follows every call of a weight."""
+    return common(
+        holding.after(call.node)
+        for holding in held
+        if holding.after is not None and isinstance(holding.found, tuple)
+        for call in holding.found
+    )
 
 
 def hidden_outputs(holding: Holding, layout: Layout) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from sngd_compile.config import OF_OUTPUTS
 from sngd_compile.errors import ModelError
 from sngd_compile.layout import Layout
 from sngd_compile.rules import Use, rule_for
@@ -199,7 +200,7 @@ def _show_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
 def _show(weight: FoldedWeight, use: Use, rule: str) -> bool:
     """Observe a use; return whether it fits the way in which the weight is laid out."""
     fisher, layout = weight.fisher, use.layout
-    if fisher.kind == "unit":  # whose outputs are not seen here
+    if fisher.kind in OF_OUTPUTS:  # which are not seen here
         return False
     if weight.is_transposed:
         layout = layout.of_transpose()

@@ -15,7 +15,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sngd_compile.config import TWO_SIDED, Config
+from sngd_compile.config import OF_OUTPUTS, TWO_SIDED, Config
 from sngd_compile.decision import decide
 from sngd_compile.errors import ConfigError, ModelError, PlanError
 from sngd_compile.following import Surroundings
@@ -139,7 +139,7 @@ class _Planner:
                 calls = holding.found if isinstance(holding.found, tuple) else ()
                 uses = tuple(call.against(decision.layout) for call in calls)
             bias = _name_of(decision.bias, owner.module)
-            sees = (decision.kind in TWO_SIDED, decision.kind == "unit")
+            sees = (decision.kind in TWO_SIDED, decision.kind in OF_OUTPUTS)
             places.append(Place(owner.name, holding.name, bias, uses, *sees))
         return tuple(places)
 

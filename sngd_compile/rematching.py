@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
+from sngd_compile.config import OF_OUTPUTS, TWO_SIDED
 from sngd_compile.matching import bias_target, find
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.site import Place
@@ -42,6 +43,6 @@ def match_again(
         )
         if not fits:
             return None
-        two_sided = layers[name].output_side is not None
-        places.append(Place("", name, bias, uses, two_sided, layers[name].kind == "unit"))
+        kind = layers[name].kind
+        places.append(Place("", name, bias, uses, kind in TWO_SIDED, kind in OF_OUTPUTS))
     return (findings.graph, places) if findings.graph is not None else None

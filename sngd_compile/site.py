@@ -56,7 +56,7 @@ class Place:
         uses: The calls in the module's captured graph that the weight enters; None where the
             module runs as it is and its calls are met as they happen.
         has_output_side: Whether the gradients of the calls' outputs are observed.
-        has_units: Whether every output has a local Fisher, for which the outputs are observed.
+        sees_outputs: Whether the calls' outputs, which weigh the inputs, are observed with them.
     """
 
     module_name: str
@@ -64,7 +64,7 @@ class Place:
     bias_name: str | None
     uses: tuple[GraphUse, ...] | None = field(repr=False)
     has_output_side: bool = False
-    has_units: bool = False
+    sees_outputs: bool = False
 
     @property
     def name(self) -> str:
@@ -97,7 +97,8 @@ class Site:
         config: Of this weight.
         note: Why the kind is not the configured one, or "".
         blocks: Of a block kind, the size of each block, bias included.
-        activation: Of a unit kind, the name of the one that follows the layer.
+        activation: Of a unit or softmax kind, the name of what follows the layer.
+        root_reason: Which root `root="auto"` takes, and why; "" where the root was given.
     """
 
     places: tuple[Place, ...]
@@ -110,6 +111,7 @@ class Site:
     note: str = ""
     blocks: tuple[int, ...] = ()
     activation: str = ""
+    root_reason: str = ""
 
     @property
     def name(self) -> str:
@@ -146,7 +148,9 @@ class Site:
         dtype = torch.promote_types(self.dtype, torch.float32)
         has_bias = self.bias_name is not None
         form = (self.name, self.layout, has_bias, self.kind, self.config, dtype, device)
-        return FisherLayer(*form, blocks=self.blocks, activation=self.activation)
+        return FisherLayer(
+            *form, blocks=self.blocks, activation=self.activation, root_reason=self.root_reason
+        )
 
     @property
     def state_bytes(self) -> int:
@@ -163,6 +167,8 @@ class Site:
     @property
     def factor_sizes(self) -> tuple[int, ...]:
         """Rows of the factors over the inputs, of one group or unit, without the bias."""
+        if self.kind == "softmax":
+            return (self.layout.outputs * self.layout.width,)
         if self.kind != "block":
             return (self.layout.width,)
         return (*self.blocks[:-1], self.blocks[-1] - (self.bias_name is not None))

@@ -103,8 +103,9 @@ def _damping(layer: FisherLayer) -> str:
     share = damped_share(layer)
     if share < DAMPED_SHARE:
         return ""
+    size = layer.factor.shape[-1]
     return (
-        f"the damping rules {share:.0%} of {layer.size} directions: too few rows, inputs that are "
+        f"the damping rules {share:.0%} of {size} directions: too few rows, inputs that are "
         f"nearly constant or alike, or too much damping; {setting}"
     )
 
@@ -121,7 +122,7 @@ def damped_share(layer: FisherLayer) -> float:
     0: the damping is far below every eigenvalue of the factor; 1: far above all but a few.
     """
     root = layer.root.double()
-    return float(layer.damping * root.square().sum((-2, -1)).mean() / layer.size)
+    return float(layer.damping * root.square().sum((-2, -1)).mean() / root.shape[-1])
 
 
 def least_condition(layer: FisherLayer) -> float:
@@ -133,5 +134,5 @@ def least_condition(layer: FisherLayer) -> float:
     factor, root = layer.factor.double() * layer.scale, layer.root.double()
     trace = factor.diagonal(dim1=-2, dim2=-1).sum(-1)
     largest = factor.square().sum((-2, -1)) / trace.clamp_min(torch.finfo(torch.float64).tiny)
-    inverse = root.square().sum((-2, -1)) / layer.size
+    inverse = root.square().sum((-2, -1)) / root.shape[-1]
     return float(((largest + layer.damping) * inverse).max())

@@ -24,7 +24,7 @@ WRONG = [
     *[("over_outputs", value) for value in ("max", None, 1)],
     *[("output_gradients", value) for value in ("true", None, 1)],
     *[("activation", value) for value in ("ReLU", "", None, 1, torch.relu)],
-    *[("root", value) for value in ("eigh", None, "Cholesky")],
+    *[("root", value) for value in ("eigh", None, "Cholesky", "Auto")],
 ]
 EDGES = [
     {"refresh_every": 1, "observe_every": 1, "early_refreshes": (), "early_observations": (0,)},
@@ -33,6 +33,7 @@ EDGES = [
     {"max_rows": None},
     {"block_size": 1, "fisher": "block"},
     {"activation": "gelu", "fisher": "unit"},
+    {"root": "auto"},
     {"seed": 2**62, "refresh_every": 2**62, "max_rows": 2**62},
 ]
 

@@ -37,9 +37,9 @@ def observe_(graph: fx.Graph, places: Sequence[Place]) -> None:
 def _observe_inputs_(
     graph: fx.Graph, place: Place, call: GraphUse, fisher: fx.Node, training: fx.Node
 ) -> None:
-    """Show the inputs of a call; to the local Fishers of its units, its output with them."""
+    """Show the inputs of a call; to a local Fisher that its outputs weigh, its output with them."""
     use = call.use
-    if place.has_units:
+    if place.sees_outputs:
         graph.call_function(
             observe_units, (fisher, call.rule, use.inputs, call.node, use.geometry, training)
         )

@@ -151,8 +151,8 @@ class Rule(ABC):
         """Return the outputs of a call, or their gradient, by sample and position.
 
         A rule that has it takes `Config(fisher="kronecker")`, whose second factor is that of the
-        gradients, and `Config(fisher="unit")`, whose units are the outputs; for one that has not,
-        the plan says so and takes "shared".
+        gradients, and `"unit"` and `"softmax"`, which the outputs weigh; for one that has not, the
+        plan says so and takes "shared".
 
         Returns:
             `[samples, positions, O]`, or `[samples, positions, groups, O]`.

@@ -33,12 +33,14 @@ class FisherLayer(WideBuffers):
         layout: How the weight is laid out as matrices `[*, O, K]`.
         has_bias: Whether the last coordinate of a row is the bias's 1.
         kind: "shared", a full matrix; "diagonal"; "block", diagonal blocks; "unit", a full
-            matrix for each output; or "kronecker" and "eigen", two full matrices.
+            matrix for each output; "softmax", one over the weights of all outputs; or "kronecker"
+            and "eigen", two full matrices.
         config: Damping, schedule, kind of root.
         dtype: Dtype of the statistics and of the root; float32 or float64.
         device: Where the buffers live.
         blocks: Of a block kind, the size of each block, bias included.
-        activation: Of a unit kind, the name of the one that follows the layer.
+        activation: Of a unit or softmax kind, the name of what follows the layer.
+        root_reason: Which root `root="auto"` took, and why; "" where the root was given.
 
     Attributes:
         kind: Local Fisher, see `Config.fisher`.
@@ -47,7 +49,8 @@ class FisherLayer(WideBuffers):
         factor: G as estimated, without damping, `[D, D]` or `[groups, D, D]`, in the order of
             `weight.flatten(1)`, the bias last; of a diagonal kind `[D]` or `[groups, D]`; of a
             block kind flat, `[L]` or `[groups, L]`: the blocks, one after the other, each row by
-            row; of a unit kind `[groups * O, D, D]`. Zero until the first refresh.
+            row; of a unit kind `[groups * O, D, D]`; of a softmax kind `[O * D, O * D]`, one output
+            after the other. Zero until the first refresh.
         unmatched: Where the weight was last used in a way that no rule understands, or "".
         scale: Multiple of the factor that is damped and inverted, see `Config.over_outputs`.
         output_side: Of a kronecker or eigen kind, what is known of the gradients at its outputs.
@@ -76,13 +79,14 @@ class FisherLayer(WideBuffers):
         *,
         blocks: tuple[int, ...] = (),
         activation: str = "",
+        root_reason: str = "",
     ) -> None:
         """Start with the identity as root and no rows seen."""
         super().__init__()
         self.name, self.layout, self.has_bias = name, layout, has_bias
         self.size, self.groups = layout.width + has_bias, layout.groups
         self.config, self.kind, self.unmatched = config, kind, ""
-        self.blocks, self.activation = blocks, activation
+        self.blocks, self.activation, self.root_reason = blocks, activation, root_reason
         shape = factor_shape(kind, layout, self.size, blocks)
         for buffer in ("sum", "factor"):
             self.register_buffer(buffer, torch.zeros(shape, dtype=dtype, device=device))
@@ -93,7 +97,8 @@ class FisherLayer(WideBuffers):
         self.register_buffer("absolute_damping", torch.ones((), dtype=torch.float64, device=device))
         is_two_sided = kind in TWO_SIDED
         self.output_side: OutputSide | None = OutputSide(layout, device) if is_two_sided else None
-        is_mean = config.over_outputs == "mean" and not is_two_sided
+        measures_outputs = is_two_sided or kind == "softmax"
+        is_mean = config.over_outputs == "mean" and not measures_outputs
         self.scale = 1.0 / layout.all_outputs if is_mean else 1.0
         self.root_buffers: Root = self.new_root(dtype, device)
         self.schedule = Schedule(config, self.size)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sngd_compile.config import Config
+from sngd_compile.config import OF_OUTPUTS, Config
 from sngd_compile.layout import Layout
 from sngd_compile.runtime.block import BlockRoot
 from sngd_compile.runtime.cholesky import CholeskyRoot
@@ -16,6 +16,7 @@ from sngd_compile.runtime.eigen import Eigenbasis, EigenRoot
 from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
 from sngd_compile.runtime.low_rank import LowRankRoot
 from sngd_compile.runtime.roots import Root, SimpleRoot
+from sngd_compile.runtime.softmax import SoftmaxRoot
 from sngd_compile.runtime.symmetric import SymmetricRoot
 from sngd_compile.runtime.unit import UnitRoot
 
@@ -58,8 +59,11 @@ def identity_root(
     if kind == "block":
         head = full(blocks[0], False, count * (len(blocks) - 1))
         return BlockRoot(head, full(blocks[-1], has_bias, groups), blocks)
-    if kind == "unit":
-        return UnitRoot(full(size, has_bias, count * layout.outputs))
+    if kind in OF_OUTPUTS:
+        units, weights = count * layout.outputs, layout.outputs * size
+        by_unit = kind == "unit"
+        made = full(size, has_bias, units) if by_unit else full(weights, False, None)
+        return UnitRoot(made) if by_unit else SoftmaxRoot(made, has_bias)
     if kind == "eigen":
         inputs = Eigenbasis(size, has_bias, groups, dtype, device)
         return EigenRoot(inputs, Eigenbasis(layout.outputs, False, groups, dtype, device))

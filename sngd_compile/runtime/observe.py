@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -146,9 +146,12 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
         return
     samples = draw(samples, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
     samples, finite = finite_samples(samples, sum.dtype)
-    if samples[0].device.type != "cpu" or finite:
-        parts = matrices(sum, blocks) if blocks else [sum]
+
+    def add_(total: Tensor) -> None:
+        parts = matrices(total, blocks) if blocks else [total]
         _add_rows(statistics, samples, geometry, bias, parts, diagonal, swapped)
+
+    add_if_finite_(sum, finite, add_)
     tally[ROWS].add_(finite * (samples[0].shape[0] * rows_each))
     tally[REJECTED].add_(~finite)
 
@@ -159,15 +162,29 @@ def is_shut(gate: Tensor) -> bool:
 
 
 def finite_samples(samples: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """Widen samples, and say whether they can be squared; those that cannot become zeros.
-
-    On a CPU they stay: the caller does not use them.
-    """
+    """Widen samples, and say whether every one of them is finite and can be squared."""
     wide = [t.to(dtype) if t.is_floating_point() else t for t in samples]
-    finite = _square_sum(wide).isfinite()
-    if wide[0].device.type != "cpu":  # no wait for the device: rows of zeros add nothing
-        wide = [torch.where(finite, t, 0) if t.is_floating_point() else t for t in wide]
-    return wide, finite
+    return wide, _square_sum(wide).isfinite()
+
+
+def add_if_finite_(sum: Tensor, finite: Tensor, add_: Callable[[Tensor], None]) -> None:
+    """Let `add_` add to `sum` the rows of a pass that is finite; of another, nothing.
+
+    A device is not waited for: the rows are added to zeros there, and those to the sum or not. Not
+    even rows of zeros may be added instead, since their bias is 1.
+    """
+    if answers_at_once(sum.device):
+        if finite:
+            add_(sum)
+        return
+    added = torch.zeros_like(sum)
+    add_(added)
+    sum.add_(torch.where(finite, added, 0))
+
+
+def answers_at_once(device: torch.device) -> bool:
+    """Say whether a number on the device can be asked for without waiting for what is queued."""
+    return device.type == "cpu"
 
 
 def _add_rows(

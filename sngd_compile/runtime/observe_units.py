@@ -1,4 +1,4 @@
-"""Showing a layer's inputs together with its outputs to the local Fishers of its units."""
+"""Showing a layer's inputs to its Fisher layer together with its outputs, which weigh them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 import sngd_kernels
 from sngd_compile.runtime.fisher import REJECTED, ROWS, FisherLayer
 from sngd_compile.runtime.information import INFORMATION
-from sngd_compile.runtime.observe import STATISTICS, draw, finite_samples, is_shut
+from sngd_compile.runtime.observe import STATISTICS, add_if_finite_, draw, finite_samples, is_shut
 from sngd_compile.runtime.schedule import MOST_ROWS
 
 
@@ -23,10 +23,10 @@ def observe_units(
     geometry: Sequence[int],
     observing: bool,
 ) -> None:
-    """Add the rows of one forward pass, weighted for each unit, to the sum and count.
+    """Add the rows of one forward pass, weighted by its outputs, to the sum and count.
 
     Args:
-        fisher: The local Fisher layer of the weight, of the unit kind.
+        fisher: The local Fisher layer of the weight, of the unit or softmax kind.
         rule: Name of the rule that makes rows of inputs and output.
         inputs: The activations that meet the weight.
         output: What the call returns: the pre-activations.
@@ -59,6 +59,7 @@ def observe_units_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
 ) -> None:
     """Add `sum_n nu(a_nj) x~_n x~_n^T` to `sum[j]` and N to `tally[ROWS]`, if the gate is open.
 
+    With "softmax" for an activation, `sum_n (diag(p_n) - p_n p_n^T) (x) x~_n x~_n^T` to `sum`.
     Rows are drawn, and passes with a number that is not finite rejected, as `observe_` does; the
     pre-activations count as numbers of the pass.
     """
@@ -72,9 +73,15 @@ def observe_units_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     both = [*samples, statistics.output_rows(output, geometry)]
     both = draw(both, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
     (*samples, outputs), finite = finite_samples(both, sum.dtype)
-    if outputs.device.type != "cpu" or finite:
-        nu = INFORMATION[activation](outputs.flatten(0, 1)) * finite
-        _add_units(statistics.rows(samples, geometry), nu, bias, sum)
+
+    def add_(total: Tensor) -> None:
+        rows, each = statistics.rows(samples, geometry), outputs.flatten(0, 1)
+        if activation == "softmax":
+            _add_softmax(rows, each.softmax(-1), bias, total)
+        else:
+            _add_units(rows, INFORMATION[activation](each), bias, total)
+
+    add_if_finite_(sum, finite, add_)
     tally[ROWS].add_(finite * (samples[0].shape[0] * rows_each))
     tally[REJECTED].add_(~finite)
 
@@ -87,6 +94,21 @@ def _add_units(rows: Tensor, nu: Tensor, bias: bool, sum: Tensor) -> None:
     groups = sum.unflatten(0, (len(rows), -1))
     for of_group, weights, moments in zip(rows, nu.unbind(1), groups, strict=True):
         sngd_kernels.unit_second_moment(of_group, weights, bias=bias, out=moments)
+
+
+def _add_softmax(rows: Tensor, p: Tensor, bias: bool, sum: Tensor) -> None:
+    """Add rows `[N, K]`, weighted by the covariance of a class drawn with `p` `[N, O]`.
+
+    `diag(p) - p p^T` is `sum_(i < j) p_i p_j (e_i - e_j)(e_i - e_j)^T`: no weight is negative, and
+    nothing cancels where one p is nearly 1.
+    """
+    outputs = p.shape[1]
+    first, second = torch.triu_indices(outputs, outputs, 1, device=p.device)
+    pairs = sngd_kernels.unit_second_moment(rows, p[:, first] * p[:, second], bias=bias)
+    blocks = sum.unflatten(0, (outputs, -1)).unflatten(-1, (outputs, -1)).transpose(1, 2)
+    for one, other in ((first, second), (second, first)):
+        blocks.index_put_((one, one), pairs, accumulate=True)
+        blocks.index_put_((one, other), pairs.neg(), accumulate=True)
 
 
 @observe_units_.register_fake

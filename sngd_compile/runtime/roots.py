@@ -24,6 +24,7 @@ from sngd_compile.runtime.diagonal import DiagonalRoot
 from sngd_compile.runtime.eigen import Eigenbasis, EigenRoot
 from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
 from sngd_compile.runtime.low_rank import LowRankRoot
+from sngd_compile.runtime.softmax import SoftmaxRoot
 from sngd_compile.runtime.unit import UnitRoot
 
 SimpleRoot = FullRoot | DiagonalRoot
@@ -33,7 +34,7 @@ FactorRoot = SimpleRoot | Eigenbasis
 """Made from one factor."""
 
 TwoSidedRoot = KroneckerRoot | EigenRoot
-Root = SimpleRoot | TwoSidedRoot | BlockRoot | UnitRoot
+Root = SimpleRoot | TwoSidedRoot | BlockRoot | UnitRoot | SoftmaxRoot
 ITERATIONS: dict[str, Callable[..., Tensor]] = {
     "denman_beavers": sngd_kernels.denman_beavers,
     "newton_schulz": sngd_kernels.newton_schulz,

@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 import sngd_compile as sngd
 from api import EVERY_STEP, batch, mlp, rows_of, sgd, steps_of, train
 from sngd_compile import SngdWarning
+from sngd_compile.runtime import observe
 
 pytestmark = pytest.mark.usefixtures("float64")
 NAN, INFINITY = float("nan"), float("inf")
@@ -45,6 +46,31 @@ def test_a_batch_that_is_not_finite_is_not_observed(value):
     assert [text.partition(":")[0] for text in texts] == ["0.weight", "2.weight"]
     assert all("1 forward pass(es)" in text and "not finite" in text for text in texts)
     for name, layer in sngd.fisher_layers(net).items():
+        assert torch.equal(layer.factor, sngd.fisher_layers(expected)[name].factor)
+
+
+def convolutional():
+    """Make three kinds of layers with biases, for inputs `[N, 5]`."""
+    image = [nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 2, 3, padding=1), nn.GroupNorm(1, 2)]
+    return nn.Sequential(*image, nn.Flatten(), nn.Tanh(), nn.Linear(10, 3))
+
+
+@pytest.mark.parametrize("model", [mlp, convolutional])
+@pytest.mark.parametrize("fisher", ["shared", "diagonal", "block", "unit", "softmax", "kronecker"])
+def test_a_pass_is_rejected_without_waiting_for_a_device(model, fisher, monkeypatch):
+    net = sngd.reconstruct(model(), EVERY_STEP.replace(fisher=fisher, block_size=2))
+    expected = copy.deepcopy(net)
+    expected(batch())
+    sngd.refresh_(expected)
+    asked = []
+    monkeypatch.setattr(observe, "answers_at_once", asked.append)
+    net(poisoned(NAN))
+    net(batch())
+    with pytest.warns(SngdWarning, match=r"1 forward pass\(es\)"):
+        sngd.refresh_(net)
+    assert set(asked) == {torch.device("cpu")}
+    for name, layer in sngd.fisher_layers(net).items():
+        assert layer.rows_seen == sngd.fisher_layers(expected)[name].rows_seen > 0
         assert torch.equal(layer.factor, sngd.fisher_layers(expected)[name].factor)
 
 

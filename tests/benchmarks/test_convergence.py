@@ -122,6 +122,16 @@ def test_text_predicts_the_next_character_and_keeps_the_test_apart():
     assert len(data.test[0]) == pieces - pieces * 9 // 10
 
 
+def test_the_text_to_test_on_is_like_the_text_to_train_on():
+    data = tasks.text()
+    train, test = (
+        part[1].flatten().bincount(minlength=tasks.KNOWN) + 1.0 for part in (data.train, data.test)
+    )
+    train, test = train / train.sum(), test / test.sum()
+    gap = (test * (test / train).log()).sum()  # nats that the frequencies of training cost there
+    assert gap < 0.2  # of tables that a machine has written it is 0.7
+
+
 def test_muon_leaves_embeddings_and_vectors_to_adamw():
     def network() -> nn.Module:
         torch.manual_seed(0)

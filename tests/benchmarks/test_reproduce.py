@@ -10,13 +10,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 import reproduce
+import sngd_compile as sngd
 import tasks
 from benchmarks_tiny import DATA, TINY
 from contenders import REFERENCE, SNGD, Recipe
 from experiments import EXPERIMENTS, Experiment, Sources, mlp
 from paper_contenders import GD, L2, PAPER, as_in_the_paper, with_output_side, without_momentum
 from race import Budget, race
-from reproduce_page import cells, header, mean_and_spread, page
+from reproduce_page import cells, header, page
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,8 @@ def test_every_experiment_runs_alone_and_joins_the_page(experiment: Experiment, 
     text = (tmp_path / "reproduce.md").read_text()
     own = next(part for part in text.split("\n## ") if part.startswith(experiment.name + "\n"))
     assert all(part in own for part in (*experiment.differs, *experiment.reported.values()))
+    assert "\n- **SNGD**: " in own
+    assert f"[{experiment.name}](#{experiment.name}), SNGD | " in text
     assert text.count("Not run yet") == len(EXPERIMENTS) - 1
 
 
@@ -70,9 +73,12 @@ def test_resuming_leaves_out_what_is_stored_at_this_size(tmp_path):
     assert run("--seeds", 2, "--output", tmp_path)[0] == 0
     first = stored.read_text()
     assert "there is a result already" in run("--seeds", 2, "--resume", "--output", tmp_path)[1]
+    assert "already" in run("--seeds", 1, "--resume", "--output", tmp_path)[1]
     assert stored.read_text() == first
-    assert "already" not in run("--seeds", 1, "--resume", "--output", tmp_path)[1]
+    more = ("--seeds", 1, "--rates", 4, "--resume", "--output", tmp_path)
+    assert "already" not in run(*more)[1]
     assert json.loads(stored.read_text())["seeds"] == 1
+    assert "already" not in run("--seeds", 2, "--resume", "--output", tmp_path)[1]
     assert "already" not in run("--seeds", 1, "--output", tmp_path)[1]
 
 
@@ -140,6 +146,15 @@ def test_presets_are_those_that_the_page_names():
     assert kinds == [False, False, True]
 
 
+def test_hidden_layers_have_a_fisher_for_each_unit_as_the_authors_have():
+    network = as_in_the_paper(mlp(6, 6, 6), Recipe(0.1)).network
+    sites = sngd.explain(network).sites
+    assert [site.kind for site in sites] == ["shared", "unit", "unit", "shared"]
+    assert [site.activation for site in sites] == ["", "relu", "relu", ""]
+    common = sngd.Config.paper()
+    assert {site.config.replace(fisher="shared") for site in sites} == {common}
+
+
 def test_every_step_is_counted_once_off_the_clock():
     count = 0
 
@@ -149,10 +164,6 @@ def test_every_step_is_counted_once_off_the_clock():
 
     race([(REFERENCE, 0.1), (SNGD, 0.03)], TINY, DATA, 0, Budget(7, "steps", 1), after_step)
     assert count == 14
-
-
-def test_spread_is_mean_least_and_largest():
-    assert mean_and_spread([3.0, 1.0, 5.0], ".1f") == "3.0 (1.0 to 5.0)"
 
 
 def content(**changes: object) -> dict:

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 import sngd_compile as sngd
 from sngd_compile import Config
-from sngd_compile.runtime.eigen import eigenpairs
 
 CONFIG = Config(fisher="eigen", max_rows=None)
 float64 = pytest.mark.usefixtures("float64")
@@ -99,15 +98,6 @@ def test_a_singular_product_without_damping_keeps_the_root_and_says_so():
     with pytest.warns(sngd.SngdWarning, match="weight: its damped factor is not positive definite"):
         sngd.refresh_(net)
     assert torch.equal(sngd.fisher_layers(net)["weight"].gain, torch.ones(3, 6))
-
-
-def test_a_matrix_that_is_not_finite_leaves_the_others_alone():
-    good = torch.diag(torch.tensor([3.0, 1.0, 2.0]))
-    bad = good.clone()
-    bad[1, 1] = torch.inf
-    pairs, flaws = eigenpairs(torch.stack([good, bad]))
-    assert flaws.tolist() == [False, True]
-    torch.testing.assert_close(pairs[0][0], torch.tensor([1.0, 2.0, 3.0]).double())
 
 
 def test_many_equal_eigenvalues_are_no_difficulty_in_float32():

@@ -13,6 +13,7 @@ TARGETS += [
     "bench",
     "bench-peers",
     "bench-exact",
+    "bench-fishers",
     "reproduce",
     "bench-layers",
     "bench-profile",

@@ -8,6 +8,7 @@ def test_linear(law, case, root):
 """
 
 from laws.case import Case, conv_case, conv_rows, linear_case, linear_rows
+from laws.logits import SoftmaxCase, every_softmax_law
 from laws.suite import factor_is_the_jacobians_moment
 from laws.table import LAWS, every_block_law, every_law
 from laws.two_sided_table import every_two_sided_law
@@ -16,11 +17,13 @@ from laws.units import UnitCase, every_unit_law
 __all__ = [
     "LAWS",
     "Case",
+    "SoftmaxCase",
     "UnitCase",
     "conv_case",
     "conv_rows",
     "every_block_law",
     "every_law",
+    "every_softmax_law",
     "every_two_sided_law",
     "every_unit_law",
     "factor_is_the_jacobians_moment",

@@ -1,11 +1,13 @@
-"""Bugs in the local Fishers that divide a layer: blocks of inputs, and units."""
+"""Bugs in the local Fishers that divide a layer or take it whole: blocks, units, logits."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import sngd_compile.finer
+import sngd_compile.logits
 from bug import caught_by, wrap
 from sngd_compile import following
 from sngd_compile.rules import Rule
@@ -13,12 +15,15 @@ from sngd_compile.runtime import observe_units
 from sngd_compile.runtime.block import BlockRoot
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.information import INFORMATION
+from sngd_compile.runtime.softmax import SoftmaxRoot
 from sngd_compile.runtime.unit import UnitRoot
 
 BLOCK = ("tests/fishers/test_block.py",)
 BLOCK_PLAN = (*BLOCK, "-k", "plan")
 UNIT = ("tests/fishers/test_unit.py",)
 UNIT_PLAN = ("tests/fishers/test_unit_plan.py",)
+SOFTMAX = ("tests/fishers/test_softmax.py",)
+SOFTMAX_PLAN = ("tests/fishers/test_softmax_plan.py",)
 
 
 @caught_by(BLOCK)
@@ -124,3 +129,38 @@ def one_reader_of_two() -> None:
     """An activation is found although something else reads the pre-activation too."""
     common = following.common
     following.common = lambda found: common(sorted(found, key=lambda one: not one.activation)[:1])
+
+
+@caught_by(SOFTMAX)
+def classes_are_independent() -> None:
+    """The local Fisher of logits forgets that probabilities sum to 1."""
+
+    def add(original: Any, rows: Tensor, p: Tensor, bias: bool, sum: Tensor) -> Any:
+        diagonal = observe_units._add_units
+        blocks = torch.zeros(p.shape[1], *2 * (sum.shape[-1] // p.shape[1],), dtype=sum.dtype)
+        diagonal(rows, p - p.square(), bias, blocks)
+        sum.add_(torch.block_diag(*blocks))
+
+    wrap(observe_units, "_add_softmax", add)
+
+
+@caught_by(SOFTMAX)
+def logits_laid_out_by_input() -> None:
+    """A refresh unfolds the weights of logits one input after the other."""
+
+    def unfold(original: Any, root: SoftmaxRoot, weight: Tensor, bias: Tensor | None) -> Any:
+        turned = weight.mT.reshape(weight.shape)
+        changed, changed_bias = original(root, turned, bias)
+        return changed.reshape(weight.mT.shape).mT.contiguous(), changed_bias
+
+    wrap(SoftmaxRoot, "unfold", unfold)
+
+
+@caught_by(SOFTMAX_PLAN)
+def any_result_is_a_logit() -> None:
+    """A layer is taken for one of logits whatever follows it."""
+    wrap(
+        sngd_compile.logits,
+        "what_follows",
+        lambda original, held: replace(original(held), activation=following.RETURNED),
+    )

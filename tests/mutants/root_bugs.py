@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import sngd_compile.layer
 from bug import CONVOLUTION, LINEAR, TRAJECTORY, caught_by, wrap
+from sngd_compile import root_choice
 from sngd_compile.config import Config
 from sngd_compile.layout import Layout
 from sngd_compile.runtime import refresh, roots
@@ -93,6 +94,17 @@ def root_one_percent_off() -> None:
 def warm_steps_from_far_roots() -> None:
     """A step is taken from every finite root, however far away it is."""
     roots.NEAR = 1e9
+
+
+@caught_by(("tests/roots/test_auto.py",))
+def auto_forgets_that_damping_is_shared() -> None:
+    """The bound of the condition number is that of one factor with a damping of its own."""
+
+    def bound(original: Any, decision: Any) -> float:
+        relative = decision.config.damping_rel_trace
+        return 1 / relative + 1 if relative else original(decision)
+
+    wrap(root_choice, "_condition_bound", bound)
 
 
 @caught_by(("tests/roots/test_nystrom.py",))

@@ -17,6 +17,7 @@ from sngd_compile.passes.observe import observe_
 from sngd_compile.rules import Rule
 from sngd_compile.rules.convolution import Convolution, Geometry
 from sngd_compile.rules.linear import Linear
+from sngd_compile.runtime import observe
 from sngd_compile.runtime.fisher import ROWS, FisherLayer
 
 
@@ -187,3 +188,18 @@ def first_rows_instead_of_random() -> None:
 def rows_drawn_with_replacement() -> None:
     """A limit on rows may take one row twice."""
     torch.randperm = lambda number, generator: torch.randint(number, (number,), generator=generator)
+
+
+@caught_by(("tests/bad_input/test_non_finite.py", "-k", "device"))
+def rejected_rows_become_zeros() -> None:
+    """A rejected pass adds rows of zeros, which keep the 1 of their bias."""
+
+    def zeros(original: Any, samples: Any, dtype: torch.dtype) -> Any:
+        wide, finite = original(samples, dtype)
+        return [torch.where(finite, t, 0) if t.is_floating_point() else t for t in wide], finite
+
+    def add(original: Any, sum: Tensor, finite: Tensor, add_: Any) -> None:
+        original(sum, torch.ones_like(finite), add_)
+
+    wrap(observe, "finite_samples", zeros)
+    wrap(observe, "add_if_finite_", add)

@@ -1,7 +1,6 @@
 """Plain SGD on `w'` walks along the hand-written preconditioned descent on `w`."""
 
 import copy
-import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +10,10 @@ from torch import Tensor, nn
 
 import sngd_compile as sngd
 from sngd_compile import Config
-from sngd_compile.config import RootKind
 from theorem.descent import Layer, NaturalDescent
 from theorem.kfac import DenseLayer, KroneckerLayer
 from theorem.networks import MLP, ConvNet, Residual, batch, loss
-from theorem.units import unit_layers
+from theorem.units import softmax_layers, unit_layers
 
 pytestmark = pytest.mark.usefixtures("float64")
 STEPS = 24
@@ -72,6 +70,14 @@ SETTINGS = [
             config={"fisher": fisher, "block_size": 3, "over_outputs": "mean", "damping_abs": 0.01},
         )
         for fisher in ("shared", "diagonal", "block", "unit")
+    ),
+    Setting(name="softmax", sgd=HEAVY_BALL, config={"fisher": "softmax"}),
+    Setting(
+        name="softmax-everywhere-symmetric-micro-batches",
+        sgd=HEAVY_BALL | {"weight_decay": 0.05},
+        parts=(4, 7, 2),
+        clip=0.3,
+        config={"fisher": "softmax", "activation": "linear", "root": "symmetric"},
     ),
     Setting(name="thin", sgd=HEAVY_BALL, config={"observe_every": 3, "early_observations": (1,)}),
     Setting(name="unseen", sgd=HEAVY_BALL, config={"observe_every": 9, "refresh_every": 2}),
@@ -173,6 +179,7 @@ def test_sgd_on_the_network_is_natural_descent_on_the_model(network, setting):
     net = sngd.reconstruct(model, config)
     optimizer = torch.optim.SGD(net.parameters(), **sgd)
     layers = {"kronecker": KroneckerLayer, "eigen": DenseLayer, "unit": unit_layers(model)}
+    layers["softmax"] = softmax_layers(model, config.activation == "linear")
     layer = layers.get(config.fisher, Layer)
     reference = NaturalDescent(model, config, sgd, setting.clip, layer)
     for step in range(STEPS):
@@ -201,13 +208,11 @@ def train(network: type[nn.Module], config: Config) -> nn.Module:
 
 
 @pytest.mark.parametrize("network", [MLP, Residual, ConvNet])
-def test_every_exact_kind_of_root_gives_the_same_trajectory(network):
+@pytest.mark.parametrize("root", ["symmetric", "denman_beavers", "newton_schulz", "auto"])
+def test_every_exact_root_gives_the_same_trajectory(network, root):
     config = configuration(SETTINGS[0])
-    exact = [root for root in typing.get_args(RootKind) if root != "warm"]  # it keeps a residual
-    cholesky, *others = [train(network, config.replace(root=root)) for root in exact]
-    assert len(others) == 4
-    for other in others:
-        assert_same_parameters(cholesky, other, 1e-9)
+    cholesky, other = (train(network, config.replace(root=r)) for r in ("cholesky", root))
+    assert_same_parameters(cholesky, other, 0.0 if root == "auto" else 1e-9)
 
 
 @pytest.mark.parametrize("network", [MLP, Residual, ConvNet])
