@@ -90,6 +90,14 @@ def natural_gradient(model: nn.Module, recipe: Recipe) -> Trainee:
     return replace(plain_sgd(network, clipped), finish=sngd.fold)
 
 
+def by_the_mean(model: nn.Module, recipe: Recipe) -> Trainee:
+    """SGD with Nesterov's momentum on the network whose metric is a mean over outputs."""
+    network = sngd.reconstruct(model, sngd.Config(over_outputs="mean"))
+    optimizer = SGD(network.parameters(), lr=recipe.rate, momentum=0.9, nesterov=True)
+    clipped = replace(recipe, largest_norm=LARGEST_FISHER_NORM)
+    return replace(usual_loop(network, [optimizer], clipped), finish=sngd.fold)
+
+
 def adamw(model: nn.Module, recipe: Recipe) -> Trainee:
     """AdamW with PyTorch's defaults."""
     return usual_loop(model, [AdamW(model.parameters(), lr=recipe.rate)], recipe)
@@ -108,11 +116,14 @@ SGD_RATES = (0.1, 0.03, 0.3, 0.01)
 ADAMW_RATES = (1e-3, 3e-3, 3e-4, 1e-2)
 MUON_RATES = (3e-3, 1e-2, 1e-3, 3e-2)
 NATURAL_RATES = (0.03, 0.1, 0.01, 0.3)
+MEAN_RATES = (0.003, 0.01, 0.001, 0.03)
 
 REFERENCE = Contender("SGD", plain_sgd, SGD_RATES)
 SNGD = Contender("SNGD", natural_gradient, NATURAL_RATES)
+SNGD_MEAN = Contender("SNGD, mean over outputs", by_the_mean, MEAN_RATES)
 ADAMW = Contender("AdamW", adamw, ADAMW_RATES)
-BUILT_IN = (REFERENCE, SNGD, ADAMW, Contender("Muon (torch, bfloat16)", muon, MUON_RATES))
+MUON = Contender("Muon (torch, bfloat16)", muon, MUON_RATES)
+BUILT_IN = (REFERENCE, SNGD, ADAMW, MUON)
 
 
 def limit_to_one_thread() -> None:

@@ -11,6 +11,7 @@ from sngd_compile.errors import ConfigError
 
 Fisher = Literal["shared", "diagonal", "block", "unit", "softmax", "kronecker", "eigen"]
 OutputGradients = Literal["empirical", "sampled"]
+OverOutputs = Literal["sum", "mean"]
 Activation = Literal["auto", "linear", "relu", "tanh", "sigmoid", "elu", "gelu", "silu"]
 RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz", "warm", "nystrom"]
 
@@ -58,6 +59,11 @@ class Config:
             unit: start from a learning rate of 0.003 and `damping_rel_trace=1e-2`. "eigen": the
             same, damped as one matrix in the basis of its eigenvectors, which `root` says nothing
             about; its trace is the product of both.
+        over_outputs: Whether the length of a step counts the "sum" of the squared changes of a
+            layer's outputs, as the paper's metric does, or their "mean": the local Fisher divided
+            by the number of outputs, all groups together. With "mean" width does not matter: twice
+            as many equal units train alike. Start from a learning rate of 0.003. "softmax",
+            "kronecker" and "eigen" measure the outputs themselves, and do not read it.
         output_gradients: Which g the second factor is made of. "empirical": those of the loss that
             is trained. "sampled": those of targets drawn from the model's own distribution, which
             make it the Fisher; call `sample_fisher_` between the forward and the backward pass.
@@ -97,6 +103,7 @@ class Config:
     max_rows: int | Literal["auto"] | None = "auto"
     seed: int = 0
     fisher: Fisher = "shared"
+    over_outputs: OverOutputs = "sum"
     output_gradients: OutputGradients = "empirical"
     block_size: int = 128
     activation: Activation = "auto"
@@ -130,9 +137,10 @@ class Config:
         valid = rows is None or rows == "auto" or _is_integer(rows, 1)
         expected = f'an integer in {_range(1)}, None (all rows) or "auto" (4 D rows)'
         _require(self, "max_rows", valid, expected)
-        kinds_of = {"fisher": Fisher, "output_gradients": OutputGradients}
+        kinds_of = {"fisher": Fisher, "over_outputs": OverOutputs}
+        kinds_of |= {"output_gradients": OutputGradients, "activation": Activation}
         roots = Literal[RootKind, "auto"]
-        for name, kinds in (kinds_of | {"activation": Activation, "root": roots}).items():
+        for name, kinds in (kinds_of | {"root": roots}).items():
             names = get_args(kinds)
             _require(self, name, getattr(self, name) in names, f"one of {', '.join(names)}")
         if self.output_gradients == "sampled":

@@ -67,6 +67,11 @@ class Layout:
         return self.matrix[-2]
 
     @property
+    def all_outputs(self) -> int:
+        """Outputs of all groups together."""
+        return prod(self.matrix[:-1])
+
+    @property
     def width(self) -> int:
         """K, weights of one output."""
         return self.matrix[-1]

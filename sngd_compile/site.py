@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 
 import torch
 from torch import fx, nn
@@ -142,7 +141,7 @@ class Site:
     @property
     def parameter_count(self) -> int:
         """Elements of the weight and of the bias."""
-        return prod(self.layout.matrix[:-1]) * self.size
+        return self.layout.all_outputs * self.size
 
     def fisher_layer(self, device: torch.device) -> FisherLayer:
         """Make the Fisher layer on `device`; its statistics are float32 or wider."""

@@ -21,6 +21,7 @@ WRONG = [
     *[("damping_abs", value) for value in (-1e-9, NAN, INFINITY, None)],
     *[("max_rows", value) for value in (0, -1, 1.5, "all", True)],
     *[("fisher", value) for value in ("units", None, 1)],
+    *[("over_outputs", value) for value in ("max", None, 1)],
     *[("output_gradients", value) for value in ("true", None, 1)],
     *[("activation", value) for value in ("ReLU", "", None, 1, torch.relu)],
     *[("root", value) for value in ("eigh", None, "Cholesky", "Auto")],

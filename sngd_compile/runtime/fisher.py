@@ -52,7 +52,7 @@ class FisherLayer(WideBuffers):
             row; of a unit kind `[groups * O, D, D]`; of a softmax kind `[O * D, O * D]`, one output
             after the other. Zero until the first refresh.
         unmatched: Where the weight was last used in a way that no rule understands, or "".
-        scale: Multiple of the factor that is damped and inverted.
+        scale: Multiple of the factor that is damped and inverted, see `Config.over_outputs`.
         output_side: Of a kronecker or eigen kind, what is known of the gradients at its outputs.
         warm_roots: Roots since it was made or loaded that were a step from the one before.
         fresh_roots: Roots since then that were found anew.
@@ -66,7 +66,6 @@ class FisherLayer(WideBuffers):
     average_weight: Tensor
     absorbed_rows: Tensor
     absolute_damping: Tensor
-    scale = 1.0
 
     def __init__(  # noqa: PLR0913 - what there is to know of a layer
         self,
@@ -98,6 +97,9 @@ class FisherLayer(WideBuffers):
         self.register_buffer("absolute_damping", torch.ones((), dtype=torch.float64, device=device))
         is_two_sided = kind in TWO_SIDED
         self.output_side: OutputSide | None = OutputSide(layout, device) if is_two_sided else None
+        measures_outputs = is_two_sided or kind == "softmax"
+        is_mean = config.over_outputs == "mean" and not measures_outputs
+        self.scale = 1.0 / layout.all_outputs if is_mean else 1.0
         self.root_buffers: Root = self.new_root(dtype, device)
         self.schedule = Schedule(config, self.size)
         self.warned: set[str] = set()

@@ -10,11 +10,14 @@ import sngd_compile.layer
 from bug import CONVOLUTION, LINEAR, TRAJECTORY, caught_by, wrap
 from sngd_compile import root_choice
 from sngd_compile.config import Config
+from sngd_compile.layout import Layout
 from sngd_compile.runtime import refresh, roots
 from sngd_compile.runtime.cholesky import CholeskyRoot
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.low_rank import LowRankRoot
 from sngd_compile.runtime.symmetric import SymmetricRoot
+
+WIDTH = ("tests/theorem/test_width.py", "-k", "divided")
 
 
 def change_damping(factor: Callable[[FisherLayer], float]) -> None:
@@ -172,3 +175,15 @@ def refreshes_one_step_late() -> None:
 def fold_returns_the_raw_weights() -> None:
     """Folding drops the Fisher layer and keeps `w'`."""
     sngd_compile.layer.reset_ = lambda site: None
+
+
+@caught_by(WIDTH)
+def mean_over_outputs_of_one_group() -> None:
+    """`over_outputs="mean"` divides by the outputs of one group."""
+    Layout.all_outputs = property(lambda layout: layout.outputs)  # type: ignore[assignment]
+
+
+@caught_by(TRAJECTORY)
+def mean_over_outputs_damps_the_sum() -> None:
+    """With `over_outputs="mean"` the damping is relative to the trace before the division."""
+    change_damping(lambda fisher: 1.0 / fisher.scale)

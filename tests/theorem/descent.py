@@ -83,7 +83,10 @@ class Layer:
         self.invert(self.average / self.weight, config)
 
     def invert(self, factor: Tensor, config: Config) -> None:
-        """Damp and invert."""
+        """Count outputs as configured, damp and invert."""
+        if config.over_outputs == "mean":
+            groups, outputs, _ = self.matrix(lambda p: p.detach()).shape
+            factor = factor / (groups * outputs)
         trace = factor.diagonal(dim1=-2, dim2=-1).sum(-1).mean()
         damping = config.damping_rel_trace * trace + config.damping_abs
         if config.fisher == "diagonal":

@@ -62,6 +62,15 @@ SETTINGS = [
         parts=(4, 7, 2),
         config={"fisher": "unit", "root": "symmetric", "damping_rel_trace": 0.1},
     ),
+    *(
+        Setting(
+            name=f"mean-{fisher}",
+            sgd=HEAVY_BALL | {"lr": 0.02},
+            clip=1.0,
+            config={"fisher": fisher, "block_size": 3, "over_outputs": "mean", "damping_abs": 0.01},
+        )
+        for fisher in ("shared", "diagonal", "block", "unit")
+    ),
     Setting(name="softmax", sgd=HEAVY_BALL, config={"fisher": "softmax"}),
     Setting(
         name="softmax-everywhere-symmetric-micro-batches",
