@@ -34,14 +34,14 @@ is ahead, `Config(fisher="kronecker")` is that method, with a learning rate of i
 result: that column is by itself.
 
 **Protocol.** All contenders of an experiment take the same number of steps, on the same batches,
-from the same weights, in turns on one thread. Each tried its first learning rates on seed 0 over
-half the steps, and ran at the one with the lowest training loss on fresh seeds. The goal is the
-training loss that the first contender reaches on every seed. Seconds are processor time without
-batches and measurements; the load of the machine, in processes that want to run, is that before and
-after. SGD has momentum 0.9 unless its name says otherwise. SNGD without a preset has the defaults,
-momentum 0.9 and `clip_grad_norm_(1.0)`; the paper's preset is `Config.paper()` with one Fisher for
-each unit of a hidden layer, plain SGD and weight decay 1e-3, which SGD without momentum has too.
-K-FAC is this project's own.
+from the same weights, in turns on one thread. Each tried as many learning rates as its section says
+on seed 0 over half the steps, and ran at the one with the lowest training loss on fresh seeds. The
+goal is the training loss that the first contender reaches on every seed. Seconds are processor time
+without batches and measurements; the load of the machine, in processes that want to run, is that
+before and after. SGD has momentum 0.9 unless its name says otherwise. SNGD without a preset has the
+defaults, momentum 0.9 and `clip_grad_norm_(1.0)`; the paper's preset is `Config.paper()` with one
+Fisher for each unit of a hidden layer, plain SGD and weight decay 1e-3, which SGD without momentum
+has too. K-FAC is this project's own.
 
 Equal steps favour methods with dear steps: [benchmarks.md](../../docs/benchmarks.md) compares at
 equal time.
