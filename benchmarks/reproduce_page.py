@@ -41,7 +41,7 @@ without batches and measurements; the load of the machine, in processes that wan
 before and after. SGD has momentum 0.9 unless its name says otherwise. SNGD without a preset has the
 defaults, momentum 0.9 and `clip_grad_norm_(1.0)`; the paper's preset is `Config.paper()` with one
 Fisher for each unit of a hidden layer, plain SGD and weight decay 1e-3, which SGD without momentum
-has too. K-FAC is this project's own.
+has too.
 
 Equal steps favour methods with dear steps: [benchmarks.md](../../docs/benchmarks.md) compares at
 equal time.
