@@ -28,10 +28,10 @@ PROTOCOL = """\
 **When to use it.** SNGD pays for the steps that it saves in every one of them: `ms a step` in the
 tables below. The more rows a weight meets in a batch, the less that is beside the step itself: a
 recurrent weight meets one at each position of a text, a weight of an MLP one for each example. The
-column of seconds says what is left; look for a network like yours, at your batch size. Where K-FAC
-is ahead, `Config(fisher="kronecker")` is that method, with a learning rate of its own
-([tuning](../../docs/tuning.md#which-local-fisher)). A lower training loss is not a better test
-result: that column is by itself.
+column of seconds says what is left; look for a network like yours, at your batch size. Where both
+columns are above 1, take the peer that they name. Where that is K-FAC, `Config(fisher="kronecker")`
+is that method, with a learning rate of its own ([tuning](../../docs/tuning.md#which-local-fisher)).
+A lower training loss is not a better test result: that column is by itself.
 
 **Protocol.** All contenders of an experiment take the same number of steps, on the same batches,
 from the same weights, in turns on one thread. Each tried as many learning rates as its section says
