@@ -25,20 +25,23 @@ tried: a further one might be better.
 """
 
 PROTOCOL = """\
-**When to use it.** SNGD saves steps, and pays for it in each of them: `ms a step` in the tables
-below. Saved steps are saved time where the network itself is dear beside its local Fishers:
-convolutions, shared weights, large batches. They are not where layers are small and batches
-are few rows. A lower training loss is not a better test result: read that column by itself.
+**When to use it.** SNGD pays for the steps that it saves in every one of them: `ms a step` in the
+tables below. The more rows a weight meets in a batch, the less that is beside the step itself: a
+recurrent weight meets one at each position of a text, a weight of an MLP one for each example. The
+column of seconds says what is left; look for a network like yours, at your batch size. Where both
+columns are above 1, take the peer that they name. Where that is K-FAC, `Config(fisher="kronecker")`
+is that method, with a learning rate of its own ([tuning](../../docs/tuning.md#which-local-fisher)).
+A lower training loss is not a better test result: that column is by itself.
 
 **Protocol.** All contenders of an experiment take the same number of steps, on the same batches,
-from the same weights, in turns on one thread. Each tried its first learning rates on seed 0 over
-half the steps, and ran at the one with the lowest training loss on fresh seeds. The goal is the
-training loss that the first contender reaches on every seed. Seconds are processor time without
-batches and measurements; the load of the machine, in processes that want to run, is that before and
-after. SGD has momentum 0.9 unless its name says otherwise. SNGD without a preset has the defaults,
-momentum 0.9 and `clip_grad_norm_(1.0)`; the paper's preset is `Config.paper()` with one Fisher for
-each unit of a hidden layer, plain SGD and weight decay 1e-3, which SGD without momentum has too.
-K-FAC is this project's own.
+from the same weights, in turns on one thread. Each tried as many learning rates as its section says
+on seed 0 over half the steps, and ran at the one with the lowest training loss on fresh seeds. The
+goal is the training loss that the first contender reaches on every seed. Seconds are processor time
+without batches and measurements; the load of the machine, in processes that want to run, is that
+before and after. SGD has momentum 0.9 unless its name says otherwise. SNGD without a preset has the
+defaults, momentum 0.9 and `clip_grad_norm_(1.0)`; the paper's preset is `Config.paper()` with one
+Fisher for each unit of a hidden layer, plain SGD and weight decay 1e-3, which SGD without momentum
+has too.
 
 Equal steps favour methods with dear steps: [benchmarks.md](../../docs/benchmarks.md) compares at
 equal time.

@@ -41,7 +41,7 @@ SETTINGS: dict[str, sngd.Config] = {
     'fisher="kronecker"': sngd.Config(fisher="kronecker"),
     'root="symmetric"': sngd.Config(root="symmetric"),
     "Config.paper()": sngd.Config.paper(),
-    "Config.paper(), unit as above": sngd.Config.paper().replace(
+    'Config.paper(), fisher="unit", max_factor_bytes=2**24': sngd.Config.paper().replace(
         fisher="unit", max_factor_bytes=2**24
     ),
 }
