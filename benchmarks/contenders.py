@@ -83,19 +83,22 @@ def plain_sgd(model: nn.Module, recipe: Recipe) -> Trainee:
     return usual_loop(model, [SGD(model.parameters(), lr=recipe.rate, momentum=0.9)], recipe)
 
 
-def natural_gradient(model: nn.Module, recipe: Recipe) -> Trainee:
-    """The same SGD on the reconstructed network, default configuration, in its trust region."""
-    network = sngd.reconstruct(model)
+def in_trust_region(network: nn.Module, recipe: Recipe, nesterov: bool = False) -> Trainee:
+    """SGD with momentum on a reconstructed network, whose steps have a largest Fisher norm."""
+    optimizer = SGD(network.parameters(), lr=recipe.rate, momentum=0.9, nesterov=nesterov)
     clipped = replace(recipe, largest_norm=LARGEST_FISHER_NORM)
-    return replace(plain_sgd(network, clipped), finish=sngd.fold)
+    return replace(usual_loop(network, [optimizer], clipped), finish=sngd.fold)
+
+
+def natural_gradient(model: nn.Module, recipe: Recipe) -> Trainee:
+    """The default configuration."""
+    return in_trust_region(sngd.reconstruct(model), recipe)
 
 
 def by_the_mean(model: nn.Module, recipe: Recipe) -> Trainee:
-    """SGD with Nesterov's momentum on the network whose metric is a mean over outputs."""
+    """Nesterov's momentum on the network whose metric is a mean over outputs."""
     network = sngd.reconstruct(model, sngd.Config(over_outputs="mean"))
-    optimizer = SGD(network.parameters(), lr=recipe.rate, momentum=0.9, nesterov=True)
-    clipped = replace(recipe, largest_norm=LARGEST_FISHER_NORM)
-    return replace(usual_loop(network, [optimizer], clipped), finish=sngd.fold)
+    return in_trust_region(network, recipe, nesterov=True)
 
 
 def adamw(model: nn.Module, recipe: Recipe) -> Trainee:

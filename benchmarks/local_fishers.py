@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 import sngd_compile as sngd
 from contenders import (
-    LARGEST_FISHER_NORM,
     REFERENCE,
     Contender,
     Recipe,
     Trainee,
+    in_trust_region,
     limit_to_one_thread,
-    plain_sgd,
 )
 from convergence import RESULTS, wanted
+from paper_contenders import TWO_SIDED
 from race import Budget
 from sngd_compile.sampling import Distribution
 from study import Protocol, study
@@ -37,10 +37,9 @@ console = Console(width=120)
 def on_network(config: sngd.Config, model: nn.Module, recipe: Recipe) -> Trainee:
     """SGD with momentum on the network reconstructed with `config`, in its trust region."""
     network = sngd.reconstruct(model, config)
-    clipped = replace(recipe, largest_norm=LARGEST_FISHER_NORM)
     if config.output_gradients == "sampled":
-        clipped = replace(clipped, criterion=Sampled(network, recipe.criterion))
-    return replace(plain_sgd(network, clipped), finish=sngd.fold)
+        recipe = replace(recipe, criterion=Sampled(network, recipe.criterion))
+    return in_trust_region(network, recipe)
 
 
 class Sampled(nn.Module):
@@ -69,14 +68,13 @@ EMPIRICAL = (1e-2, 1e-3, 1e-4, 1e-5)
 """Rates of metrics that shrink with the gradients, so that steps grow."""
 
 SAMPLED = (1e-1, 1e-2, 1e-3, 1e-4)
-KRONECKER = sngd.Config(fisher="kronecker", damping_rel_trace=1e-2)
 EIGEN = sngd.Config(fisher="eigen")
 
 FISHERS = (
     contender("shared", ONE_SIDED, sngd.Config()),
-    contender("kronecker", EMPIRICAL, KRONECKER),
+    contender("kronecker", EMPIRICAL, TWO_SIDED),
     contender("eigen", EMPIRICAL, EIGEN),
-    contender("kronecker, sampled", SAMPLED, KRONECKER.replace(output_gradients="sampled")),
+    contender("kronecker, sampled", SAMPLED, TWO_SIDED.replace(output_gradients="sampled")),
     contender("eigen, sampled", SAMPLED, EIGEN.replace(output_gradients="sampled")),
 )
 

@@ -7,17 +7,17 @@ from torch.optim import SGD
 
 import sngd_compile as sngd
 from contenders import (
-    LARGEST_FISHER_NORM,
     Contender,
     Recipe,
     Trainee,
-    plain_sgd,
+    in_trust_region,
     usual_loop,
 )
 
 L2 = 1e-3
 RATES = (0.1, 0.01, 0.005)
 KRONECKER_RATES = (0.003, 0.001, 0.01)
+TWO_SIDED = sngd.Config(fisher="kronecker", damping_rel_trace=1e-2)
 
 
 def without_momentum(model: nn.Module, recipe: Recipe) -> Trainee:
@@ -39,9 +39,7 @@ def as_in_the_paper(model: nn.Module, recipe: Recipe) -> Trainee:
 
 def with_output_side(model: nn.Module, recipe: Recipe) -> Trainee:
     """SGD with momentum on a network with both local Fisher layers: K-FAC, in SNGD's region."""
-    config = sngd.Config(fisher="kronecker", damping_rel_trace=1e-2)
-    clipped = replace(recipe, largest_norm=LARGEST_FISHER_NORM)
-    return replace(plain_sgd(sngd.reconstruct(model, config), clipped), finish=sngd.fold)
+    return in_trust_region(sngd.reconstruct(model, TWO_SIDED), recipe)
 
 
 GD = Contender("SGD, no momentum", without_momentum, RATES)
