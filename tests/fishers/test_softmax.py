@@ -1,7 +1,5 @@
 """`Config(fisher="softmax")` gives all weights of a layer of logits one local Fisher."""
 
-import copy
-import io
 from itertools import combinations
 
 import pytest
@@ -11,7 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian
 
 import sngd_compile as sngd
-from laws import SoftmaxCase, conv_case, every_softmax_law, linear_case
+from api.observing import copies_and_files_observe_alike, one_graph_observes_alike
+from laws import SoftmaxCase, conv_case, every_output_law, linear_case
 from sngd_compile import Config, SngdWarning
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -27,7 +26,7 @@ CASES = [
 ]
 
 
-@every_softmax_law(CASES)
+@every_output_law(CASES)
 def test_laws(law, case, root):
     law(case, root)
 
@@ -149,21 +148,7 @@ def mlp() -> nn.Sequential:
 
 def test_copies_and_files_observe_as_before():
     config = SOFTMAX.replace(observe_every=1)
-    net = sngd.reconstruct(mlp(), config)
-    step(net, 0)
-    file = io.BytesIO()
-    torch.save(net, file)
-    file.seek(0)
-    fresh = sngd.reconstruct(mlp(), config)
-    fresh.load_state_dict(net.state_dict())
-    others = [copy.deepcopy(net), torch.load(file, weights_only=False), fresh]
-    for one in (net, *others):
-        one.zero_grad()
-        step(one, 1)
-    for other in others:
-        for key, value in net.state_dict().items():
-            torch.testing.assert_close(other.state_dict()[key], value, rtol=1e-12, atol=1e-14)
-    assert sngd.fisher_layers(net)["2.weight"].rows_seen == 12
+    copies_and_files_observe_alike(mlp, config, "2.weight", step)
 
 
 def test_a_module_that_is_captured_again_still_observes():
@@ -175,13 +160,4 @@ def test_a_module_that_is_captured_again_still_observes():
 
 
 def test_a_compiled_network_observes_in_one_graph():
-    nets = [sngd.reconstruct(mlp(), SOFTMAX) for _ in range(2)]
-    nets[1].load_state_dict(nets[0].state_dict())
-    compiled = torch.compile(nets[1], backend="aot_eager", fullgraph=True)
-    x = torch.randn(6, 5)
-    for net in (nets[0], compiled):
-        net(x).sum().backward()
-    for net in nets:
-        sngd.refresh_(net)
-    for one, other in zip(nets[0].buffers(), nets[1].buffers(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    one_graph_observes_alike(mlp, SOFTMAX)

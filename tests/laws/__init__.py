@@ -8,11 +8,11 @@ def test_linear(law, case, root):
 """
 
 from laws.case import Case, conv_case, conv_rows, linear_case, linear_rows
-from laws.logits import SoftmaxCase, every_softmax_law
+from laws.logits import SoftmaxCase
 from laws.suite import factor_is_the_jacobians_moment
-from laws.table import LAWS, every_block_law, every_law
+from laws.table import LAWS, every_block_law, every_law, every_output_law
 from laws.two_sided_table import every_two_sided_law
-from laws.units import UnitCase, every_unit_law
+from laws.units import UnitCase
 
 __all__ = [
     "LAWS",
@@ -23,9 +23,8 @@ __all__ = [
     "conv_rows",
     "every_block_law",
     "every_law",
-    "every_softmax_law",
+    "every_output_law",
     "every_two_sided_law",
-    "every_unit_law",
     "factor_is_the_jacobians_moment",
     "linear_case",
     "linear_rows",

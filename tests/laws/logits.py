@@ -1,19 +1,13 @@
 """The laws of `Config(fisher="softmax")`: one local Fisher over the weights of all outputs."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Self
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import sngd_compile as sngd
 from laws.case import Case
-from laws.suite import close, observed, root_whitens_the_factor
-from laws.table import OF_THE_ROOT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,30 +32,3 @@ class SoftmaxCase(Case):
         p = model(x).detach().movedim(self.channel_axis, -1).softmax(-1).reshape(len(rows), -1)
         each = [torch.kron(q.diag() - q.outer(q), r.outer(r)) for q, r in zip(p, rows, strict=True)]
         return torch.stack(each).mean(0)[None], len(rows)
-
-
-def factor_is_the_covariance_of_classes(case: Case, root: str) -> None:
-    """The factor is that of the rows and probabilities; nothing is observed outside training."""
-    net = observed(case, root)
-    fisher = sngd.fisher_layers(net)[case.weight]
-    assert fisher.kind == "softmax"
-    expected, count = case.moments(case.build(), case.input())
-    with torch.no_grad():
-        net(case.input(3))
-    net.eval()(case.input(4))
-    sngd.refresh_(net)
-    close(fisher.factor[None], expected)
-    assert fisher.rows_seen == count
-
-
-def every_softmax_law(cases: Sequence[SoftmaxCase]) -> pytest.MarkDecorator:
-    """Run a test of arguments `law`, `case`, `root` for every law of logits on every case."""
-    laws = [
-        *product((*OF_THE_ROOT, factor_is_the_covariance_of_classes), ("cholesky",)),
-        (root_whitens_the_factor, "symmetric"),
-    ]
-    listed = [
-        pytest.param(law, case, root, id=f"{case.name}-{law.__name__}-{root}")
-        for case, (law, root) in product(cases, laws)
-    ]
-    return pytest.mark.parametrize(("law", "case", "root"), listed)

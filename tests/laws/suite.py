@@ -170,6 +170,20 @@ def factor_is_the_mean_of_the_rows(case: Case, root: str) -> None:
     close(rows, case.rows(net, case.input()).reshape(rows.shape))
 
 
+def factor_is_the_weighted_moment(case: Case, root: str) -> None:
+    """The outputs weigh the rows as the case says; nothing is observed outside training."""
+    net = observed(case, root)
+    fisher = sngd.fisher_layers(net)[case.weight]
+    assert fisher.kind == case.fisher
+    expected, count = case.moments(case.build(), case.input())
+    with torch.no_grad():
+        net(case.input(3))
+    net.eval()(case.input(4))
+    sngd.refresh_(net)
+    close(fisher.factor if fisher.factor.dim() == expected.dim() else fisher.factor[None], expected)
+    assert fisher.rows_seen == count
+
+
 def factor_is_the_jacobians_moment(case: Case, root: str) -> None:
     """Law 6: `J^T J / N` with J the Jacobian of one output channel of the layer as it was.
 

@@ -12,6 +12,7 @@ from laws.suite import (
     descent_is_natural,
     factor_is_the_jacobians_moment,
     factor_is_the_mean_of_the_rows,
+    factor_is_the_weighted_moment,
     folding_gives_the_plain_layer,
     refreshing_keeps_the_function,
     rewriting_keeps_the_function,
@@ -39,10 +40,19 @@ OF_ANY_FACTOR = (*OF_THE_ROOT, factor_is_the_mean_of_the_rows, factor_is_the_jac
 def every_block_law(cases: Sequence[Case]) -> pytest.MarkDecorator:
     """Run a test of arguments `law`, `case`, `root` on cases with `Config(fisher="block")`."""
     laws = [*product(OF_ANY_FACTOR, ("cholesky",)), (root_whitens_the_factor, "symmetric")]
+    return on_every([replace(case, fisher="block") for case in cases], laws)
+
+
+def every_output_law(cases: Sequence[Case]) -> pytest.MarkDecorator:
+    """Run a test of arguments `law`, `case`, `root` on cases whose outputs weigh the rows."""
+    laws = product((*OF_THE_ROOT, factor_is_the_weighted_moment), ("cholesky",))
+    return on_every(cases, [*laws, (root_whitens_the_factor, "symmetric")])
+
+
+def on_every(cases: Sequence[Case], laws: Sequence[tuple[Law, str]]) -> pytest.MarkDecorator:
+    """Run a test of arguments `law`, `case`, `root` for every law and root on every case."""
     listed = [
-        pytest.param(
-            law, replace(case, fisher="block"), root, id=f"{case.name}-{law.__name__}-{root}"
-        )
+        pytest.param(law, case, root, id=f"{case.name}-{law.__name__}-{root}")
         for case, (law, root) in product(cases, laws)
     ]
     return pytest.mark.parametrize(("law", "case", "root"), listed)

@@ -1,20 +1,15 @@
 """The laws of `Config(fisher="unit")`: one local Fisher for each output."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, Self
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-import sngd_compile as sngd
 from laws.case import Case
-from laws.suite import close, observed, root_whitens_the_factor
-from laws.table import OF_THE_ROOT
 
 SLOPES: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "relu": (F.softplus, 2),
@@ -67,30 +62,3 @@ class UnitCase(Case):
             (rows[j // units] * w[:, None]).mT @ rows[j // units] for j, w in enumerate(nu.mT)
         ]
         return torch.stack(moments) / rows.shape[1], rows.shape[1]
-
-
-def factor_is_the_weighted_mean_of_the_rows(case: Case, root: str) -> None:
-    """Every output weighs the rows by its own nu; nothing is observed outside training."""
-    net = observed(case, root)
-    fisher = sngd.fisher_layers(net)[case.weight]
-    assert fisher.kind == "unit"
-    expected, count = case.moments(case.build(), case.input())
-    with torch.no_grad():
-        net(case.input(3))
-    net.eval()(case.input(4))
-    sngd.refresh_(net)
-    close(fisher.factor, expected)
-    assert fisher.rows_seen == count
-
-
-def every_unit_law(cases: Sequence[UnitCase]) -> pytest.MarkDecorator:
-    """Run a test of arguments `law`, `case`, `root` for every law of units on every case."""
-    laws = [
-        *product((*OF_THE_ROOT, factor_is_the_weighted_mean_of_the_rows), ("cholesky",)),
-        (root_whitens_the_factor, "symmetric"),
-    ]
-    listed = [
-        pytest.param(law, case, root, id=f"{case.name}-{law.__name__}-{root}")
-        for case, (law, root) in product(cases, laws)
-    ]
-    return pytest.mark.parametrize(("law", "case", "root"), listed)
