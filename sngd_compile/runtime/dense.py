@@ -1,6 +1,8 @@
-"""A root of no special form, as steps from an earlier root make it."""
+"""Roots that are held as a matrix, whatever its form."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +11,8 @@ from torch import Tensor, nn
 from sngd_compile.runtime.pairs import Pair, identity, join, split
 
 
-class DenseRoot(nn.Module):
-    """Any `R` with `R^T R = G^-1`: neither symmetric nor triangular.
+class MatrixRoot(nn.Module):
+    """A root `R` of which nothing but its entries is known.
 
     Args:
         size: D, weights of one output, bias included.
@@ -19,10 +21,11 @@ class DenseRoot(nn.Module):
         dtype: float32 or float64.
         device: Where the buffer lives.
 
-    Source: docs/method.md, roots; arXiv 2412.07441 for the local Fisher layer.
+    Attributes:
+        buffer: Name of the buffer that holds it.
     """
 
-    dense: Tensor
+    buffer: ClassVar[str]
 
     def __init__(
         self,
@@ -35,37 +38,52 @@ class DenseRoot(nn.Module):
         """Start as the identity."""
         super().__init__()
         self.has_bias = has_bias
-        self.register_buffer("dense", identity(size, groups, dtype, device))
+        self.register_buffer(self.buffer, identity(size, groups, dtype, device))
+
+    @property
+    def held(self) -> Tensor:
+        """The matrix itself, `[*, D, D]`."""
+        held: Tensor = getattr(self, self.buffer)
+        return held
 
     def take_(self, root: Tensor) -> None:
         """Become the root `R` `[*, D, D]`, the bias last."""
-        self.dense = root
+        setattr(self, self.buffer, root)
 
     def matrix(self) -> Tensor:
         """Return `R` `[*, D, D]`, the bias last."""
-        return self.dense.clone()
+        return self.held.clone()
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
-        return split(join(weight, bias) @ self.dense, bias)
+        return split(join(weight, bias) @ self.held, bias)
 
     def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
         joined = join(weight, bias)
-        return split(torch.linalg.solve(self.dense, joined, left=False), bias)
+        return split(torch.linalg.solve(self.held, joined, left=False), bias)
 
     def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
-        return split(join(weight, bias) @ self.dense.mT, bias)
+        return split(join(weight, bias) @ self.held.mT, bias)
 
     def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
         joined = join(weight, bias)
-        return split(torch.linalg.solve(self.dense.mT, joined, left=False), bias)
+        return split(torch.linalg.solve(self.held.mT, joined, left=False), bias)
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
         if bias is None:
-            return F.linear(F.linear(rows, self.dense), weight)
-        rotated = F.linear(rows, self.dense[:, :-1], self.dense[:, -1])
+            return F.linear(F.linear(rows, self.held), weight)
+        rotated = F.linear(rows, self.held[:, :-1], self.held[:, -1])
         return F.linear(rotated[:, :-1], weight) + rotated[:, -1:] * bias
+
+
+class DenseRoot(MatrixRoot):
+    """Any `R` with `R^T R = G^-1`: neither symmetric nor triangular, as a warm step makes it.
+
+    Source: docs/method.md, roots; arXiv 2412.07441 for the local Fisher layer.
+    """
+
+    buffer = "dense"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sngd_compile.config import OF_OUTPUTS, Config
+from sngd_compile.config import Config
 from sngd_compile.layout import Layout
 from sngd_compile.runtime.block import BlockRoot
 from sngd_compile.runtime.cholesky import CholeskyRoot
@@ -46,7 +46,6 @@ def identity_root(
 ) -> Root:
     """Return the root with which a Fisher layer starts; see `FisherLayer` and `Config.root`."""
     size, groups = layout.width + has_bias, layout.groups
-    count = groups or 1
 
     def full(size: int, has_bias: bool, groups: int | None) -> FullRoot:
         made = FULL_ROOTS[config.root]
@@ -57,17 +56,14 @@ def identity_root(
     if kind == "diagonal":
         return DiagonalRoot(size, has_bias, groups, dtype, device)
     if kind == "block":
-        head = full(blocks[0], False, count * (len(blocks) - 1))
+        head = full(blocks[0], False, (groups or 1) * (len(blocks) - 1))
         return BlockRoot(head, full(blocks[-1], has_bias, groups), blocks)
-    if kind in OF_OUTPUTS:
-        units, weights = count * layout.outputs, layout.outputs * size
-        by_unit = kind == "unit"
-        made = full(size, has_bias, units) if by_unit else full(weights, False, None)
-        return UnitRoot(made) if by_unit else SoftmaxRoot(made, has_bias)
+    if kind == "unit":
+        return UnitRoot(full(size, has_bias, layout.all_outputs), has_bias)
+    if kind == "softmax":
+        return SoftmaxRoot(full(layout.outputs * size, False, None), has_bias)
     if kind == "eigen":
         inputs = Eigenbasis(size, has_bias, groups, dtype, device)
         return EigenRoot(inputs, Eigenbasis(layout.outputs, False, groups, dtype, device))
     one = full(size, has_bias, groups)
-    if kind == "kronecker":
-        return KroneckerRoot(one, full(layout.outputs, False, groups))
-    return one
+    return KroneckerRoot(one, full(layout.outputs, False, groups)) if kind == "kronecker" else one
