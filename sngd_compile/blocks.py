@@ -45,7 +45,7 @@ def factor_shape(kind: str, layout: Layout, size: int, blocks: Sequence[int]) ->
     if kind == "block":
         return (*lead, sum(block**2 for block in blocks))
     if kind == "unit":
-        return ((layout.groups or 1) * layout.outputs, size, size)
+        return (layout.all_outputs, size, size)
     if kind == "softmax":
         return (layout.outputs * size, layout.outputs * size)
     return (*lead, size) if kind == "diagonal" else (*lead, size, size)

@@ -17,10 +17,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sngd_compile.errors import SngdWarning
 from sngd_compile.matching import ADDED, LONE_BIAS
 from sngd_compile.plan import reason_to_leave, tied_names
-from sngd_compile.runtime.decomposition import root_history
 from sngd_compile.runtime.parameters import REASONS, ParameterState, modules_alive, state_of
 from sngd_compile.site import ModulePlan, Place, Plan, Site, Skip
-from sngd_compile.symptoms import symptoms_of
+from sngd_compile.symptoms import notes_of
 
 UNSEEN = (
     "no compiled frame that trains has used it: it has not run yet, or Dynamo skipped the code "
@@ -153,7 +152,7 @@ def plan_of_compiled(model: nn.Module) -> Plan:
     plan = Plan((ModulePlan("", original(model), None, places, skips),))
     return plan.noted(
         {
-            name: symptoms_of(site)
+            name: notes_of(site)
             for name, state in states_of(model).items()
             for site in state.local_sites()
         }
@@ -169,5 +168,4 @@ def _site(state: ParameterState, named: Mapping[Tensor, Sequence[str]]) -> Site:
         Place("", name, biases[min(i, len(biases) - 1)], None) for i, name in enumerate(names)
     )
     shape, config = tuple(weight.shape), state.fisher.config
-    note = "; ".join(text for text in (state.note, root_history(state.fisher)) if text)
-    return Site(places, shape, weight.dtype, form.layout, state.rule, form.kind, config, note)
+    return Site(places, shape, weight.dtype, form.layout, state.rule, form.kind, config, state.note)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from math import prod
 
 import torch
 from torch import Tensor, fx
@@ -115,10 +113,7 @@ def _decision(
 def _two_sided(decision: Decision, held: Sequence[Holding]) -> Decision:
     """Take one side where the output side cannot be had, and say why."""
     reason = _without_outputs(decision, held)
-    if not reason:
-        return decision
-    note = f'fisher = "{decision.kind}" is not to be had, "shared" is kept: {reason}'
-    return replace(decision, kind="shared", note=note)
+    return decision.kept_shared(reason) if reason else decision
 
 
 def _without_outputs(decision: Decision, held: Sequence[Holding]) -> str:
@@ -129,8 +124,7 @@ def _without_outputs(decision: Decision, held: Sequence[Holding]) -> str:
         return f"a factor of its outputs, {bytes_of_factor:,} bytes, is above max_factor_bytes"
     if decision.dtype == torch.float16:
         return "w' would be as small as the gradients, which float16 cannot hold; use bfloat16"
-    reasons = (hidden_outputs(holding, layout) for holding in held)
-    return next((reason for reason in reasons if reason), "")
+    return hidden_outputs(held, layout)
 
 
 def _common_bias(layout: Layout, held: Sequence[Holding]) -> Tensor | None:
@@ -159,7 +153,7 @@ def _joins(
     holdings: Mapping[Tensor, Sequence[Holding]],
 ) -> bool:
     """Say whether the calls of a weight, and no others, add this bias, one number per output."""
-    if bias is None or bias.numel() != prod(layout.matrix[:-1]):
+    if bias is None or bias.numel() != layout.all_outputs:
         return False
     owners = {h.owner: h for h in held if not isinstance(h.found, str)}
     for holding in holdings[bias]:

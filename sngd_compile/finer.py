@@ -9,7 +9,7 @@ from math import prod
 from sngd_compile.blocks import block_sizes
 from sngd_compile.config import Config
 from sngd_compile.following import RETURNED, Following
-from sngd_compile.holding import Decision, Holding, hidden_outputs, what_follows
+from sngd_compile.holding import Decision, Holding, hidden_outputs, not_to_be_had, what_follows
 from sngd_compile.layout import Layout
 from sngd_compile.rules.convolution import Convolution
 from sngd_compile.rules.transposed_convolution import TransposedConvolution
@@ -40,10 +40,8 @@ def blocks_of(
         The size of each block, or () where "shared" is taken; and a note for the plan.
     """
     if any(holding.is_compiled for holding in held):
-        return (), (
-            'fisher = "block" is not to be had, "shared" is kept: a frame compiled with '
-            "backend='sngd' knows no blocks; use reconstruct"
-        )
+        reason = "a frame compiled with backend='sngd' knows no blocks; use reconstruct"
+        return (), not_to_be_had("block", reason)
     taps = prod(shape[2:]) if rule in WITH_TAPS else 1
     sizes = block_sizes(layout.width, config.block_size, taps, has_bias)
     if len(sizes) == 1:
@@ -63,14 +61,13 @@ def by_unit(decision: Decision, held: Sequence[Holding]) -> Decision:
     if found.activation not in {"", RETURNED}:
         note = f"its units are {found.activation}: {found.reason}"
         return replace(decision, activation=found.activation, note=note)
-    note = f'fisher = "unit" is not to be had, "shared" is kept: {found.reason}'
-    return replace(decision, kind="shared", note=note)
+    return decision.kept_shared(found.reason)
 
 
 def _without_units(decision: Decision, held: Sequence[Holding]) -> str:
     """Say why the outputs of a weight cannot have local Fishers, or ""."""
     layout, limit = decision.layout, decision.config.max_factor_bytes
-    units = (layout.groups or 1) * layout.outputs
+    units = layout.all_outputs
     size = layout.width + (decision.bias is not None)
     bytes_of_factors = units * size**2 * max(4, decision.dtype.itemsize)
     if bytes_of_factors > limit:
@@ -78,8 +75,7 @@ def _without_units(decision: Decision, held: Sequence[Holding]) -> str:
             f"{units:,} factors of together {bytes_of_factors:,} bytes are above "
             f"max_factor_bytes = {limit:,}"
         )
-    reasons = (hidden_outputs(holding, layout) for holding in held)
-    return next((reason for reason in reasons if reason), "")
+    return hidden_outputs(held, layout)
 
 
 def _activation(decision: Decision, held: Sequence[Holding]) -> Following:

@@ -20,7 +20,7 @@ from sngd_compile.holding import Decision, Holding
 from sngd_compile.matching import Findings, Found, Matcher
 from sngd_compile.plan import reason_to_leave
 from sngd_compile.runtime.natural import Form
-from sngd_compile.site import GraphUse
+from sngd_compile.site import GraphUse, noted_together
 
 Reference = int | Tensor
 """Where a frame finds a parameter when it runs: an argument's number, or the parameter."""
@@ -195,7 +195,7 @@ def _slot(name: str, reader: _Reader, decision: Decision, found: Found) -> Slot:
     form = Form(decision.layout, bias is not None, kind, root, dtype)
     uses = cast(tuple[GraphUse, ...], found)
     shown = reader.shown(name)
-    note = "; ".join(text for text in (decision.note, decision.root_reason) if text)
+    note = noted_together(decision.note, decision.root_reason)
     return Slot(shown, weight, bias, form, decision.rule, note, reads, bias_reads, uses)
 
 

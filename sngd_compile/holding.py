@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -13,7 +13,7 @@ from sngd_compile.following import Following, common
 from sngd_compile.layout import Layout
 from sngd_compile.matching import Findings, Found
 from sngd_compile.rules import RULES
-from sngd_compile.site import Place, Site
+from sngd_compile.site import Place, Site, noted_together
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,13 @@ class Decision:
     activation: str = ""
     root_reason: str = ""
 
+    def kept_shared(self, reason: str) -> Decision:
+        """Return the decision with "shared" for a kind that is not to be had, and say why."""
+        return replace(self, kind="shared", note=not_to_be_had(self.kind, reason))
+
     def site(self, places: tuple[Place, ...], note: str) -> Site:
         """Return the site, with one more note."""
-        notes = "; ".join(text for text in (self.note, note, self.root_reason) if text)
+        notes = noted_together(self.note, note, self.root_reason)
         return Site(
             places,
             self.shape,
@@ -89,7 +93,18 @@ def what_follows(held: Sequence[Holding]) -> Following:
     )
 
 
-def hidden_outputs(holding: Holding, layout: Layout) -> str:
+def not_to_be_had(kind: str, reason: str) -> str:
+    """Note that "shared" stands in for a local Fisher."""
+    return f'fisher = "{kind}" is not to be had, "shared" is kept: {reason}'
+
+
+def hidden_outputs(held: Iterable[Holding], layout: Layout) -> str:
+    """Say why the outputs of a weight's calls cannot be seen, or ""."""
+    reasons = (_hidden_outputs(holding, layout) for holding in held)
+    return next((reason for reason in reasons if reason), "")
+
+
+def _hidden_outputs(holding: Holding, layout: Layout) -> str:
     """Say why the outputs of the calls in one module cannot be seen, or ""."""
     uses = holding.found if isinstance(holding.found, tuple) else ()
     if holding.is_compiled:

@@ -9,12 +9,11 @@ from sngd_compile.config import Config
 from sngd_compile.dump import dump_graph, dump_plan
 from sngd_compile.layer import Reconstructed, reconstructed_modules
 from sngd_compile.plan import Overrides, make_plan, plan_of
-from sngd_compile.runtime.decomposition import root_history
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.parameters import state_of
 from sngd_compile.runtime.refresh import LocalSite
-from sngd_compile.site import Plan, qualified
-from sngd_compile.symptoms import symptoms_of
+from sngd_compile.site import Plan, noted_together, qualified
+from sngd_compile.symptoms import notes_of
 
 
 class Explanation:
@@ -106,13 +105,13 @@ def _plan_of_network(net: nn.Module) -> Plan:
         return module.original_class if isinstance(module, Reconstructed) else type(module)
 
     notes = {
-        qualified(name, site.weight_name): "; ".join(text for text in _notes(site) if text)
+        qualified(name, site.weight_name): _notes(site)
         for name, module in reconstructed_modules(net).items()
         for site in module.local_sites()
     }
     return plan_of(net, config_of, class_of).noted(notes)
 
 
-def _notes(site: LocalSite) -> tuple[str, ...]:
-    """List what only the network knows: its roots were chosen where it was reconstructed."""
-    return site.fisher.root_reason, symptoms_of(site), root_history(site.fisher)
+def _notes(site: LocalSite) -> str:
+    """Say what only the network knows: its roots were chosen where it was reconstructed."""
+    return noted_together(site.fisher.root_reason, notes_of(site))

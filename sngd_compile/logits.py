@@ -19,8 +19,7 @@ def of_logits(decision: Decision, held: Sequence[Holding]) -> Decision:
     if found.activation == RETURNED:
         note = f"its outputs are logits: {found.reason}"
         return replace(decision, activation="softmax", note=note)
-    note = f'fisher = "softmax" is not to be had, "shared" is kept: {found.reason}'
-    return replace(decision, kind="shared", note=note)
+    return decision.kept_shared(found.reason)
 
 
 def _without_logits(decision: Decision, held: Sequence[Holding]) -> str:
@@ -37,8 +36,7 @@ def _without_logits(decision: Decision, held: Sequence[Holding]) -> str:
             f"a factor over all {size:,} weights, {bytes_of_factor:,} bytes, is above "
             f"max_factor_bytes = {limit:,}"
         )
-    reasons = (hidden_outputs(holding, layout) for holding in held)
-    return next((reason for reason in reasons if reason), "")
+    return hidden_outputs(held, layout)
 
 
 def _logits(decision: Decision, held: Sequence[Holding]) -> Following:

@@ -73,9 +73,7 @@ def _condition_bound(decision: Decision) -> float:
     layout, relative = decision.layout, decision.config.damping_rel_trace
     if relative == 0.0:
         return inf
-    count = layout.groups or 1
-    if decision.kind == "unit":
-        count *= layout.outputs
+    count = layout.all_outputs if decision.kind == "unit" else layout.groups or 1
     bound = count / relative
     if decision.kind == "kronecker":
         sizes = (layout.width + (decision.bias is not None), layout.outputs)

@@ -161,8 +161,7 @@ class Site:
     @property
     def factor_count(self) -> int:
         """How often the factors over the inputs are there: once for each group or unit."""
-        groups = self.layout.groups or 1
-        return groups * self.layout.outputs if self.kind == "unit" else groups
+        return self.layout.all_outputs if self.kind == "unit" else self.layout.groups or 1
 
     @property
     def factor_sizes(self) -> tuple[int, ...]:
@@ -214,8 +213,7 @@ class Plan:
         """Return the plan with notes added to the sites of these names."""
 
         def with_note(site: Site) -> Site:
-            texts = (site.note, notes.get(site.name, ""))
-            return replace(site, note="; ".join(text for text in texts if text))
+            return replace(site, note=noted_together(site.note, notes.get(site.name, "")))
 
         sites = {id(site): with_note(site) for site in self.sites}
         modules = [
@@ -223,6 +221,11 @@ class Plan:
             for module in self.modules
         ]
         return Plan(tuple(modules))
+
+
+def noted_together(*texts: str) -> str:
+    """Join what is noted of one weight; empty texts say nothing."""
+    return "; ".join(text for text in texts if text)
 
 
 def qualified(module_name: str, name: str) -> str:

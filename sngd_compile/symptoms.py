@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
+from sngd_compile.runtime.decomposition import root_history
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.optimizers import optimizers_of
 from sngd_compile.runtime.refresh import Site
+from sngd_compile.site import noted_together
 
 ROWS_PER_INPUT = 2
 """Fewer rows than this many times D leave the smallest eigenvalues of a factor to chance."""
@@ -32,6 +34,11 @@ LARGEST_AGE = 200
 """Steps; twice the default of `refresh_every`."""
 
 
+def notes_of(site: Site) -> str:
+    """Say what training has shown of a layer: what looks wrong, and where its roots are from."""
+    return noted_together(symptoms_of(site), root_history(site.fisher))
+
+
 def symptoms_of(site: Site) -> str:
     """Describe what looks wrong, and what to do; "" for a layer that is well or was not trained.
 
@@ -43,7 +50,7 @@ def symptoms_of(site: Site) -> str:
     found = [_unobserved(layer), _optimizer(site), _age(layer)]
     if float(layer.average_weight):
         found += [_rows(layer), "" if layer.kind in UNMEASURED else _damping(layer)]
-    return "; ".join(text for text in found if text)
+    return noted_together(*found)
 
 
 def _unobserved(layer: FisherLayer) -> str:
