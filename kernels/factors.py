@@ -42,18 +42,14 @@ def invert_factor(matrices: Tensor, damping: Tensor, bias: bool) -> tuple[Tensor
     if matrices.numel() == 0:
         return matrices.new_empty(matrices.shape), flaws(matrices)
     info, inverse = flaws(matrices), torch.zeros_like(matrices)
-    damped = matrices.clone()
-    damped.diagonal(dim1=-2, dim2=-1).add_(damping[:, None])
-    with autocast_off(damped.device):
+    with autocast_off(matrices.device):
         if bias:
-            pivots = _invert_bias_first_(inverse, damped)
+            pivots = _invert_bias_first_(inverse, matrices, damping[:, None])
         else:
-            lower, pivots = torch.linalg.cholesky_ex(damped)
-            pivots = _first_flaw(lower, pivots)
-            invert_lower_(inverse, lower)
+            pivots = _invert_(inverse, matrices.clone(), damping[:, None])
     info = torch.where(info == 0, pivots, info)
     flawed = info != 0
-    if damped.device.type != "cpu" or bool(flawed.any()):  # only a device would have to wait
+    if matrices.device.type != "cpu" or bool(flawed.any()):  # only a device would have to wait
         inverse.masked_fill_(flawed[:, None, None], torch.nan)
     return inverse, info
 
@@ -75,21 +71,32 @@ def invert_lower_(out: Tensor, lower: Tensor) -> Tensor:
     return out
 
 
-def _invert_bias_first_(out: Tensor, damped: Tensor) -> Tensor:
+def _invert_(out: Tensor, matrices: Tensor, damping: Tensor) -> Tensor:
+    """Damp matrices, and fill `out`, zeros, with the inverses of their Cholesky factors.
+
+    Returns:
+        As `_invert_bias_first_`.
+    """
+    matrices.diagonal(dim1=-2, dim2=-1).add_(damping)
+    lower, pivots = torch.linalg.cholesky_ex(matrices)
+    invert_lower_(out, lower)
+    return _first_flaw(lower, pivots)
+
+
+def _invert_bias_first_(out: Tensor, matrices: Tensor, damping: Tensor) -> Tensor:
     """Fill `out` `[B, D, D]`, zeros, with the roots that eliminate the last row and column first.
 
-    The last column of A is `(v, g^2)`, A' the rest. With `C C^T = A' - v v^T / g^2` the root is
-    `[[C^-1, -C^-1 v / g^2], [0, 1 / g]]`.
+    The last column of a damped matrix A is `(v, g^2)`, A' the rest. With `C C^T = A' - v v^T / g^2`
+    the root is `[[C^-1, -C^-1 v / g^2], [0, 1 / g]]`.
 
     Returns:
         For each matrix, int32, the pivot that is not positive, counted from 1 in the order of
         elimination; 0 where all are.
     """
-    column, square = damped[..., :-1, -1:], damped[..., -1:, -1:]
-    schur = torch.baddbmm(damped[..., :-1, :-1], column, (column / square).mT, alpha=-1)
-    lower, pivots = torch.linalg.cholesky_ex(schur)
-    pivots = _first_flaw(lower, pivots)
-    inverse = invert_lower_(out[..., :-1, :-1], lower)
+    column, square = matrices[..., :-1, -1:], matrices[..., -1:, -1:] + damping[..., None]
+    schur = torch.baddbmm(matrices[..., :-1, :-1], column, (column / square).mT, alpha=-1)
+    inverse = out[..., :-1, :-1]
+    pivots = _invert_(inverse, schur, damping)
     out[..., :-1, -1:].baddbmm_(inverse, column / square, beta=0, alpha=-1)
     out[..., -1:, -1:] = square.rsqrt()
     pivots = torch.where(pivots == 0, pivots, pivots + 1)

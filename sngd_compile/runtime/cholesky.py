@@ -15,6 +15,7 @@ from sngd_compile.runtime.triangular import (
     multiply,
     multiply_transposed,
     solve,
+    solve_between,
     solve_transposed,
 )
 
@@ -121,7 +122,7 @@ class CholeskyRoot(nn.Module):
         size = self.inverse.shape[-1] + self.has_bias
         nowhere = torch.device("meta")  # nothing is written that is then replaced
         between = CholeskyRoot(size, self.has_bias, groups, self.inverse.dtype, nowhere)
-        between.inverse = solve(new.inverse, self.inverse)
+        between.inverse = solve_between(new.inverse, self.inverse)
         between.shift = (self.shift - _times_vector(between.inverse, new.shift)) / new.gain
         between.gain = self.gain / new.gain
         return between

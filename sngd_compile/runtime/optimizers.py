@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import isfinite
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -204,7 +205,7 @@ def _values(gradient: Tensor) -> Tensor:
 def _all_finite(gradients: list[Tensor]) -> bool:
     """Test the sums, which NaN and infinity survive; where a sum overflows, every element."""
     sums = torch.stack([whole(g.sum()).float().to(gradients[0].device) for g in gradients])
-    if bool(sums.isfinite().all()):
+    if isfinite(float(sums.sum())):
         return True
     return all(bool(whole(g.isfinite().all())) for g in gradients)
 

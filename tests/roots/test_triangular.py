@@ -6,7 +6,14 @@ from torch.autograd import gradcheck
 from torch.func import grad, vmap
 
 from sngd_compile.runtime import triangular
-from sngd_compile.runtime.triangular import BLOCK, FEW, multiply, multiply_transposed
+from sngd_compile.runtime.triangular import (
+    BLOCK,
+    FEW,
+    multiply,
+    multiply_transposed,
+    solve,
+    solve_between,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -45,6 +52,17 @@ def test_it_is_the_product(both, width, rows):
     torch.testing.assert_close(product(lower, x), dense(lower, x))
     strided = torch.randn(width, 2 * rows).T[::2]
     torch.testing.assert_close(product(lower, strided), dense(lower, strided))
+
+
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_leads_from_one_triangle_to_another_is_a_triangle(width, lead):
+    steep = 3.0 * torch.eye(width)
+    lower, other = (triangle(width, *lead) / width + steep for _ in range(2))
+    between = solve_between(lower, other)
+    torch.testing.assert_close(between @ lower, other)
+    torch.testing.assert_close(between, solve(lower, other))
+    assert torch.equal(between, between.tril())
 
 
 def test_gradients_of_gradients(both):
