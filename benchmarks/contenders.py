@@ -23,6 +23,9 @@ LARGEST_NORM = 1.0
 LARGEST_FISHER_NORM = 1.0
 """SNGD's trust region: on reconstructed parameters, clipping bounds the norm of the Fisher."""
 
+ALWAYS_EXCEEDED = 0.01
+"""A bound below the norm of every gradient in training."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -86,10 +89,15 @@ def plain_sgd(model: nn.Module, recipe: Recipe) -> Trainee:
     return usual_loop(model, [SGD(model.parameters(), lr=recipe.rate, momentum=0.9)], recipe)
 
 
-def in_trust_region(network: nn.Module, recipe: Recipe, nesterov: bool = False) -> Trainee:
+def in_trust_region(
+    network: nn.Module,
+    recipe: Recipe,
+    nesterov: bool = False,
+    largest_norm: float = LARGEST_FISHER_NORM,
+) -> Trainee:
     """SGD with momentum on a reconstructed network, whose steps have a largest Fisher norm."""
     optimizer = SGD(network.parameters(), lr=recipe.rate, momentum=0.9, nesterov=nesterov)
-    clipped = replace(recipe, largest_norm=LARGEST_FISHER_NORM)
+    clipped = replace(recipe, largest_norm=largest_norm)
     return replace(usual_loop(network, [optimizer], clipped), finish=sngd.fold)
 
 
@@ -101,6 +109,11 @@ def natural_gradient(model: nn.Module, recipe: Recipe) -> Trainee:
 def with_nesterov(config: sngd.Config, model: nn.Module, recipe: Recipe) -> Trainee:
     """Nesterov's momentum on the network of a configuration."""
     return in_trust_region(sngd.reconstruct(model, config), recipe, nesterov=True)
+
+
+def of_one_length(model: nn.Module, recipe: Recipe) -> Trainee:
+    """A bound that every gradient exceeds, so that all steps have one Fisher norm."""
+    return in_trust_region(sngd.reconstruct(model), recipe, True, ALWAYS_EXCEEDED)
 
 
 def of_low_rank(model: nn.Module, recipe: Recipe) -> Trainee:
@@ -133,6 +146,7 @@ SGD_RATES = (0.1, 0.03, 0.3, 0.01)
 ADAMW_RATES = (1e-3, 3e-3, 3e-4, 1e-2)
 MUON_RATES = (3e-3, 1e-2, 1e-3, 3e-2)
 NATURAL_RATES = (0.03, 0.1, 0.01, 0.3)
+LENGTH_RATES = (3.0, 10.0, 1.0, 30.0)
 MEAN_RATES = (0.003, 0.01, 0.001, 0.03)
 DAMPED_RATES = (0.01, 0.03, 0.003, 0.1)
 
@@ -140,6 +154,7 @@ REFERENCE = Contender("SGD", plain_sgd, SGD_RATES)
 SNGD = Contender("SNGD", natural_gradient, NATURAL_RATES)
 NESTEROV = (
     Contender("SNGD, Nesterov", partial(with_nesterov, sngd.Config()), NATURAL_RATES),
+    Contender("SNGD, steps of one length", of_one_length, LENGTH_RATES),
     Contender("SNGD, mean over outputs", partial(with_nesterov, MEAN), MEAN_RATES),
     Contender("SNGD, mean, low rank", of_low_rank, MEAN_RATES),
     Contender(

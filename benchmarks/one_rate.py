@@ -1,0 +1,110 @@
+"""One learning rate for every task, beside the best of those that were tried on each.
+
+All take the same number of steps, which cost the same at every rate. The goals are the training
+losses that the tuned rate reaches on every seed, one within half the steps, one within all.
+
+    make bench-one-rate ARGS="--tasks mlp --tasks gpt"
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from contenders import NESTEROV, Contender, limit_to_one_thread
+from convergence import RATES, RESULTS, wanted
+from race import Budget
+from step_report import conditions
+from study import Protocol, Study, crossing, spread, study
+from study_report import content_of, load_average
+
+METRICS = tuple(one for one in NESTEROV if "length" in one.name or one.name.endswith("outputs"))
+"""Their first rate is the one for every task."""
+
+HEADER = (
+    "task",
+    "metric",
+    "rate for all",
+    "best rate",
+    "loss, near",
+    "steps over the best rate's",
+    "loss, far",
+    "steps over the best rate's",
+)
+EXPLANATION = """\
+# One learning rate for every task
+
+`make bench-one-rate`: SNGD at one rate on every task, and at the best of {rates}, tried on seed 0
+over half the steps. Both ran on {seeds} fresh seeds, on the same batches. The losses are what the
+best rate reaches on every seed, one within half the steps, one within all of them; with each the
+steps that the one rate takes to it over those of the best one, seed by seed: the median, in
+brackets the least and the largest. A star marks a best rate at the edge of those tried.
+
+"""
+console = Console(width=140)
+
+
+def at_one_rate(contender: Contender) -> Contender:
+    """The same, with nothing to choose from."""
+    return replace(contender, name=f"{contender.name}, one rate", rates=contender.rates[:1])
+
+
+def ratios(result: Study, goal: float) -> list[float | None]:
+    """The steps of the one rate over those of the best, for each seed; None where not reached."""
+    tuned, fixed = ([crossing(run, goal) for run in one.runs] for one in result.outcomes)
+    return [
+        other.steps / best.steps if best and other else None
+        for best, other in zip(tuned, fixed, strict=True)
+    ]
+
+
+def row(result: Study) -> list[str]:
+    """One task and one metric."""
+    tuned, fixed = (outcome.tuned for outcome in result.outcomes)
+    best = f"{tuned.best:g}{'*' if tuned.at_edge else ''}"
+    cells = [result.task.name, tuned.contender.name, f"{fixed.best:g}", best]
+    for goal in result.goals:
+        cells += [f"{goal:.3g}", spread(ratios(result, goal), ".2f")]
+    return cells
+
+
+def page(rows: Sequence[Sequence[str]], seeds: int, rates: int) -> str:
+    """All of them."""
+    lines = [HEADER, ["---"] * len(HEADER), *rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    under = ", ".join(f"{key}: {value}" for key, value in conditions(0).items() if key != "steps")
+    return EXPLANATION.format(rates=rates, seeds=seeds) + under + "\n\n" + table + "\n"
+
+
+def main(
+    tasks: Annotated[list[str] | None, typer.Option(help="A task; may be repeated.")] = None,
+    steps: Annotated[int | None, typer.Option(min=10, help="Of each.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Fresh ones, after tuning.")] = 3,
+    rates: Annotated[int, typer.Option(min=1, max=RATES, help="Tried.")] = RATES,
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
+) -> None:
+    """Train each task at one rate and at its best."""
+    limit_to_one_thread()
+    output.mkdir(parents=True, exist_ok=True)
+    rows, contents = [], []
+    for task in wanted(tasks):
+        length = steps or task.steps
+        for metric in METRICS:
+            load = load_average()
+            pair = (metric, at_one_rate(metric))
+            protocol = Protocol(pair, rates, seeds, Budget(length, "steps"), metric)
+            result = study(protocol, task, task.load(), console.print)
+            rows.append(row(result))
+            contents.append(content_of(result, length, load))
+            console.print(*rows[-1], sep="  ")
+    (output / "one_rate.json").write_text(json.dumps(contents, indent=1) + "\n")
+    (output / "one_rate.md").write_text(page(rows, seeds, rates))
+    console.print(f"Results: {output / 'one_rate.md'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,40 @@
+"""One rate beside the best of several: who has one to try is compared seed by seed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+import one_rate
+from benchmarks_tiny import TINY
+from contenders import SNGD
+
+
+@pytest.fixture
+def _keep_thread_count():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_keep_thread_count")
+@pytest.mark.parametrize(
+    ("rates", "ratio"), [((0.03, 1e-9), "1.00 (1.00 to 1.00)"), ((1e-9, 0.03), "not reached")]
+)
+def test_a_rate_beside_the_best(tmp_path, monkeypatch, rates, ratio):
+    monkeypatch.setattr(one_rate, "wanted", lambda names: [TINY])
+    monkeypatch.setattr(one_rate, "METRICS", (replace(SNGD, rates=rates),))
+    app = typer.Typer()
+    app.command()(one_rate.main)
+    options = ["--steps", "12", "--seeds", "2", "--rates", "2", "--output", str(tmp_path)]
+    done = CliRunner().invoke(app, options)
+    assert done.exit_code == 0, done.output
+    (content,) = json.loads((tmp_path / "one_rate.json").read_text())
+    tuned, fixed = content["contenders"]
+    assert (tuned["rate"], fixed["rate"]) == (0.03, rates[0])
+    assert [len(one["tried"]) for one in (tuned, fixed)] == [2, 1]
+    (line,) = [row for row in (tmp_path / "one_rate.md").read_text().splitlines() if "tiny" in row]
+    assert line.count(ratio) == 2
