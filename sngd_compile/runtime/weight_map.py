@@ -46,11 +46,6 @@ class RootForm:
         layout = self.layout
         return self.kind, self.root, self.blocks, layout.view, layout.order, layout.matrix
 
-    @classmethod
-    def decode(cls, kind: str, root: str, blocks: Sequence[int], *sizes: Sequence[int]) -> RootForm:
-        """Return the form of these values."""
-        return cls(kind, root, tuple(blocks), Layout(*map(tuple, sizes)))
-
     def filled(self, has_bias: bool, buffers: Sequence[Tensor]) -> Root:
         """Return a root of this form that holds these buffers, without a copy."""
         return cast(Root, _with_buffers(_empty_root(self, has_bias), iter(buffers)))
@@ -142,9 +137,16 @@ def map_weight(
     weight: Tensor, bias: Tensor | None, root: Sequence[Tensor], name: str, *encoded: Any
 ) -> list[Tensor]:
     """Apply one of `MAPS`; see `mapped`. `root` are its buffers, `encoded` is its form."""
-    form = RootForm.decode(*encoded)
+    kind, method, *sizes = encoded
+    form = _decoded(kind, method, *map(tuple, sizes))
     pair = visibly_mapped(name, form.filled(bias is not None, root), form.layout, weight, bias)
     return [part.contiguous() for part in pair if part is not None]
+
+
+@cache
+def _decoded(kind: str, root: str, blocks: tuple[int, ...], *sizes: tuple[int, ...]) -> RootForm:
+    """Return the form that was encoded; most of what an op of a small weight took was making it."""
+    return RootForm(kind, root, blocks, Layout(*sizes))
 
 
 @cache
