@@ -12,7 +12,7 @@ from sngd_compile.errors import ModelError
 from sngd_compile.interception import folded_weight, guarded_weight, is_in_forward
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.pairs import Pair
-from sngd_compile.runtime.reparameterise import fold
+from sngd_compile.runtime.reparameterise import fold_half
 from sngd_compile.runtime.sharding import is_sharded
 
 Names = tuple[tuple[str, str | None], ...]
@@ -54,7 +54,7 @@ def _fold(module: nn.Module, weight: str, bias: str | None, in_forward: bool) ->
     weight_prime = module._parameters[weight]
     assert weight_prime is not None
     bias_prime = module._parameters[bias] if bias is not None else None
-    folded, folded_bias = fold(fisher, weight_prime, bias_prime)
+    folded, folded_bias = fold_half(fisher, weight_prime, bias_prime)
     compiling = torch.compiler.is_compiling()
     if in_forward and module.training and (compiling or fisher.schedule.observing):
         if torch.is_grad_enabled():

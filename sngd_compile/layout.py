@@ -89,6 +89,8 @@ class Layout:
 
     def parameter(self, matrices: Tensor, shape: Sequence[int]) -> Tensor:
         """Return `[*, O, K]` in the shape of the parameter."""
+        if self.order == (0, 1) and self.matrix == self.view == tuple(shape):
+            return matrices
         sizes = [self.view[axis] for axis in self.order]
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
         return matrices.reshape(sizes).permute(inverse).reshape(tuple(shape))

@@ -6,11 +6,14 @@ All tensors may have a leading groups axis.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sngd_compile.runtime.pairs import Pair, identity
+from sngd_compile.runtime.transforms import takes_opaque_ops
 from sngd_compile.runtime.triangular import (
     multiply,
     multiply_transposed,
@@ -129,14 +132,50 @@ class CholeskyRoot(nn.Module):
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
-        whitened = multiply_transposed(self.inverse, rows)
         if bias is None:
-            return F.linear(whitened, weight)
-        whitened = whitened.sub_(self.shift)  # nothing else holds it
-        return F.linear(whitened, weight, bias * self.gain)
+            return F.linear(multiply_transposed(self.inverse, rows), weight)
+        change = torch.ops.sngd.whiten if takes_opaque_ops() else whiten
+        whitened, scaled = change(rows, bias, self.inverse, self.shift, self.gain)
+        return F.linear(whitened, weight, scaled)
 
 
 def _times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
     if vector.shape[-1] == 1:
         return (matrix * vector[..., None, :]).squeeze(-1)
     return (matrix @ vector[..., None]).squeeze(-1)
+
+
+def whiten(
+    rows: Tensor, bias: Tensor, inverse: Tensor, shift: Tensor, gain: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return `C^-1 (x - m)` for rows x `[N, K]`, and `b' / g`: one opaque op in a graph."""
+    whitened = multiply_transposed(inverse, rows).sub_(shift)  # nothing else holds it
+    return whitened, bias * gain
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    rows, _, inverse, _, gain = inputs
+    ctx.save_for_backward(rows, inverse, gain)
+
+
+def _backward(ctx: Any, rows_gradient: Tensor, bias_gradient: Tensor) -> tuple[Tensor | None, ...]:
+    rows, inverse, gain = ctx.saved_tensors
+    prime = None
+    if ctx.needs_input_grad[0]:
+        prime = torch.ops.sngd.multiply_blocks(rows_gradient, inverse, False, rows)
+    return prime, bias_gradient * gain, None, None, None
+
+
+def _fake(rows: Tensor, bias: Tensor, *root: Tensor) -> tuple[Tensor, Tensor]:
+    whitened = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    return whitened, torch.empty_like(bias)
+
+
+torch.library.define(
+    "sngd::whiten",
+    "(Tensor rows, Tensor bias, Tensor inverse, Tensor shift, Tensor gain) -> (Tensor, Tensor)",
+    tags=torch.Tag.flexible_layout,
+)
+torch.library.impl("sngd::whiten", "default", whiten)
+torch.library.register_fake("sngd::whiten", _fake)
+torch.library.register_autograd("sngd::whiten", _backward, setup_context=_keep)

@@ -18,6 +18,7 @@ from sngd_compile.runtime.new_root import identity_root
 from sngd_compile.runtime.output_side import OutputSide
 from sngd_compile.runtime.roots import Root, TwoSidedRoot, copy_root_
 from sngd_compile.runtime.schedule import Schedule
+from sngd_compile.runtime.weight_map import RootForm
 
 ROWS, REJECTED = 0, 1  # entries of FisherLayer.tally
 
@@ -100,6 +101,7 @@ class FisherLayer(WideBuffers):
         measures_outputs = is_two_sided or kind == "softmax"
         is_mean = config.over_outputs == "mean" and not measures_outputs
         self.scale = 1.0 / layout.all_outputs if is_mean else 1.0
+        self.root_form = RootForm(kind, config.root, blocks, layout)
         self.root_buffers: Root = self.new_root(dtype, device)
         self.schedule = Schedule(config, self.size)
         self.warned: set[str] = set()

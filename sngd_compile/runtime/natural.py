@@ -12,10 +12,9 @@ from torch import Tensor
 from sngd_compile.config import Config
 from sngd_compile.layout import Layout
 from sngd_compile.runtime.fisher import FisherLayer
-from sngd_compile.runtime.new_root import root_class
 from sngd_compile.runtime.observe import add_to_sum
 from sngd_compile.runtime.pairs import Pair
-from sngd_compile.runtime.roots import SimpleRoot
+from sngd_compile.runtime.weight_map import RootForm, mapped
 
 Encoded = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, str, str]
 
@@ -118,27 +117,10 @@ class _Natural(torch.autograd.Function):
 def _times_inverse(
     weight: Tensor, bias: Tensor | None, buffers: Sequence[Tensor], form: Encoded
 ) -> Pair:
-    view, order, matrix, has_bias, kind, root_kind = form
-    layout = Layout(view, order, matrix)
-    root = _root_of(root_class(kind, root_kind), has_bias, buffers)
-    wide = torch.promote_types(weight.dtype, buffers[0].dtype)
-    vectors = None if bias is None else layout.vectors(bias).to(wide)
-    device = weight.device.type
-    with torch.autocast(device, enabled=False):
-        pair = root.to_prime(layout.matrices(weight).to(wide), vectors)
-        found, found_bias = root.fold(*pair)
-    natural_weight = layout.parameter(found, weight.shape).to(weight.dtype)
-    if bias is None or found_bias is None:
-        return natural_weight, None
-    return natural_weight, found_bias.reshape(bias.shape).to(bias.dtype)
-
-
-def _root_of(kind: type[SimpleRoot], has_bias: bool, buffers: Sequence[Tensor]) -> SimpleRoot:
-    """Lay buffers out as a root of this kind, without a copy."""
-    root: SimpleRoot = kind(has_bias + 1, has_bias, None, torch.float32, torch.device("meta"))
-    for name, buffer in zip(list(root._buffers), buffers, strict=True):
-        root._buffers[name] = buffer
-    return root
+    view, order, matrix, _, kind, root = form
+    root_form = RootForm(kind, root, (), Layout(view, order, matrix))
+    filled = root_form.filled(bias is not None, buffers)
+    return mapped("natural", filled, root_form, weight, bias)
 
 
 def observe_frame(

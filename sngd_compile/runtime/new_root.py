@@ -15,7 +15,7 @@ from sngd_compile.runtime.diagonal import DiagonalRoot
 from sngd_compile.runtime.eigen import Eigenbasis, EigenRoot
 from sngd_compile.runtime.kronecker import FullRoot, KroneckerRoot
 from sngd_compile.runtime.low_rank import LowRankRoot
-from sngd_compile.runtime.roots import Root, SimpleRoot
+from sngd_compile.runtime.roots import Root
 from sngd_compile.runtime.softmax import SoftmaxRoot
 from sngd_compile.runtime.symmetric import SymmetricRoot
 from sngd_compile.runtime.unit import UnitRoot
@@ -28,11 +28,6 @@ FULL_ROOTS: dict[str, type[FullRoot]] = {
     "warm": DenseRoot,
     "nystrom": LowRankRoot,
 }
-
-
-def root_class(kind: str, root: str) -> type[SimpleRoot]:
-    """Return the class of the root of a factor of this kind, `root` being the configured one."""
-    return DiagonalRoot if kind == "diagonal" else FULL_ROOTS[root]
 
 
 def identity_root(

@@ -232,11 +232,12 @@ def _square_sum(samples: Sequence[Tensor]) -> Tensor:
 
 # Every step of a compiled graph comes here, mostly to find the gate shut: `custom_op` would take
 # five times as long for that. A CUDA graph would replay what the gate said while it was recorded.
+# Strides of inputs are left as they come, or inductor would copy channels-last images every step.
 torch.library.define(
     "sngd::observe_",
     "(Tensor(a!) sum, Tensor(b!) tally, Tensor gate, Tensor[] inputs, str rule, SymInt[] geometry, "
     "bool bias, bool diagonal, SymInt swapped, SymInt[] blocks) -> ()",
-    tags=torch.Tag.cudagraph_unsafe,
+    tags=(torch.Tag.cudagraph_unsafe, torch.Tag.flexible_layout),
 )
 torch.library.impl("sngd::observe_", "default", observe_)
 torch.library.register_fake("sngd::observe_", lambda *arguments: None)

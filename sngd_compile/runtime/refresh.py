@@ -16,9 +16,9 @@ from sngd_compile.runtime.decomposition import next_roots, warn_once
 from sngd_compile.runtime.distributed import add_up_
 from sngd_compile.runtime.fisher import REJECTED, FisherLayer
 from sngd_compile.runtime.pairs import Pair
-from sngd_compile.runtime.reparameterise import as_matrices
 from sngd_compile.runtime.roots import Root, copy_root_
 from sngd_compile.runtime.sharding import put_, whole
+from sngd_compile.runtime.weight_map import as_matrices
 
 LINEAR_STATES = ("momentum_buffer", "exp_avg")
 """Optimizer states that are linear in past steps, so that they move like `w'` itself."""
@@ -167,12 +167,11 @@ def move_(
         return
     full_weight = torch.zeros_like(site.weight) if weight is None else weight
     full_bias = torch.zeros_like(site.bias) if bias is None and site.bias is not None else bias
-    matrix, vector = as_matrices(site.fisher, whole(full_weight), whole(full_bias))
-    moved_weight, moved_bias = change(
-        matrix.to(dtype), None if vector is None else vector.to(dtype)
-    )
+    layout = site.fisher.layout
+    pair = as_matrices(layout, whole(full_weight), whole(full_bias), dtype)
+    moved_weight, moved_bias = change(*pair)
     if weight is not None:
-        put_(weight, site.fisher.layout.parameter(moved_weight, weight.shape))
+        put_(weight, layout.parameter(moved_weight, weight.shape))
     if bias is not None and moved_bias is not None:
         put_(bias, moved_bias.reshape(bias.shape))
 

@@ -9,12 +9,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.pairs import Pair
-
-
-def as_matrices(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> Pair:
-    """View a weight as `[*, O, K]` and its bias as `[*, O]`, `*` being the groups axis if any."""
-    layout = fisher.layout
-    return layout.matrices(weight), None if bias is None else layout.vectors(bias)
+from sngd_compile.runtime.weight_map import mapped, visibly_mapped
 
 
 def fold(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | None) -> Pair:
@@ -32,19 +27,17 @@ def fold(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | None) -
 
     Source: arXiv 2412.07441, `w = G^(-1/2) w'`. Law 1 and law 3 test it.
     """
-    matrix, vector = as_matrices(fisher, weight_prime, bias_prime)
-    wide = torch.promote_types(weight_prime.dtype, fisher.factor.dtype)
-    wide_pair = matrix.to(wide), None if vector is None else vector.to(wide)
-    device = weight_prime.device.type
-    if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            weight, bias = fisher.root_buffers.fold(*wide_pair)
-    else:
-        weight, bias = fisher.root_buffers.fold(*wide_pair)
-    weight = _dense(fisher.layout.parameter(weight, weight_prime.shape).to(weight_prime.dtype))
-    if bias is None or bias_prime is None:
-        return weight, None
-    return weight, _dense(bias.reshape(bias_prime.shape).to(bias_prime.dtype))
+    return mapped("fold", fisher.root_buffers, fisher.root_form, weight_prime, bias_prime)
+
+
+def fold_half(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | None) -> Pair:
+    """Return what `fold` does, to a caller who uses one half of it.
+
+    A compiler that sees the nodes leaves out what only the other half needs; an opaque op would
+    map the weight once for each half, and zeros for its gradient.
+    """
+    layout = fisher.layout
+    return visibly_mapped("fold", fisher.root_buffers, layout, weight_prime, bias_prime)
 
 
 def local_linear(
@@ -103,15 +96,6 @@ def local_embedding(
         return F.embedding(indices, fold(fisher, weight_prime, None)[0], padding_idx)
     rows, _ = fisher.root_buffers.fold(looked_up.flatten(0, -2).to(wide), None)
     return rows.view(looked_up.shape).to(weight_prime.dtype)
-
-
-def _dense(parameter: Tensor) -> Tensor:
-    """Make a vector contiguous, as a parameter is.
-
-    F.batch_norm's backward on a CPU gives wrong gradients for a weight with a stride (seen on
-    torch 2.13), silently.
-    """
-    return parameter.contiguous() if parameter.dim() == 1 else parameter
 
 
 def _on_rows(fisher: FisherLayer, input: Tensor, weight_prime: Tensor) -> bool:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from sngd_compile.runtime.transforms import are_transforms_active, takes_opaque_ops
+
 Batched = tuple[Tensor, int]
 """A tensor with a leading axis for the samples of a vmap, and that axis."""
 
@@ -20,9 +22,6 @@ BLOCK = 128
 
 FEW = 16
 """Rows for which one whole product takes no longer than its blocks do."""
-
-
-_are_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
 def multiply(lower: Tensor, x: Tensor) -> Tensor:
@@ -76,18 +75,19 @@ def solve_transposed(lower: Tensor, x: Tensor) -> Tensor:
 
 
 def _has_blocks(x: Tensor, lower: Tensor) -> bool:
-    """Whether a product is large enough to spare the zeros."""
+    """Whether a product is large enough to spare the zeros, and no graph must show it."""
     is_large = lower.dim() == 2 and lower.shape[-1] > BLOCK
-    return is_large and not statically_known_true(x.shape[-2] <= FEW)
+    if not is_large or statically_known_true(x.shape[-2] <= FEW):
+        return False
+    return takes_opaque_ops() or not torch.compiler.is_compiling()
 
 
 def _product(x: Tensor, lower: Tensor, transposed: bool) -> Tensor:
-    """Multiply by blocks; at once where nothing differentiates it, traces it or maps it.
-
-    `apply` costs as much as several blocks. Asking for transforms is private, seen on torch 2.11 to
-    2.13.
-    """
-    if torch.compiler.is_compiling() or _are_transforms_active():
+    """Multiply by blocks: one opaque op in a graph; in eager at once where nothing maps it."""
+    if torch.compiler.is_compiling():
+        opaque: Tensor = torch.ops.sngd.multiply_blocks(x, lower, transposed, None)
+        return opaque
+    if are_transforms_active():
         product: Tensor = _Multiply.apply(x, lower, transposed)  # type: ignore[no-untyped-call]
         return product
     if x.requires_grad and torch.is_grad_enabled():
@@ -101,27 +101,19 @@ class _Multiply(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, lower: Tensor, transposed: bool) -> Tensor:
         """Multiply the lower part of every block."""
-        if torch.compiler.is_compiling():
-            product: Tensor = torch.ops.sngd.multiply_blocks(x, lower, transposed, None)
-            return product
         return _multiply_blocks(x, lower, transposed)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the matrix; for a graph the rows as well, see `multiply_blocks`."""
-        x, lower, ctx.transposed = inputs
-        kept = (x,) if torch.compiler.is_compiling() else ()
-        ctx.save_for_backward(lower, *kept)
+        """Keep the matrix."""
+        _, lower, ctx.transposed = inputs
+        ctx.save_for_backward(lower)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """Return `g A^T` or `g A`."""
-        lower, *kept = ctx.saved_tensors
-        (g,) = gradients
-        if kept:
-            other = torch.ops.sngd.multiply_blocks(g, lower, not ctx.transposed, kept[0])
-            return other, None, None
-        return _product(g, lower, not ctx.transposed), None, None
+        (lower,) = ctx.saved_tensors
+        return _product(gradients[0], lower, not ctx.transposed), None, None
 
     @staticmethod
     def vmap(
@@ -136,6 +128,20 @@ class _Multiply(torch.autograd.Function):
 # which takes as long as two blocks.
 _apply_plainly: Callable[[Tensor, Tensor, bool], Tensor]
 _apply_plainly = super(torch.autograd.Function, _Multiply).apply
+
+
+def _of_samples(
+    product: Callable[[Tensor, Tensor], Tensor],
+    samples: int,
+    dims: tuple[int | None, ...],
+    x: Tensor,
+    lower: Tensor,
+) -> Batched:
+    """Take a product whose rows, or whose matrices, or both come in one for each sample."""
+    rows = x.expand(samples, *x.shape) if dims[0] is None else x.movedim(dims[0], 0)
+    if dims[1] is None:
+        return product(lower, rows.flatten(0, 1)).view(rows.shape), 0
+    return product(lower.movedim(dims[1], 0), rows), 0
 
 
 def _multiply_blocks(x: Tensor, lower: Tensor, transposed: bool) -> Tensor:
@@ -163,25 +169,25 @@ def multiply_blocks(x: Tensor, lower: Tensor, transposed: bool, rows: Tensor | N
     return _multiply_blocks(x, lower, transposed)
 
 
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, lower, ctx.transposed, _ = inputs
+    ctx.save_for_backward(x, lower)
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+    x, lower = ctx.saved_tensors
+    return torch.ops.sngd.multiply_blocks(g, lower, not ctx.transposed, x), None, None, None
+
+
+# Strides are left as they come: inductor would write a kernel that turns them.
 torch.library.define(
-    "sngd::multiply_blocks", "(Tensor x, Tensor lower, bool transposed, Tensor? rows) -> Tensor"
+    "sngd::multiply_blocks",
+    "(Tensor x, Tensor lower, bool transposed, Tensor? rows) -> Tensor",
+    tags=torch.Tag.flexible_layout,
 )
 torch.library.impl("sngd::multiply_blocks", "default", multiply_blocks)
 torch.library.register_fake(
     "sngd::multiply_blocks",
     lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format),
 )
-
-
-def _of_samples(
-    product: Callable[[Tensor, Tensor], Tensor],
-    samples: int,
-    dims: tuple[int | None, ...],
-    x: Tensor,
-    lower: Tensor,
-) -> Batched:
-    """Take a product whose rows, or whose matrices, or both come in one for each sample."""
-    rows = x.expand(samples, *x.shape) if dims[0] is None else x.movedim(dims[0], 0)
-    if dims[1] is None:
-        return product(lower, rows.flatten(0, 1)).view(rows.shape), 0
-    return product(lower.movedim(dims[1], 0), rows), 0
+torch.library.register_autograd("sngd::multiply_blocks", _backward, setup_context=_keep)

@@ -11,7 +11,7 @@ from bug import CONVOLUTION, LINEAR, TRAJECTORY, caught_by, wrap
 from sngd_compile import root_choice
 from sngd_compile.config import Config
 from sngd_compile.layout import Layout
-from sngd_compile.runtime import refresh, roots
+from sngd_compile.runtime import refresh, roots, transforms, weight_map
 from sngd_compile.runtime.cholesky import CholeskyRoot
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.low_rank import LowRankRoot
@@ -187,3 +187,15 @@ def mean_over_outputs_of_one_group() -> None:
 def mean_over_outputs_damps_the_sum() -> None:
     """With `over_outputs="mean"` the damping is relative to the trace before the division."""
     change_damping(lambda fisher: 1.0 / fisher.scale)
+
+
+@caught_by(("tests/roots/test_map_weight.py", "-k", "adjoint"))
+def gradients_of_an_opaque_fold_folded() -> None:
+    """In a graph the gradient of `w' R` is `g R`."""
+    weight_map.ADJOINT["fold"] = "fold"
+
+
+@caught_by(("tests/compile/test_opaque.py", "-k", "tangent"))
+def opaque_ops_under_a_jvp() -> None:
+    """A jvp that is compiled passes through an op that drops its tangents."""
+    transforms.are_transforms_active = lambda: False

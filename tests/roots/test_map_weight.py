@@ -1,0 +1,126 @@
+"""The opaque ops of a graph are the maps of the roots that they stand for, gradients included."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+
+from sngd_compile import Config
+from sngd_compile.layout import Layout
+from sngd_compile.runtime.new_root import identity_root
+from sngd_compile.runtime.triangular import BLOCK
+from sngd_compile.runtime.weight_map import ADJOINT, MAPS, RootForm, mapped
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+PLAIN, TRANSPOSED = Layout.plain((5, 7)), Layout.transposed((7, 5))
+GROUPED = Layout.plain((6, 3, 2), groups=2)
+FORMS = {
+    "cholesky": RootForm("shared", "cholesky", (), PLAIN),
+    "cholesky, transposed": RootForm("shared", "cholesky", (), TRANSPOSED),
+    "cholesky, groups": RootForm("shared", "cholesky", (), GROUPED),
+    "cholesky, wide": RootForm("shared", "cholesky", (), Layout.plain((17, BLOCK + 3))),
+    "symmetric": RootForm("shared", "symmetric", (), PLAIN),
+    "warm": RootForm("shared", "warm", (), GROUPED),
+    "nystrom": RootForm("shared", "nystrom", (), TRANSPOSED),
+    "diagonal": RootForm("diagonal", "cholesky", (), GROUPED),
+    "block": RootForm("block", "cholesky", (3, 3, 2), PLAIN),
+    "unit": RootForm("unit", "cholesky", (), PLAIN),
+    "softmax": RootForm("softmax", "symmetric", (), TRANSPOSED),
+    "kronecker": RootForm("kronecker", "cholesky", (), PLAIN),
+    "eigen": RootForm("eigen", "cholesky", (), GROUPED),
+}
+SMALL = [name for name, form in FORMS.items() if form.layout.width < BLOCK]
+
+
+def a_root(form, has_bias):
+    """Return a root of this form with numbers of no meaning, triangles where it has them."""
+    blocks = form.blocks[:-1] + tuple(b - (not has_bias) for b in form.blocks[-1:])
+    config, cpu = Config(root=form.root), torch.device("cpu")
+    root = identity_root(form.kind, config, form.layout, has_bias, blocks, torch.float64, cpu)
+    for name, buffer in root.named_buffers():
+        noise = torch.randn_like(buffer)
+        buffer.add_(noise.tril() if name.endswith("inverse") else noise)
+    return RootForm(form.kind, form.root, blocks, form.layout), root
+
+
+def a_pair(form, has_bias):
+    weight = torch.randn(form.layout.view, requires_grad=True)
+    bias = torch.randn(form.layout.all_outputs, requires_grad=True) if has_bias else None
+    return weight, bias
+
+
+def opaque(name, form, root):
+    """Return the op as a function of the weight and the bias."""
+    buffers = list(root.buffers())
+    return lambda *pair: torch.ops.sngd.map_weight(*pair, buffers, name, *form.encode())
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_the_op_is_the_map(form, name, has_bias):
+    form, root = a_root(FORMS[form], has_bias)
+    pair = a_pair(form, has_bias)
+    found = opaque(name, form, root)(*pair)
+    expected = [part for part in mapped(name, root, form, *pair) if part is not None]
+    torch.testing.assert_close(list(found), expected)
+    assert all(part.is_contiguous() for part in found)
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_take_the_adjoint(form, name):
+    form, root = a_root(FORMS[form], True)
+    pair, other = a_pair(form, True), a_pair(form, True)
+    there = opaque(name, form, root)(*pair)
+    back = opaque(ADJOINT[name], form, root)(*other)
+    product = sum(torch.sum(a * b) for a, b in zip(there, other, strict=True))
+    torch.testing.assert_close(
+        product, sum(torch.sum(a * b) for a, b in zip(pair, back, strict=True))
+    )
+    torch.testing.assert_close(torch.autograd.grad(product, pair), tuple(back))
+
+
+@pytest.mark.parametrize("form", SMALL)
+def test_gradients_of_gradients(form):
+    form, root = a_root(FORMS[form], True)
+    function = opaque("fold", form, root)
+    pair = a_pair(form, True)
+    assert gradcheck(function, pair)
+    assert gradgradcheck(lambda *pair: [part.sin() for part in function(*pair)], pair)
+
+
+@pytest.mark.parametrize("form", ["cholesky", "cholesky, groups", "block"])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_what_torch_asks_of_an_op(form, has_bias):
+    form, root = a_root(FORMS[form], has_bias)
+    arguments = (*a_pair(form, has_bias), list(root.buffers()), "fold", *form.encode())
+    opcheck(torch.ops.sngd.map_weight.default, arguments)
+
+
+def test_strides_do_not_matter():
+    layout = Layout.plain((5, 3, 2, 3))
+    form, root = a_root(RootForm("shared", "cholesky", (), layout), True)
+    weight, bias = torch.randn(5, 3, 2, 3), torch.randn(5)
+    function = opaque("to_prime", form, root)
+    turned = weight.contiguous(memory_format=torch.channels_last)
+    assert turned.stride() != weight.stride()
+    torch.testing.assert_close(function(turned, bias), function(weight, bias))
+
+
+@pytest.mark.parametrize("width", [7, BLOCK + 3])
+def test_whitening(width):
+    rows, bias = torch.randn(19, width, requires_grad=True), torch.randn(3, requires_grad=True)
+    inverse, shift, gain = torch.randn(width, width).tril(), torch.randn(width), torch.randn(1)
+    constants = (inverse, shift, gain)
+    found = torch.ops.sngd.whiten(rows, bias, *constants)
+    torch.testing.assert_close(found, (rows @ inverse.mT - shift, bias * gain))
+    opcheck(torch.ops.sngd.whiten.default, (rows, bias, *constants))
+    if width < BLOCK:
+
+        def sines(*pair):
+            return [part.sin() for part in torch.ops.sngd.whiten(*pair, *constants)]
+
+        assert gradcheck(sines, (rows, bias))
+        assert gradgradcheck(sines, (rows, bias))
