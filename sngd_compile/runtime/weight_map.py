@@ -16,6 +16,7 @@ from sngd_compile.runtime.new_root import identity_root
 from sngd_compile.runtime.pairs import Pair
 from sngd_compile.runtime.roots import Root
 from sngd_compile.runtime.transforms import takes_opaque_ops
+from sngd_compile.runtime.triangular import FEW
 
 Encoded = tuple[str, str, Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
 
@@ -40,6 +41,11 @@ class RootForm:
     def is_elementwise(self) -> bool:
         """Whether no weight of an output meets another, but its bias."""
         return self.kind == "diagonal" or self.layout.width == 1
+
+    @property
+    def pays_as_op(self) -> bool:
+        """Whether a map takes longer than calling an op for it does."""
+        return not self.is_elementwise and self.layout.outputs > FEW
 
     def encode(self) -> Encoded:
         """Return plain values, which a graph can carry."""
@@ -86,7 +92,7 @@ def mapped(name: str, root: Root, form: RootForm, weight: Tensor, bias: Tensor |
     Returns:
         Both, of the shapes and dtypes given.
     """
-    if takes_opaque_ops() and not form.is_elementwise:
+    if takes_opaque_ops() and form.pays_as_op:
         buffers = list(_buffers_of(root))
         opaque = torch.ops.sngd.map_weight(weight, bias, buffers, name, *form.encode())
         return opaque[0], None if bias is None else opaque[1]

@@ -14,7 +14,8 @@ from torch.func import functional_call, grad, jvp, vmap
 
 import sngd_compile as sngd
 from backend.compiled import SETTING, mlp, sample, train
-from sngd_compile.runtime.triangular import BLOCK
+from sngd_compile.runtime import weight_map
+from sngd_compile.runtime.triangular import BLOCK, FEW
 from theorem.networks import ConvNet
 
 pytestmark = pytest.mark.usefixtures("float64", "fresh")
@@ -48,6 +49,12 @@ def targets(graph: torch.fx.GraphModule) -> Counter[str]:
     return Counter(str(target) for target in calls if target is not operator.getitem)
 
 
+@pytest.fixture
+def _few_outputs_too(monkeypatch):
+    monkeypatch.setattr(weight_map, "FEW", -1)
+
+
+@pytest.mark.usefixtures("_few_outputs_too")
 @pytest.mark.parametrize("fisher", ["shared", "block", "unit"])
 def test_a_convolution_has_two_nodes_more_and_its_gradient_one(fisher):
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Conv2d(5, 3, 1), nn.Flatten())
@@ -66,7 +73,15 @@ def test_a_bias_that_is_read_alone_maps_no_weight_again():
         assert calls["sngd.map_weight.default"] == 0
 
 
+@pytest.mark.parametrize(("outputs", "ops"), [(FEW, 0), (FEW + 1, 1)])
+def test_few_outputs_are_mapped_sooner_than_an_op_is_called(outputs, ops):
+    net = sngd.reconstruct(nn.Linear(3, outputs), SETTING)
+    for calls in graphs_of(net, torch.randn(40, 3)):
+        assert calls["sngd.map_weight.default"] == ops
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_few_outputs_too")
 @pytest.mark.parametrize(("network", "shape"), [(lambda: mlp(131, 37, 3), (131,)), (ConvNet, None)])
 def test_inductor_writes_less_than_a_kernel_more_for_each_weight(network, shape):
     model = network()
