@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -16,6 +17,8 @@ import sngd_compile as sngd
 Step = Callable[[Tensor, Tensor], Tensor]
 """Trains on one batch and returns its loss."""
 
+MEAN = sngd.Config(over_outputs="mean")
+MANY_INPUTS = 400
 LARGEST_NORM = 1.0
 LARGEST_FISHER_NORM = 1.0
 """SNGD's trust region: on reconstructed parameters, clipping bounds the norm of the Fisher."""
@@ -95,9 +98,20 @@ def natural_gradient(model: nn.Module, recipe: Recipe) -> Trainee:
     return in_trust_region(sngd.reconstruct(model), recipe)
 
 
-def by_the_mean(model: nn.Module, recipe: Recipe) -> Trainee:
-    """Nesterov's momentum on the network whose metric is a mean over outputs."""
-    network = sngd.reconstruct(model, sngd.Config(over_outputs="mean"))
+def with_nesterov(config: sngd.Config, model: nn.Module, recipe: Recipe) -> Trainee:
+    """Nesterov's momentum on the network of a configuration."""
+    return in_trust_region(sngd.reconstruct(model, config), recipe, nesterov=True)
+
+
+def of_low_rank(model: nn.Module, recipe: Recipe) -> Trainee:
+    """The mean over outputs, with roots of low rank for linear layers of many inputs."""
+    wide = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer.in_features >= MANY_INPUTS
+    ]
+    overrides = {f"{name}.*": MEAN.replace(root="nystrom", rank=32) for name in wide}
+    network = sngd.reconstruct(model, MEAN, overrides=overrides)
     return in_trust_region(network, recipe, nesterov=True)
 
 
@@ -120,10 +134,22 @@ ADAMW_RATES = (1e-3, 3e-3, 3e-4, 1e-2)
 MUON_RATES = (3e-3, 1e-2, 1e-3, 3e-2)
 NATURAL_RATES = (0.03, 0.1, 0.01, 0.3)
 MEAN_RATES = (0.003, 0.01, 0.001, 0.03)
+DAMPED_RATES = (0.01, 0.03, 0.003, 0.1)
 
 REFERENCE = Contender("SGD", plain_sgd, SGD_RATES)
 SNGD = Contender("SNGD", natural_gradient, NATURAL_RATES)
-SNGD_MEAN = Contender("SNGD, mean over outputs", by_the_mean, MEAN_RATES)
+NESTEROV = (
+    Contender("SNGD, Nesterov", partial(with_nesterov, sngd.Config()), NATURAL_RATES),
+    Contender("SNGD, mean over outputs", partial(with_nesterov, MEAN), MEAN_RATES),
+    Contender("SNGD, mean, low rank", of_low_rank, MEAN_RATES),
+    Contender(
+        "SNGD, mean, damping 1e-2",
+        partial(with_nesterov, MEAN.replace(damping_rel_trace=1e-2)),
+        DAMPED_RATES,
+    ),
+)
+"""With Nesterov's momentum, each of one configuration."""
+
 ADAMW = Contender("AdamW", adamw, ADAMW_RATES)
 MUON = Contender("Muon (torch, bfloat16)", muon, MUON_RATES)
 BUILT_IN = (REFERENCE, SNGD, ADAMW, MUON)
