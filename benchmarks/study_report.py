@@ -163,7 +163,7 @@ def save_plot(study: Study, path: Path) -> None:
             for panel, unit in zip(panels, ("steps", "seconds"), strict=True):
                 label = outcome.tuned.contender.name if run is outcome.runs[0] else None
                 along = [getattr(point, unit) for point in run.points]
-                panel.plot(along, losses, color=colormaps["tab10"](number), label=label, lw=1)
+                panel.plot(along, losses, color=colormaps["tab20"](number), label=label, lw=1)
                 panel.set_xlabel(unit)
     for panel in panels:
         for goal in study.goals:
