@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sngd_compile.runtime.transforms import autograd_keys_lifted, carrying_tangents
+
 
 @torch.library.custom_op("sngd::recurrent_layer", mutates_args=(), tags=torch.Tag.cudagraph_unsafe)
 def recurrent_layer(  # noqa: PLR0913, PLR0917 - an op's schema is flat
@@ -40,9 +42,14 @@ def recurrent_layer(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     Returns:
         The outputs `[T, N, directions * H]` or `[S, directions * H]`, then the last states.
     """
-    options = biases, train, bidirectional
+    return _run(function, data, batch_sizes, states, params, biases, train, bidirectional)
+
+
+@carrying_tangents
+def _run(function: str, data: Tensor, *rest: Any) -> list[Tensor]:
+    """Do what `recurrent_layer` says."""
     with torch.autocast(data.device.type, enabled=False):
-        outputs = fused(function, data, batch_sizes, states, params, *options)
+        outputs = fused(function, data, *rest)
     return [tensor.clone(memory_format=torch.contiguous_format) for tensor in outputs]
 
 
@@ -104,13 +111,8 @@ def recurrent_layer_backward(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     inputs = [tensor.detach().requires_grad_() for tensor in (data, *states, *params)]
     split = 1 + len(states)
     options = biases, train, bidirectional
-    # An op runs below autograd, with its keys excluded.
-    excluded = torch._C._dispatch_tls_local_exclude_set()
-    for key in (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView):
-        excluded = excluded.remove(key)
-    included = torch._C._dispatch_tls_local_include_set()
     with (
-        torch._C._ForceDispatchKeyGuard(included, excluded),
+        autograd_keys_lifted(),  # an op runs below autograd
         torch.enable_grad(),
         torch.autocast(data.device.type, enabled=False),
     ):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sngd_compile.runtime.pairs import Pair, identity
-from sngd_compile.runtime.transforms import takes_opaque_ops
+from sngd_compile.runtime.transforms import carrying_tangents, takes_opaque_ops
 from sngd_compile.runtime.triangular import (
     multiply,
     multiply_transposed,
@@ -176,6 +176,6 @@ torch.library.define(
     "(Tensor rows, Tensor bias, Tensor inverse, Tensor shift, Tensor gain) -> (Tensor, Tensor)",
     tags=torch.Tag.flexible_layout,
 )
-torch.library.impl("sngd::whiten", "default", whiten)
+torch.library.impl("sngd::whiten", "default", carrying_tangents(whiten))
 torch.library.register_fake("sngd::whiten", _fake)
 torch.library.register_autograd("sngd::whiten", _backward, setup_context=_keep)

@@ -1,8 +1,18 @@
-"""Whether an opaque op may stand for arithmetic: not where functorch wants to see through it."""
+"""Whether an opaque op may stand for arithmetic, and how tangents get through one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
 import torch
+from torch._C import DispatchKey
+from torch.autograd import forward_ad
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -21,3 +31,34 @@ def takes_opaque_ops() -> bool:
     A transform would need its own rule for every op, and a jvp would lose tangents silently.
     """
     return torch.compiler.is_compiling() and not are_transforms_active()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_forward_mode() -> bool:
+    """Say whether tensors may carry tangents: `torch.autograd.forward_ad.dual_level` is active.
+
+    Private, seen on torch 2.11 to 2.13. A graph that was traced before meets it in its ops.
+    """
+    return forward_ad._current_level >= 0
+
+
+def carrying_tangents(formula: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let forward mode see into an op: below autograd it would lose tangents silently."""
+
+    @wraps(formula)
+    def op(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        if not is_forward_mode():
+            return formula(*arguments, **options)
+        with autograd_keys_lifted(), torch.no_grad():
+            return formula(*arguments, **options)
+
+    return op
+
+
+def autograd_keys_lifted() -> AbstractContextManager[None]:
+    """Return a context in which an op, which runs below autograd, sees autograd again."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in (DispatchKey.AutogradFunctionality, DispatchKey.ADInplaceOrView):
+        excluded = excluded.remove(key)
+    included = torch._C._dispatch_tls_local_include_set()
+    return torch._C._ForceDispatchKeyGuard(included, excluded)

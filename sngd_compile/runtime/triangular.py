@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from sngd_compile.runtime.transforms import are_transforms_active, takes_opaque_ops
+from sngd_compile.runtime.transforms import (
+    are_transforms_active,
+    carrying_tangents,
+    is_forward_mode,
+    takes_opaque_ops,
+)
 
 Batched = tuple[Tensor, int]
 """A tensor with a leading axis for the samples of a vmap, and that axis."""
@@ -77,7 +82,7 @@ def solve_transposed(lower: Tensor, x: Tensor) -> Tensor:
 def _has_blocks(x: Tensor, lower: Tensor) -> bool:
     """Whether a product is large enough to spare the zeros, and no graph must show it."""
     is_large = lower.dim() == 2 and lower.shape[-1] > BLOCK
-    if not is_large or statically_known_true(x.shape[-2] <= FEW):
+    if not is_large or is_forward_mode() or statically_known_true(x.shape[-2] <= FEW):
         return False
     return takes_opaque_ops() or not torch.compiler.is_compiling()
 
@@ -166,7 +171,8 @@ def multiply_blocks(x: Tensor, lower: Tensor, transposed: bool, rows: Tensor | N
     the backward pass, so that a ReLU before them finds its mask in them. Inductor stores the mask
     itself otherwise, which takes a CPU as long as the product (torch 2.13).
     """
-    return _multiply_blocks(x, lower, transposed)
+    product = multiply_transposed if transposed else multiply
+    return product(lower, x)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -185,7 +191,7 @@ torch.library.define(
     "(Tensor x, Tensor lower, bool transposed, Tensor? rows) -> Tensor",
     tags=torch.Tag.flexible_layout,
 )
-torch.library.impl("sngd::multiply_blocks", "default", multiply_blocks)
+torch.library.impl("sngd::multiply_blocks", "default", carrying_tangents(multiply_blocks))
 torch.library.register_fake(
     "sngd::multiply_blocks",
     lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format),

@@ -15,7 +15,7 @@ from sngd_compile.layout import Layout
 from sngd_compile.runtime.new_root import identity_root
 from sngd_compile.runtime.pairs import Pair
 from sngd_compile.runtime.roots import Root
-from sngd_compile.runtime.transforms import takes_opaque_ops
+from sngd_compile.runtime.transforms import carrying_tangents, takes_opaque_ops
 from sngd_compile.runtime.triangular import FEW
 
 Encoded = tuple[str, str, Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
@@ -202,6 +202,6 @@ torch.library.define(
     "int[] blocks, int[] view, int[] order, int[] matrix) -> Tensor[]",
     tags=torch.Tag.flexible_layout,
 )
-torch.library.impl("sngd::map_weight", "default", map_weight)
+torch.library.impl("sngd::map_weight", "default", carrying_tangents(map_weight))
 torch.library.register_fake("sngd::map_weight", _fake)
 torch.library.register_autograd("sngd::map_weight", _backward, setup_context=_keep)

@@ -199,3 +199,9 @@ def gradients_of_an_opaque_fold_folded() -> None:
 def opaque_ops_under_a_jvp() -> None:
     """A jvp that is compiled passes through an op that drops its tangents."""
     transforms.are_transforms_active = lambda: False
+
+
+@caught_by(("tests/compile/test_forward_mode.py", "-k", "tangents"))
+def ops_that_drop_tangents() -> None:
+    """Forward mode does not see into an op."""
+    transforms.is_forward_mode = lambda: False
