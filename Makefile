@@ -13,7 +13,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-interpreter test-gpu test-triton-matrix lint format types docs bench
-.PHONY: bench-peers bench-exact bench-fishers reproduce bench-profile bench-kernels bench-gpu
+.PHONY: bench-peers bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-gpu
 .PHONY: kernel-table mutants wheel check clean FORCE
 
 help:  ## this list
@@ -75,6 +75,9 @@ STUDY := PYTHONPATH=examples $(SCRIPT)
 
 bench-peers: $(STAMP)  ## loss and accuracy at equal time against what people use today
 	$(STUDY) benchmarks/convergence.py $(ARGS)
+
+bench-one-rate: $(STAMP)  ## one learning rate for every task beside the best for each
+	$(STUDY) benchmarks/one_rate.py $(ARGS)
 
 bench-exact: $(STAMP)  ## SGD and SNGD against exact natural gradient descent
 	$(STUDY) benchmarks/exact_comparison.py $(ARGS)

@@ -152,16 +152,17 @@ DAMPED_RATES = (0.01, 0.03, 0.003, 0.1)
 
 REFERENCE = Contender("SGD", plain_sgd, SGD_RATES)
 SNGD = Contender("SNGD", natural_gradient, NATURAL_RATES)
+DAMPED = Contender(
+    "SNGD, mean, damping 1e-2",
+    partial(with_nesterov, MEAN.replace(damping_rel_trace=1e-2)),
+    DAMPED_RATES,
+)
 NESTEROV = (
     Contender("SNGD, Nesterov", partial(with_nesterov, sngd.Config()), NATURAL_RATES),
     Contender("SNGD, steps of one length", of_one_length, LENGTH_RATES),
     Contender("SNGD, mean over outputs", partial(with_nesterov, MEAN), MEAN_RATES),
     Contender("SNGD, mean, low rank", of_low_rank, MEAN_RATES),
-    Contender(
-        "SNGD, mean, damping 1e-2",
-        partial(with_nesterov, MEAN.replace(damping_rel_trace=1e-2)),
-        DAMPED_RATES,
-    ),
+    DAMPED,
 )
 """With Nesterov's momentum, each of one configuration."""
 

@@ -26,7 +26,8 @@ def _keep_thread_count():
 )
 def test_a_rate_beside_the_best(tmp_path, monkeypatch, rates, ratio):
     monkeypatch.setattr(one_rate, "wanted", lambda names: [TINY])
-    monkeypatch.setattr(one_rate, "METRICS", (replace(SNGD, rates=rates),))
+    tried = replace(SNGD, rates=rates)
+    monkeypatch.setattr(one_rate, "PAIR", (tried, one_rate.at_one_rate(tried)))
     app = typer.Typer()
     app.command()(one_rate.main)
     options = ["--steps", "12", "--seeds", "2", "--rates", "2", "--output", str(tmp_path)]

@@ -12,6 +12,7 @@ TARGETS += [
     "docs",
     "bench",
     "bench-peers",
+    "bench-one-rate",
     "bench-exact",
     "bench-fishers",
     "reproduce",
