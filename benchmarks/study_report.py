@@ -18,6 +18,9 @@ from step_report import conditions
 from study import Outcome, Study, crossing, spread
 
 PACKAGES = ("numpy", "asdfghjkl", "singd", "heavyball", "pytorch_optimizer")
+TALLEST = 3.0
+"""Largest loss that a plot shows, over those of the start: who diverges would flatten the rest."""
+
 EXPLANATION = """\
 All take turns in one process, on the same batches; whoever has used least of its {unit} takes the
 next step. Each contender tried {rates} learning rates on seed 0, over half the budget of
@@ -170,6 +173,8 @@ def save_plot(study: Study, path: Path) -> None:
             panel.axhline(goal, color="black", linewidth=0.8, linestyle=":")
         panel.grid(alpha=0.3)
     show_losses_along(panels[0])
+    starts = [run.points[0].loss for outcome in study.outcomes for run in outcome.runs]
+    panels[0].set_ylim(top=TALLEST * max(starts, default=1.0))
     panels[0].legend(fontsize="small")
     figure.suptitle(f"{study.task.title}, {study.data.name}")
     figure.savefig(path, dpi=100)
