@@ -26,3 +26,11 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def thread_count() -> Iterator[None]:
+    """Restore torch's thread count, which a script sets for its whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -80,7 +80,8 @@ def mapped(name: str, root: Root, form: RootForm, weight: Tensor, bias: Tensor |
 
     A compiler that sees what the map does writes a kernel for every slice and sum of every
     weight, forward and backward, and compiles each. So a graph gets one opaque op a map, but for
-    elementwise maps, which fuse with what is around them.
+    elementwise maps, which fuse with what is around them, and for maps of few outputs, which take
+    less time than a call of the op.
 
     Args:
         name: Of the map.

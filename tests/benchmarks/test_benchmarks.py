@@ -37,14 +37,10 @@ TINY = (
 
 
 @pytest.fixture(autouse=True)
-def _tiny_on_one_thread(monkeypatch: pytest.MonkeyPatch):
-    """The benchmarks set torch's thread count for their whole process."""
-    threads = torch.get_num_threads()
+def _tiny(monkeypatch: pytest.MonkeyPatch, thread_count):
     for script in (step_time, memory, profile_step):
         monkeypatch.setattr(script, "WORKLOADS", TINY)
     monkeypatch.setattr(compiled_step, "COMPILED_WORKLOADS", TINY)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(app: typer.Typer, *arguments: object) -> tuple[int, str]:

@@ -17,13 +17,7 @@ from contenders import BUILT_IN, Contender, Recipe, Trainee, adamw, muon, of_low
 from peers import PEERS
 from tasks import CHARACTERS, LENGTH, TASKS, Task
 
-
-@pytest.fixture(autouse=True)
-def _keep_thread_count():
-    """The study sets torch's thread count for its whole process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("thread_count")
 
 
 def run(*arguments: object) -> tuple[int, str]:

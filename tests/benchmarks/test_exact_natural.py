@@ -100,14 +100,7 @@ def test_steps_are_those_written_by_hand_on_both_sides_of_the_trust_region():
     torch.testing.assert_close(flat_weights(model), flat_weights(expected), rtol=1e-9, atol=1e-12)
 
 
-@pytest.fixture
-def _keep_thread_count():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("_keep_thread_count")
+@pytest.mark.usefixtures("thread_count")
 def test_comparison_from_end_to_end(tmp_path):
     options = ["--steps", "16", "--seeds", "2", "--rates", "1", "--output", str(tmp_path)]
     done = CliRunner().invoke(exact_comparison.app, options)

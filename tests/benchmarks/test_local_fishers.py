@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 import typer
 from typer.testing import CliRunner
 
@@ -11,14 +10,7 @@ import local_fishers
 from benchmarks_tiny import TINY
 
 
-@pytest.fixture
-def _keep_thread_count():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("_keep_thread_count")
+@pytest.mark.usefixtures("thread_count")
 def test_comparison_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(local_fishers, "wanted", lambda names: [TINY])
     app = typer.Typer()

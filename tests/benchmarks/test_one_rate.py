@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 import typer
 from typer.testing import CliRunner
 
@@ -13,14 +12,7 @@ from benchmarks_tiny import TINY
 from contenders import SNGD
 
 
-@pytest.fixture
-def _keep_thread_count():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("_keep_thread_count")
+@pytest.mark.usefixtures("thread_count")
 @pytest.mark.parametrize(
     ("rates", "ratio"), [((0.03, 1e-9), "1.00 (1.00 to 1.00)"), ((1e-9, 0.03), "not reached")]
 )

@@ -21,13 +21,10 @@ from reproduce_page import cells, header, page
 
 
 @pytest.fixture(autouse=True)
-def _small_data_and_own_thread_count(monkeypatch, tmp_path):
-    """Digits stand in for Fashion-MNIST; the script sets torch's thread count for its process."""
+def _small_data(monkeypatch, tmp_path, thread_count):
+    """Digits stand in for Fashion-MNIST."""
     monkeypatch.setattr(tasks, "DEBIAN_FASHION_MNIST", tmp_path / "absent")
     monkeypatch.setattr(tasks, "images", tasks.images.__wrapped__)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(*arguments: object) -> tuple[int, str]:

@@ -9,13 +9,7 @@ from typer.testing import CliRunner
 
 import compare
 
-
-@pytest.fixture(autouse=True)
-def _keep_thread_count():
-    """The demo sets torch's thread count for its whole process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("thread_count")
 
 
 def demo(*arguments: str | Path) -> tuple[int, str]:
