@@ -13,7 +13,8 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-interpreter test-gpu test-triton-matrix lint format types docs bench
-.PHONY: bench-peers bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-gpu
+.PHONY: bench-peers bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
+.PHONY: bench-gpu bench-gpu-steps bench-layers bench-compiled
 .PHONY: kernel-table mutants wheel check clean FORCE
 
 help:  ## this list
@@ -34,9 +35,9 @@ INTERPRETED_TESTS = tests/ops/interpreter --numprocesses auto --maxprocesses 8
 test-interpreter: $(STAMP)  ## the Triton kernels in Triton's interpreter, alone
 	$(INTERPRET) $(INTERPRETED_TESTS) $(ARGS)
 
-test-gpu: $(STAMP)  ## the Triton kernels on this machine's GPU
+test-gpu: $(STAMP)  ## the Triton kernels, and training, on this machine's GPU
 	@$(PY) -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "test-gpu needs a GPU; torch sees none")'
-	$(PY) -m pytest tests/ops/device $(ARGS)
+	$(PY) -m pytest tests/ops/device tests/device $(ARGS)
 
 # Triton 3.6 interprets loops with numpy before 2.4 only, and has it warn.
 OLD_NUMPY = -W 'ignore:Conversion of an array with ndim:DeprecationWarning'
@@ -101,6 +102,12 @@ bench-compiled: $(STAMP)  ## compiled step and compile time against the compiled
 bench-kernels: $(STAMP)  ## the kernels' CPU paths against unfold and eigh
 	$(SCRIPT) benchmarks/conv_second_moment.py
 	$(SCRIPT) benchmarks/cholesky_inverse.py
+
+bench-roots: $(STAMP)  ## time of each kind of root; on a GPU with ARGS="--device cuda"
+	$(SCRIPT) benchmarks/root_times.py $(ARGS)
+
+bench-gpu-steps: $(STAMP)  ## step time against plain SGD, on this machine's GPU
+	$(SCRIPT) benchmarks/gpu_steps.py $(ARGS)
 
 bench-gpu: $(STAMP)  ## the Triton kernels against the best library path, on this machine's GPU
 	$(SCRIPT) benchmarks/gpu_kernels.py $(ARGS)

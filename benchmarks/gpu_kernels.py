@@ -11,7 +11,6 @@ measured bf16 product; a fraction of 1 is a kernel that nothing could beat.
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,18 +77,18 @@ def measure(case: GpuCase, bandwidth: float, rate: float) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Write rows as Markdown."""
-    yield "| case | against | kernel p20/50/80 ms | library ms | speedup | roofline | on |"
-    yield "|---|---|---|---|--:|--:|---|"
-    for row in rows:
-        times = (
-            "/".join(f"{row[key][p]:.3f}" for p in ("p20", "p50", "p80"))
-            for key in ("kernel_ms", "library_ms")
-        )
-        on = f"{row['gpu']}, torch {row['torch']}, triton {row['triton']}"
-        cells = (row["case"], row["library"], *times, f"{row['speedup']:.2f}")
-        yield f"| {' | '.join(cells)} | {row['roofline']:.2f} | {on} |"
+HEADER = """| case | against | kernel p20/50/80 ms | library ms | speedup | roofline |
+|---|---|---|---|--:|--:|"""
+
+
+def line(row: dict[str, Any]) -> str:
+    """Write a row as Markdown."""
+    times = (
+        "/".join(f"{row[key][p]:.3f}" for p in ("p20", "p50", "p80"))
+        for key in ("kernel_ms", "library_ms")
+    )
+    cells = (row["case"], row["library"], *times, f"{row['speedup']:.2f}")
+    return f"| {' | '.join(cells)} | {row['roofline']:.2f} |"
 
 
 def main(
@@ -101,11 +100,16 @@ def main(
     os.environ["SNGD_KERNELS"] = "triton"
     torch.manual_seed(0)
     bandwidth, rate = ceilings()
-    rows = [measure(case, bandwidth, rate) for case in CASES]
+    device = torch.cuda.get_device_name()
+    typer.echo(f"{device}, torch {torch.__version__}, triton {triton.__version__}")
+    typer.echo(f"copy {bandwidth / 1e12:.2f} TB/s, bf16 product {2 * rate / 1e12:.0f} TFLOP/s")
+    typer.echo(f"\n{HEADER}")
+    rows = []
+    for case in CASES:
+        rows.append(measure(case, bandwidth, rate))
+        typer.echo(line(rows[-1]))
     if out is not None:
         out.write_text(json.dumps(rows, indent=1) + "\n")
-    typer.echo(f"copy {bandwidth / 1e12:.2f} TB/s, bf16 product {2 * rate / 1e12:.0f} TFLOP/s")
-    typer.echo("\n".join(table(rows)))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,8 @@ python benchmarks/numerics.py
 """
 
 import platform
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
-from statistics import median
 from typing import Annotated, get_args
 
 import torch
@@ -18,13 +16,8 @@ from torch import Tensor, nn
 
 import sngd_compile as sngd
 from sngd_compile.config import RootKind
-from sngd_compile.layout import Layout
-from sngd_compile.runtime.decomposition import NextRoot, next_roots
-from sngd_compile.runtime.fisher import FisherLayer
-from sngd_compile.runtime.roots import copy_root_
 
 INPUTS, OUTPUTS, ROWS = 256, 64, 2048
-WIDTHS, TIMED = (64, 256, 1024), 9
 DAMPINGS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
@@ -70,61 +63,6 @@ def of_the_root() -> Iterator[tuple[str, ...]]:
         yield str(dtype)[6:], f"{damping:.0e}", condition, *cells
 
 
-def layer_of(dtype: torch.dtype, kind: RootKind, width: int) -> FisherLayer:
-    """A Fisher layer that has seen correlated rows and has no root yet."""
-    config = sngd.Config(root=kind, damping_rel_trace=1e-3)
-    layout = Layout.plain((OUTPUTS, width))
-    layer = FisherLayer("layer", layout, False, "shared", config, dtype, torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4 * width, width, generator=generator, dtype=dtype)
-    x *= torch.logspace(0, -2, width, dtype=dtype)
-    layer.factor.copy_(x.T @ x / len(x))
-    return layer
-
-
-def timed(call: Callable[[], object], after: Callable[[], object] = lambda: None) -> str:
-    """Milliseconds of a call, without what comes after it: median, least, largest."""
-    times = []
-    for _ in range(TIMED + 1):
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-        after()
-    times = sorted(times[1:])
-    return f"{median(times):.2f} ({times[0]:.2f} to {times[-1]:.2f})"
-
-
-def time_of_a_root(dtype: torch.dtype, kind: RootKind, width: int) -> str:
-    """Time a root of a layer that has had one before, near by."""
-    layer = layer_of(dtype, kind, width)
-    found: list[NextRoot | None] = []
-
-    def take() -> None:
-        root = found.pop()
-        assert root is not None
-        copy_root_(layer.root_buffers, root[0])
-        layer.factor.mul_(1.001)  # the root before is near, and no longer exact
-
-    return timed(lambda: found.extend(next_roots([layer])), take)
-
-
-def time_of_applying(dtype: torch.dtype, kind: RootKind, width: int) -> str:
-    """Time the product of as many rows as the layer has inputs with its root."""
-    layer = layer_of(dtype, kind, width)
-    (found,) = next_roots([layer])
-    assert found is not None
-    rows = torch.randn(width, width, dtype=dtype)
-    return timed(lambda: found[0].fold(rows, None))
-
-
-def of_the_time() -> Iterator[tuple[str, ...]]:
-    """What one root of one layer takes at a refresh, and what it takes to apply it."""
-    for what, call in (("found", time_of_a_root), ("applied", time_of_applying)):
-        for dtype, width in product((torch.float32, torch.float64), WIDTHS):
-            cells = (call(dtype, kind, width) for kind in get_args(RootKind))
-            yield what, str(dtype)[6:], str(width), *cells
-
-
 def of_the_fold() -> Iterator[tuple[str, ...]]:
     """The network against its fold, applied to few rows (activation side) and to many."""
     for dtype in DTYPES:
@@ -163,7 +101,7 @@ def show(title: str, header: tuple[str, ...], lines: Iterator[tuple[str, ...]]) 
 
 
 def main(refreshes: Annotated[int, typer.Option(min=1)] = 1000) -> None:
-    """Print errors and times as four tables."""
+    """Print errors as three tables."""
     torch.set_num_threads(1)
     console.print(f"Linear {INPUTS}-{OUTPUTS} with bias, torch {torch.__version__}, ", end="")
     console.print(f"python {platform.python_version()}, {platform.machine()}, one thread")
@@ -172,8 +110,6 @@ def main(refreshes: Annotated[int, typer.Option(min=1)] = 1000) -> None:
         ("dtype", "damping_rel_trace", "condition", *get_args(RootKind)),
         of_the_root(),
     )
-    header = ("root", "dtype", "D", *get_args(RootKind))
-    show("one root, milliseconds: median (least to largest)", header, of_the_time())
     columns = ("dtype", "16 rows", f"{ROWS} rows")
     show("network against its fold, over the largest output", columns, of_the_fold())
     drift = ("dtype", *(f"{n} refreshes" for n in (1, 10, 100, 1000) if n <= refreshes))

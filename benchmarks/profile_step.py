@@ -106,7 +106,12 @@ def profiled(workload: Workload, contender: contenders.Contender, steps: int) ->
     for _ in range(WARM_UP):
         trainee.step(*next(batches))
     taken = {f"step {i}": Step() for i in range(steps)}
-    with labels(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with (
+        labels(),
+        profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        ) as profiler,
+    ):
         for name in taken:
             inputs, targets = next(batches)
             with record_function(name):

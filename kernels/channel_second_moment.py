@@ -39,7 +39,7 @@ def channel_second_moment(x: Tensor, *, bias: bool = False, out: Tensor | None =
             f"x has shape {tuple(x.shape)}; expected [N, C, P]: flatten the positions of a "
             "channel, for example with x.flatten(2), or give it one with x.unsqueeze(-1)"
         )
-    size = 1 + bias
+    size = 1 + int(bias)
     check_out(out, (x.shape[1], size, size), dtype, x)
     if out is None:
         moments: Tensor = sum_ops.channel_second_moment(x.detach(), bias)

@@ -63,7 +63,7 @@ class ConvGeometry:
 
     def moment_shape(self, bias: bool) -> tuple[int, ...]:
         """Give the shape of the moment, with one entry more for a `bias`."""
-        size = self.width + bias
+        size = self.width + int(bias)
         return (size, size) if self.groups == 1 else (self.groups, size, size)
 
 

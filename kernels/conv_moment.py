@@ -34,7 +34,7 @@ def choose_conv(x: Tensor, geometry: ConvGeometry) -> Choice:
 def conv_moment(x: Tensor, geometry: ConvGeometry, bias: bool) -> Tensor:
     """Compute the moment of `x` on the faster path, with one more row and column for a `bias`."""
     dtype = ACCUMULATION_DTYPE[x.dtype]
-    size = geometry.width + bias
+    size = geometry.width + int(bias)
     moment = x.new_empty((geometry.groups, size, size), dtype=dtype)
     with autocast_off(x.device):
         patch_entries = moment[:, : geometry.width, : geometry.width]

@@ -30,7 +30,7 @@ def second_moment(x: Tensor, bias: bool) -> Tensor:
 
 @second_moment.register_fake
 def _(x: Tensor, bias: bool) -> Tensor:
-    size = x.shape[1] + bias
+    size = x.shape[1] + int(bias)
     return x.new_empty((size, size), dtype=ACCUMULATION_DTYPE[x.dtype])
 
 
@@ -54,7 +54,7 @@ def unit_second_moment(x: Tensor, weights: Tensor, bias: bool) -> Tensor:
 
 @unit_second_moment.register_fake
 def _(x: Tensor, weights: Tensor, bias: bool) -> Tensor:
-    size = x.shape[1] + bias
+    size = x.shape[1] + int(bias)
     return x.new_empty((weights.shape[1], size, size), dtype=ACCUMULATION_DTYPE[x.dtype])
 
 
@@ -80,7 +80,7 @@ def conv_second_moment(
     """Compute the second moment of the patches of `x` `[N, C, *spatial]`."""
     geometry = conv_geometry(x.shape, kernel_size, stride, padding, dilation, groups)
     if choose_conv(x, geometry).path == "triton":
-        size = geometry.width + bias
+        size = geometry.width + int(bias)
         moment = x.new_empty((geometry.groups, size, size), dtype=torch.float32)
         patch_entries = moment[:, : geometry.width, : geometry.width]
         launcher("conv_second_moment", x)(patch_entries, x, geometry)

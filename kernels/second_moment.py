@@ -38,7 +38,7 @@ def second_moment(x: Tensor, *, bias: bool = False, out: Tensor | None = None) -
             f"x has shape {tuple(x.shape)}; expected rows [N, D]: flatten the leading axes, "
             "for example with x.flatten(0, -2)"
         )
-    size = x.shape[1] + bias
+    size = x.shape[1] + int(bias)
     check_out(out, (size, size), dtype, x)
     if out is None:
         moment: Tensor = ops.second_moment(x.detach(), bias)

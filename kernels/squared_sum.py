@@ -39,7 +39,7 @@ def squared_sum(x: Tensor, *, bias: bool = False, out: Tensor | None = None) -> 
             f"x has shape {tuple(x.shape)}; expected rows [N, D] or [groups, N, D]: flatten the "
             "leading axes, for example with x.flatten(0, -2)"
         )
-    check_out(out, (*x.shape[:-2], x.shape[-1] + bias), dtype, x)
+    check_out(out, (*x.shape[:-2], x.shape[-1] + int(bias)), dtype, x)
     if out is None:
         squares: Tensor = sum_ops.squared_sum(x.detach(), bias)
         return squares

@@ -41,7 +41,7 @@ def squared_sum(x: Tensor, bias: bool) -> Tensor:
 
 @squared_sum.register_fake
 def _(x: Tensor, bias: bool) -> Tensor:
-    shape = (*x.shape[:-2], x.shape[-1] + bias)
+    shape = (*x.shape[:-2], x.shape[-1] + int(bias))
     return x.new_empty(shape, dtype=ACCUMULATION_DTYPE[x.dtype])
 
 
@@ -59,7 +59,7 @@ def channel_second_moment(x: Tensor, bias: bool) -> Tensor:
 
 @channel_second_moment.register_fake
 def _(x: Tensor, bias: bool) -> Tensor:
-    size = 1 + bias
+    size = 1 + int(bias)
     return x.new_empty((x.shape[1], size, size), dtype=ACCUMULATION_DTYPE[x.dtype])
 
 

@@ -49,7 +49,7 @@ def unit_second_moment(
         raise KernelValueError(
             f"weights is on {weights.device}, x is on {x.device}; expected one device: move one"
         )
-    size = x.shape[1] + bias
+    size = x.shape[1] + int(bias)
     check_out(out, (weights.shape[1], size, size), dtype, x)
     if out is None:
         moments: Tensor = ops.unit_second_moment(x.detach(), weights.detach(), bias)

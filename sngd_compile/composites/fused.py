@@ -16,7 +16,9 @@ from torch import Tensor
 from sngd_compile.runtime.transforms import autograd_keys_lifted, carrying_tangents
 
 
-@torch.library.custom_op("sngd::recurrent_layer", mutates_args=(), tags=torch.Tag.cudagraph_unsafe)
+@torch.library.custom_op(
+    "sngd::recurrent_layer", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+)
 def recurrent_layer(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     function: str,
     data: Tensor,
@@ -90,7 +92,7 @@ def _(  # noqa: PLR0913, PLR0917 - as the op
 
 
 @torch.library.custom_op(
-    "sngd::recurrent_layer_backward", mutates_args=(), tags=torch.Tag.cudagraph_unsafe
+    "sngd::recurrent_layer_backward", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
 )
 def recurrent_layer_backward(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     function: str,

@@ -6,7 +6,7 @@ import inspect
 import struct
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from math import isnan
+from math import isnan, nan
 from typing import Any, ClassVar
 
 import torch
@@ -217,11 +217,11 @@ def _planned(module: nn.Module, rule: str) -> dict[str, Planned]:
 
 def _bits(epsilon: float | None) -> int:
     """Write a number as an integer, which a graph can carry; None as no number."""
-    packed = struct.pack("<d", float("nan") if epsilon is None else epsilon)
-    return int.from_bytes(packed, "little", signed=True)
+    (bits,) = struct.unpack("<q", struct.pack("<d", nan if epsilon is None else epsilon))
+    return int(bits)
 
 
 def _epsilon(bits: int) -> float | None:
     """Read what `_bits` wrote."""
-    (epsilon,) = struct.unpack("<d", bits.to_bytes(8, "little", signed=True))
+    (epsilon,) = struct.unpack("<d", struct.pack("<q", bits))
     return None if isnan(epsilon) else float(epsilon)

@@ -174,7 +174,7 @@ def _fake(rows: Tensor, bias: Tensor, *root: Tensor) -> tuple[Tensor, Tensor]:
 torch.library.define(
     "sngd::whiten",
     "(Tensor rows, Tensor bias, Tensor inverse, Tensor shift, Tensor gain) -> (Tensor, Tensor)",
-    tags=torch.Tag.flexible_layout,
+    tags=(torch.Tag.flexible_layout,),
 )
 torch.library.impl("sngd::whiten", "default", carrying_tangents(whiten))
 torch.library.register_fake("sngd::whiten", _fake)

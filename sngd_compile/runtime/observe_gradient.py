@@ -74,7 +74,7 @@ class _Observed(torch.autograd.Function):
 
 # A CUDA graph would replay what the gate said while it was recorded.
 @torch.library.custom_op(
-    "sngd::observe_gradient_", mutates_args=("sum", "tally"), tags=torch.Tag.cudagraph_unsafe
+    "sngd::observe_gradient_", mutates_args=("sum", "tally"), tags=(torch.Tag.cudagraph_unsafe,)
 )
 def observe_gradient_(
     sum: Tensor,

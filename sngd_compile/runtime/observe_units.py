@@ -44,7 +44,7 @@ def observe_units(
 
 # A CUDA graph would replay what the gate said while it was recorded.
 @torch.library.custom_op(
-    "sngd::observe_units_", mutates_args=("sum", "tally"), tags=torch.Tag.cudagraph_unsafe
+    "sngd::observe_units_", mutates_args=("sum", "tally"), tags=(torch.Tag.cudagraph_unsafe,)
 )
 def observe_units_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     sum: Tensor,

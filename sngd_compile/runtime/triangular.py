@@ -189,7 +189,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
 torch.library.define(
     "sngd::multiply_blocks",
     "(Tensor x, Tensor lower, bool transposed, Tensor? rows) -> Tensor",
-    tags=torch.Tag.flexible_layout,
+    tags=(torch.Tag.flexible_layout,),
 )
 torch.library.impl("sngd::multiply_blocks", "default", carrying_tangents(multiply_blocks))
 torch.library.register_fake(

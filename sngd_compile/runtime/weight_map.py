@@ -201,7 +201,7 @@ torch.library.define(
     "sngd::map_weight",
     "(Tensor weight, Tensor? bias, Tensor[] root, str name, str kind, str method, "
     "int[] blocks, int[] view, int[] order, int[] matrix) -> Tensor[]",
-    tags=torch.Tag.flexible_layout,
+    tags=(torch.Tag.flexible_layout,),
 )
 torch.library.impl("sngd::map_weight", "default", carrying_tangents(map_weight))
 torch.library.register_fake("sngd::map_weight", _fake)
