@@ -50,6 +50,11 @@ class ConvGeometry:
         return self.channels * prod(self.kernel)
 
     @property
+    def is_pointwise(self) -> bool:
+        """Whether a patch is one position, and none lies in the padding."""
+        return prod(self.kernel) == 1 and not any(self.padding)
+
+    @property
     def padded(self) -> tuple[int, ...]:
         """Measure the input with its zeros."""
         return tuple(

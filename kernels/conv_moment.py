@@ -15,11 +15,15 @@ ALGORITHMS = {"taps": tap_moment_, "patches": patch_moment_}
 def choose_conv(x: Tensor, geometry: ConvGeometry) -> Choice:
     """Choose the path for `x` `[N, C, *spatial]`; the kernel is for stride 1 and 32-bit offsets.
 
+    Where a patch is one position, the moment is that of rows, whose kernel takes any.
+
     Raises:
         KernelError: as `choose`.
     """
     obstacle = None
-    if set(geometry.stride) != {1}:
+    if geometry.is_pointwise:
+        pass
+    elif set(geometry.stride) != {1}:
         obstacle = "the stride is not 1, so there are no tap offsets to share products"
     elif geometry.channels < TAPS_MIN_CHANNELS:
         obstacle = f"{geometry.channels} channels in a group: patches are cheaper"
@@ -40,6 +44,14 @@ def conv_moment(x: Tensor, geometry: ConvGeometry, bias: bool) -> Tensor:
         patch_entries = moment[:, : geometry.width, : geometry.width]
         ALGORITHMS[faster_path(geometry)](patch_entries, x, geometry)
     return finish_conv_moment(moment, x, geometry, bias)
+
+
+def pointwise_rows(x: Tensor, geometry: ConvGeometry) -> Tensor:
+    """Return the positions that one tap sees, `[groups, N * positions, C]`."""
+    steps = tuple(slice(None, None, step) for step in geometry.stride)
+    rows = x[:, :, *steps].movedim(1, -1).flatten(0, -2)
+    grouped: Tensor = rows.unflatten(1, (geometry.groups, -1))
+    return grouped.transpose(0, 1)
 
 
 def finish_conv_moment(moment: Tensor, x: Tensor, geometry: ConvGeometry, bias: bool) -> Tensor:

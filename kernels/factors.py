@@ -8,8 +8,9 @@ from .rows import autocast_off
 # Largest |a_ij - a_ji| over the largest diagonal entry that counts as rounding.
 ASYMMETRY = {torch.float32: 1e-4, torch.float64: 1e-10}
 
-# Columns of a triangle that are inverted by one solve.
+# Columns of a triangle that are inverted by one solve; on a GPU every call is a launch, or several.
 SOLVED_AT_ONCE = 128
+SOLVED_AT_ONCE_BY_A_DEVICE = 1024
 
 # What `info` counts beside the pivots, which are counted from 1.
 NOT_FINITE = -1
@@ -61,7 +62,8 @@ def invert_lower_(out: Tensor, lower: Tensor) -> Tensor:
     in products, where a solve for the identity, which does not know its zeros, takes `D^3 / 2`.
     """
     size = lower.shape[-1]
-    if size <= SOLVED_AT_ONCE:
+    at_once = SOLVED_AT_ONCE if lower.device.type == "cpu" else SOLVED_AT_ONCE_BY_A_DEVICE
+    if size <= at_once:
         identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
         return out.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
     half = (size // 2 + 63) // 64 * 64

@@ -12,7 +12,7 @@ from torch.library import custom_op
 
 from .batching import one_by_one, together
 from .conv_geometry import conv_geometry
-from .conv_moment import choose_conv, conv_moment, finish_conv_moment
+from .conv_moment import choose_conv, conv_moment, finish_conv_moment, pointwise_rows
 from .dispatch import choose, launcher
 from .factors import flaws, invert_factor
 from .products import product_nt
@@ -80,6 +80,11 @@ def conv_second_moment(
     """Compute the second moment of the patches of `x` `[N, C, *spatial]`."""
     geometry = conv_geometry(x.shape, kernel_size, stride, padding, dilation, groups)
     if choose_conv(x, geometry).path == "triton":
+        if geometry.is_pointwise:
+            rows = pointwise_rows(x, geometry)
+            launch = launcher("second_moment", x)
+            moments = torch.stack([launch(of_group, bias=bias) for of_group in rows])
+            return moments.view(geometry.moment_shape(bias))
         size = geometry.width + int(bias)
         moment = x.new_empty((geometry.groups, size, size), dtype=torch.float32)
         patch_entries = moment[:, : geometry.width, : geometry.width]

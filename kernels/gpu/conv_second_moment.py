@@ -33,18 +33,14 @@ class Config(NamedTuple):
     stages: int
 
 
-# By bytes of an entry. A gather through registers: small tiles, so that addresses and masks fit
-# beside the accumulator.
+# By bytes of an entry. Where 16 channels lie side by side they are copied 16 bytes at a time, and
+# large tiles pay where there are many. Elsewhere entries are gathered through registers: small
+# tiles, so that addresses and masks fit beside the accumulator.
 GATHER = {2: Config(32, 64, 64, 4, 2), 4: Config(16, 64, 64, 8, 2)}
+COPIES = {2: Config(64, 64, 64, 4, 3), 4: Config(32, 64, 64, 4, 3)}
+LARGE_COPIES = {2: Config(64, 128, 128, 8, 3), 4: Config(32, 64, 64, 4, 3)}
 INTERPRETED = {2: Config(64, 16, 64, 4, 1), 4: Config(64, 16, 64, 4, 1)}
-CONFIGS: dict[Family, dict[int, Config]] = {
-    "sm_80": GATHER,
-    "sm_90": GATHER,
-    "sm_100": GATHER,
-    "sm_120": GATHER,
-    "gfx942": GATHER,
-    "interpreter": INTERPRETED,
-}
+MANY_CHANNELS = 128
 
 
 @triton.jit
@@ -140,7 +136,7 @@ def tap_products(  # type: ignore[no-untyped-def]
 
 def launch_conv_second_moment(out: Tensor, x: Tensor, geometry: ConvGeometry) -> Tensor:
     """Overwrite float32 `out` `[groups, D, D]` by the moment of `x` `[N, C, *spatial]`."""
-    blocks = launch_tap_products(x, geometry)
+    blocks = launch_tap_products(channels_last(x), geometry)
     slide_(blocks)
     return assemble_(out, blocks)
 
@@ -148,7 +144,7 @@ def launch_conv_second_moment(out: Tensor, x: Tensor, geometry: ConvGeometry) ->
 def launch_tap_products(x: Tensor, geometry: ConvGeometry) -> Tensor:
     """Sum windows and slides for all tasks: `[groups, k1, k1, k2, k2, k3, C, k3, C]`."""
     target = current_target()
-    config = CONFIGS[target.family][x.element_size()]
+    config = configs(target.family, x, geometry.channels)[x.element_size()]
     missing = 3 - len(geometry.kernel)
     ones, zeros = (1,) * missing, (0,) * missing
     kernel = ones + geometry.kernel
@@ -177,6 +173,22 @@ def launch_tap_products(x: Tensor, geometry: ConvGeometry) -> Tensor:
     )  # fmt: skip
     taps = (kernel[0], kernel[0], kernel[1], kernel[1], kernel[2])
     return partials.sum(0).view(groups, *taps, channels, kernel[2], channels)
+
+
+def configs(family: Family, x: Tensor, channels: int) -> dict[int, Config]:
+    """Choose block shapes, by bytes of an entry."""
+    if family == "interpreter":
+        return INTERPRETED
+    strides = (stride for axis, stride in enumerate(x.stride()) if axis != 1)
+    is_wide = x.stride(1) == 1 and channels % 16 == 0 and not any(s % 16 for s in strides)
+    if family == "gfx942" or not is_wide:
+        return GATHER
+    return COPIES if channels < MANY_CHANNELS else LARGE_COPIES
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Lay channels side by side: taps are then whole copies, at any shift along the other axes."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def slide_(blocks: Tensor) -> None:

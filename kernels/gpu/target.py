@@ -1,7 +1,8 @@
 """What a launcher must know of the device: its family, its processors, how precise a product is."""
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 import triton
@@ -66,8 +67,14 @@ def current_target() -> Target:
     if INTERPRETED:
         return Target("interpreter", processors=2)
     driver = triton.runtime.driver.active
+    return _target_of(driver, driver.get_current_device())
+
+
+@cache
+def _target_of(driver: Any, device: int) -> Target:
+    """Ask the driver once: it takes a millisecond, longer than most launches."""
     target = driver.get_current_target()
-    properties = driver.utils.get_device_properties(driver.get_current_device())
+    properties = driver.utils.get_device_properties(device)
     return Target(family(target.backend, target.arch), properties["multiprocessor_count"])
 
 

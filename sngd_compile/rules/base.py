@@ -63,13 +63,15 @@ class Rule(ABC):
     A rule has a `name`, the `targets` it understands, their `signature`, `match` and `rows`. The
     rest has defaults: one sample is one row, and the second moment is that of `rows`. A target is
     a function, a method of `torch.Tensor`, or the `"namespace::name"` of an operator that another
-    package registers. `kind` is "diagonal" where the factor is by nature.
+    package registers. `kind` is "diagonal" where the factor is by nature. `takes_halves` where rows
+    are entries of the inputs: in half precision they are multiplied as they are.
     """
 
     name: ClassVar[str]
     targets: ClassVar[tuple[Callable[..., Any] | str, ...]]
     signature: ClassVar[inspect.Signature]
     least_samples: ClassVar[int] = 1
+    takes_halves: ClassVar[bool] = False
     kind: ClassVar[str] = "shared"
 
     def __init__(self) -> None:

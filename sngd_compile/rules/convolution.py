@@ -88,6 +88,7 @@ class Convolution(Rule):
         lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: ...
     )
     least_samples = 16
+    takes_halves = True
 
     def match(self, call: Call) -> Use | str:
         """Take the weight and its static geometry."""

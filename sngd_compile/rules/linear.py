@@ -21,6 +21,7 @@ class Linear(Rule):
     """
 
     name = "linear"
+    takes_halves = True
     targets = (F.linear,)
     signature = inspect.signature(lambda input, weight, bias=None: ...)
 

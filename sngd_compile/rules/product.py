@@ -28,6 +28,8 @@ class _Product(Rule):
     lacks, or has with size 1, gives rows.
     """
 
+    takes_halves = True
+
     def product(self, call: Call, left: str, right: str) -> Use | str:
         """Describe a product `left @ right`; an answer in words says which call it is about."""
         weights = call.parameter(left), call.parameter(right)

@@ -132,7 +132,7 @@ class FisherLayer(WideBuffers):
     @property
     def rows_seen(self) -> int:
         """Rows observed so far, those since the last refresh included."""
-        return int(self.absorbed_rows) + int(self.tally[ROWS])
+        return int(self.absorbed_rows + self.tally[ROWS])
 
     @property
     def unseen(self) -> str:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sngd_compile.blocks import matrices
 from sngd_compile.runtime.fisher import REJECTED, ROWS, FisherLayer
-from sngd_compile.runtime.schedule import ALL_ROWS, MOST_ROWS, OBSERVING, SEED
+from sngd_compile.runtime.samples import draw, finite_samples
+from sngd_compile.runtime.schedule import MOST_ROWS, OBSERVING
 
 
 class Statistics(Protocol):
@@ -19,6 +20,11 @@ class Statistics(Protocol):
     @property
     def least_samples(self) -> int:
         """Fewest samples that stand for a batch."""
+        ...
+
+    @property
+    def takes_halves(self) -> bool:
+        """Whether rows are entries of the samples, so that sums of halves are exact in float32."""
         ...
 
     def samples(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> list[Tensor]:
@@ -135,7 +141,8 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     rows over the outputs: every output's Fisher is a multiple of the identity, on average
     `sum_n |x_n|^2 / swapped`. A pass with a number that is not finite adds to `tally[REJECTED]`
     alone. A forward pass that activation checkpointing repeats inside the backward pass is not
-    counted again. The arithmetic is float32 or wider whatever the activations are.
+    counted again. The arithmetic is float32 or wider whatever the activations are: what takes
+    halves multiplies them exactly.
     """
     if is_shut(gate):
         return
@@ -145,7 +152,7 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     if samples[0].shape[0] * rows_each == 0:
         return
     samples = draw(samples, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
-    samples, finite = finite_samples(samples, sum.dtype)
+    samples, finite = finite_samples(samples, sum.dtype, statistics.takes_halves)
 
     def add_(total: Tensor) -> None:
         parts = matrices(total, blocks) if blocks else [total]
@@ -159,12 +166,6 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
 def is_shut(gate: Tensor) -> bool:
     """Say whether nothing is to be observed now, or a checkpoint repeats what has been."""
     return not int(gate[OBSERVING]) or torch._C._current_graph_task_id() != -1
-
-
-def finite_samples(samples: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """Widen samples, and say whether every one of them is finite and can be squared."""
-    wide = [t.to(dtype) if t.is_floating_point() else t for t in samples]
-    return wide, _square_sum(wide).isfinite()
 
 
 def add_if_finite_(sum: Tensor, finite: Tensor, add_: Callable[[Tensor], None]) -> None:
@@ -208,26 +209,6 @@ def _add_rows(
         statistics.block_moments(samples, geometry, bias, parts)
     else:
         statistics.second_moment(samples, geometry, bias, parts[0])
-
-
-def draw(
-    samples: list[Tensor], most_rows: int, rows_each: int, least: int, gate: Tensor
-) -> list[Tensor]:
-    """Draw whole samples without replacement, at least `least`, to get about `most_rows` rows."""
-    available = samples[0].shape[0]
-    wanted = max(-(-most_rows // rows_each), least)
-    if most_rows == ALL_ROWS or wanted >= available:
-        return samples
-    generator = torch.Generator().manual_seed(int(gate[SEED]))
-    chosen = torch.randperm(available, generator=generator)[:wanted].to(samples[0].device)
-    return [tensor.index_select(0, chosen) for tensor in samples]
-
-
-def _square_sum(samples: Sequence[Tensor]) -> Tensor:
-    """Return a number that is finite only if every product of two activations is."""
-    flat = [tensor.flatten() for tensor in samples if tensor.is_floating_point()]
-    squares = [torch.dot(tensor, tensor) for tensor in flat]
-    return torch.stack(squares).sum() if squares else torch.zeros((), device=samples[0].device)
 
 
 # Every step of a compiled graph comes here, mostly to find the gate shut: `custom_op` would take

@@ -11,8 +11,9 @@ from torch import Tensor
 
 import sngd_kernels
 from sngd_compile.runtime.fisher import FisherLayer
-from sngd_compile.runtime.observe import STATISTICS, draw
+from sngd_compile.runtime.observe import STATISTICS
 from sngd_compile.runtime.output_side import SAMPLES, OutputSide
+from sngd_compile.runtime.samples import draw
 from sngd_compile.runtime.schedule import BACKWARD, MOST_ROWS
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 import sngd_kernels
 from sngd_compile.runtime.fisher import REJECTED, ROWS, FisherLayer
 from sngd_compile.runtime.information import INFORMATION
-from sngd_compile.runtime.observe import STATISTICS, add_if_finite_, draw, finite_samples, is_shut
+from sngd_compile.runtime.observe import STATISTICS, add_if_finite_, is_shut
+from sngd_compile.runtime.samples import draw, finite_samples
 from sngd_compile.runtime.schedule import MOST_ROWS
 
 

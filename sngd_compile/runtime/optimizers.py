@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -30,7 +31,7 @@ from sngd_compile.runtime.refresh import (
     report_rejected,
     report_unobserved,
 )
-from sngd_compile.runtime.sharding import whole
+from sngd_compile.runtime.sharding import is_sharded, whole
 
 
 class SiteOwner(Protocol):
@@ -149,11 +150,11 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
         for site in _bind(optimizer).sites:
             site.fisher.close_step_(valid=False)
         return
-    due = []
-    for site in _bind(optimizer).sites:
+    due, sites = [], _bind(optimizer).sites
+    report_rejected([site.fisher for site in sites if site.fisher.schedule.observing])
+    for site in sites:
         schedule = site.fisher.schedule
         if schedule.observing:
-            report_rejected(site.fisher)
             site.fisher.close_step_()
         if schedule.advance():
             if _is_unobserved(site):
@@ -203,11 +204,18 @@ def _values(gradient: Tensor) -> Tensor:
 
 
 def _all_finite(gradients: list[Tensor]) -> bool:
-    """Test the sums, which NaN and infinity survive; where a sum overflows, every element."""
-    sums = torch.stack([whole(g.sum()).float().to(gradients[0].device) for g in gradients])
-    if isfinite(float(sums.sum())):
+    """Test one number that NaN and infinity survive; where it overflows, every element."""
+    if isfinite(float(_one_number(gradients))):
         return True
     return all(bool(whole(g.isfinite().all())) for g in gradients)
+
+
+def _one_number(gradients: list[Tensor]) -> Tensor:
+    """Return what is not finite if one element is not, in few launches on a GPU."""
+    if gradients[0].is_cuda and not any(map(is_sharded, gradients)):
+        return get_total_norm(gradients)
+    sums = [whole(g.sum()).float().to(gradients[0].device) for g in gradients]
+    return torch.stack(sums).sum()
 
 
 @cache

@@ -81,8 +81,8 @@ def refresh_sites(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> Non
         optimizers: Those whose states hold momenta of their parameters.
     """
     due = []
+    report_rejected([site.fisher for site in sites])
     for site in sites:
-        report_rejected(site.fisher)
         site.fisher.close_step_()
         add_up_(site.fisher)
         if site.fisher.absorb_():
@@ -192,17 +192,25 @@ def _states(
     return find(site.weight), find(site.bias)
 
 
-def report_rejected(fisher: FisherLayer) -> None:
+def report_rejected(fishers: Sequence[FisherLayer]) -> None:
     """Warn once by name when forward passes were left out because they were not finite."""
-    rejected = int(fisher.tally[REJECTED])
-    if rejected:
-        fisher.tally[REJECTED].zero_()
-        warn_once(
-            fisher,
-            "rejected",
-            f"{rejected} forward pass(es) brought it inputs that are not finite, or too large to "
-            "square; nothing was observed from them. Look for the first layer that overflows",
-        )
+    if not fishers:
+        return
+    tallies = [fisher.tally[REJECTED] for fisher in fishers]
+    counts = torch.stack([tally.to(tallies[0].device) for tally in tallies]).tolist()
+    for fisher, rejected in zip(fishers, counts, strict=True):
+        if rejected:
+            _report_rejected(fisher, rejected)
+
+
+def _report_rejected(fisher: FisherLayer, rejected: int) -> None:
+    fisher.tally[REJECTED].zero_()
+    warn_once(
+        fisher,
+        "rejected",
+        f"{rejected} forward pass(es) brought it inputs that are not finite, or too large to "
+        "square; nothing was observed from them. Look for the first layer that overflows",
+    )
 
 
 def report_unobserved(fisher: FisherLayer) -> None:

@@ -97,7 +97,7 @@ def decompose_all_(
         found, info = sngd_kernels.cholesky_inverse_ex(batch, bias=first.has_bias)
     else:
         found, info, instead = _symmetric_roots(batch, method)
-    definite = [bool(good) for good in (info == 0).reshape(len(roots), -1).all(1)]
+    definite = (info == 0).reshape(len(roots), -1).all(1).tolist()
     parts_of: Iterator[Any] = zip(found, *more, strict=True)
     for root, good, parts in zip(roots, definite, parts_of, strict=True):
         if good:
@@ -117,10 +117,11 @@ def _warm_roots(
     found, residual = sngd_kernels.warm_root(old, batch)
     near = (residual <= NEAR).reshape(len(present), -1).all(1)
     info = torch.zeros(batch.shape[:-2], dtype=torch.int32, device=batch.device)
-    far = (~near).nonzero().flatten()
-    if len(far):
+    is_near = near.tolist()
+    if not all(is_near):
+        far = (~near).nonzero().flatten()
         found[far], info[far] = sngd_kernels.cholesky_inverse_ex(batch[far], bias=bias)
-    return found, info, [bool(is_near) for is_near in near]
+    return found, info, is_near
 
 
 def _symmetric_roots(batch: Tensor, method: str) -> tuple[Tensor, Tensor, str]:

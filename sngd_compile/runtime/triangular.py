@@ -25,6 +25,9 @@ Batched = tuple[Tensor, int]
 BLOCK = 128
 """Columns of one block of a product; wide enough for a GEMM to run at full speed."""
 
+DEVICE_BLOCK = 1024
+"""The same where every call is a launch: smaller blocks take longer than one whole product."""
+
 FEW = 16
 """Rows for which one whole product takes no longer than its blocks do."""
 
@@ -58,7 +61,7 @@ def solve_between(lower: Tensor, other: Tensor) -> Tensor:
     with `X = H D^-1`: `K^3 / 4` multiply-adds, where `solve` takes `K^3 / 2`.
     """
     size = lower.shape[-1]
-    if size <= BLOCK:
+    if size <= block_width(lower):
         return solve(lower, other)
     half = size // 2
     between = torch.zeros_like(other)
@@ -79,9 +82,14 @@ def solve_transposed(lower: Tensor, x: Tensor) -> Tensor:
     return solved
 
 
+def block_width(lower: Tensor) -> int:
+    """Return how many columns are multiplied at once where the matrix lies."""
+    return BLOCK if lower.device.type == "cpu" else DEVICE_BLOCK
+
+
 def _has_blocks(x: Tensor, lower: Tensor) -> bool:
     """Whether a product is large enough to spare the zeros, and no graph must show it."""
-    is_large = lower.dim() == 2 and lower.shape[-1] > BLOCK
+    is_large = lower.dim() == 2 and lower.shape[-1] > block_width(lower)
     if not is_large or is_forward_mode() or statically_known_true(x.shape[-2] <= FEW):
         return False
     return takes_opaque_ops() or not torch.compiler.is_compiling()
@@ -154,9 +162,9 @@ def _multiply_blocks(x: Tensor, lower: Tensor, transposed: bool) -> Tensor:
 
     Those from `s` to `e` of `x A` need the rows of A from `s` on; of `x A^T` the columns up to `e`.
     """
-    product = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for index, columns in enumerate(product.split(BLOCK, -1)):
-        start, end = index * BLOCK, index * BLOCK + columns.shape[-1]
+    product, width = torch.empty_like(x, memory_format=torch.contiguous_format), block_width(lower)
+    for index, columns in enumerate(product.split(width, -1)):
+        start, end = index * width, index * width + columns.shape[-1]
         if transposed:
             torch.mm(x[:, :end], lower[start:end, :end].mT, out=columns)
         else:

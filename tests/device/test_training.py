@@ -150,6 +150,17 @@ class OnDevice(ZooCase):
         """Make the model."""
         return super().build().to(DEVICE)
 
+    def loss_of(self, model):
+        """Run the model; what the loss draws is drawn there too."""
+        torch.manual_seed(2)
+        output = model(**self.inputs())
+        with DEVICE:
+            return self.loss(output)
+
     def _cast(self, value):
+        if isinstance(value, list):
+            return [self._cast(one) for one in value]
+        if isinstance(value, dict):
+            return {name: self._cast(one) for name, one in value.items()}
         value = super()._cast(value)
         return value.to(DEVICE) if isinstance(value, torch.Tensor) else value

@@ -14,7 +14,9 @@ SUMS |= {"bincount", "index_add", "index_add_", "scatter_add", "scatter_add_", "
 ROOTS = {"rsqrt", "pow", "cholesky", "cholesky_ex", "eigh", "svd", "qr", "inv", "inverse"}
 ROOTS |= {"solve_triangular", "cholesky_inverse", "matrix_power"}
 
-OBSERVING = [PACKAGE / "runtime" / f"{name}.py" for name in ("observe", "observe_gradient")]
+OBSERVING = [
+    PACKAGE / "runtime" / f"{name}.py" for name in ("observe", "observe_gradient", "samples")
+]
 REFRESHING = [
     PACKAGE / "runtime" / f"{name}.py"
     for name in ("average", "decomposition", "output_side", "refresh", "roots")
@@ -23,7 +25,7 @@ RULES = sorted([*(PACKAGE / "rules").glob("*.py"), *(PACKAGE / "composites").glo
 STATISTICS = ("second_moment", "diagonal")
 
 ALLOWED = {
-    ("observe.py", "_square_sum"): {"dot", "sum"},  # whether any product of two would overflow
+    ("samples.py", "_square_sum"): {"dot", "sum"},  # whether any product of two would overflow
     ("observe.py", "_add_rows"): {"sum"},  # the trace of what `diagonal` has summed
 }
 

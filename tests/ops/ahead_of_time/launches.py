@@ -88,7 +88,9 @@ def sum_launches() -> Iterator[Launch]:
 
 def convolution(shape: tuple[int, ...], taps: int, dtype: torch.dtype) -> None:
     geometry = conv_geometry(shape, taps, 1, taps // 2, 1, 1)
-    launch_tap_products(fake(*shape, dtype=dtype), geometry)
+    images, channels, *spatial = shape
+    channels_last = fake(images, *spatial, channels, dtype=dtype).movedim(-1, 1)
+    launch_tap_products(channels_last, geometry)
 
 
 def conv_launches() -> Iterator[Launch]:
