@@ -156,7 +156,8 @@ def _refuse_change(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         ModelError: With the name of the weight and the line.
     """
     name, first = _name(func), args[0] if args else next(iter(kwargs.values()), None)
-    in_place = name.endswith("_") and not name.endswith("__") and name not in _HARMLESS
+    # Slices: Dynamo of torch 2.14 does not follow `endswith` on the name of a function.
+    in_place = name[-1:] == "_" and name[-2:] != "__" and name not in _HARMLESS
     in_place = in_place or name == "__setitem__" or func == _SET_DATA
     changed = first if in_place else kwargs.get("out")
     if isinstance(changed, GuardedWeight):

@@ -94,24 +94,27 @@ def mapped(name: str, root: Root, form: RootForm, weight: Tensor, bias: Tensor |
         Both, of the shapes and dtypes given.
     """
     if takes_opaque_ops() and form.pays_as_op:
-        buffers = list(_buffers_of(root))
-        opaque = torch.ops.sngd.map_weight(weight, bias, buffers, name, *form.encode())
+        opaque = torch.ops.sngd.map_weight(weight, bias, _buffers_of(root), name, *form.encode())
         return opaque[0], None if bias is None else opaque[1]
     return visibly_mapped(name, root, form.layout, weight, bias)
 
 
-def _buffers_of(root: nn.Module) -> Iterator[Tensor]:
-    """List the buffers of a root and of those in it, in a way that Dynamo traces fast."""
-    yield from cast(Any, root._buffers.values())
+def _buffers_of(root: nn.Module) -> list[Tensor]:
+    """List the buffers of a root and of those in it, in a way that Dynamo traces fast.
+
+    No generator: one that is left before its end is closed, which torch 2.14 does not trace.
+    """
+    buffers = [*cast(Any, root._buffers.values())]
     for child in root._modules.values():
-        yield from _buffers_of(cast(nn.Module, child))
+        buffers += _buffers_of(cast(nn.Module, child))
+    return buffers
 
 
 def visibly_mapped(
     name: str, root: Root, layout: Layout, weight: Tensor, bias: Tensor | None
 ) -> Pair:
     """Apply one of `MAPS` as `mapped` does, in a graph too by nodes that a compiler sees."""
-    wide = torch.promote_types(weight.dtype, next(iter(_buffers_of(root))).dtype)
+    wide = torch.promote_types(weight.dtype, _buffers_of(root)[0].dtype)
     pair = as_matrices(layout, weight, bias, wide)
     device = weight.device.type
     if torch.is_autocast_enabled(device):
