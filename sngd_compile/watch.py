@@ -81,8 +81,11 @@ class Watch:
             Watch.calling = None
         elif event == "c_call" and self._is_user(frame):
             Watch.calling = argument
-            owner = type(getattr(argument, "__self__", None)).__module__
-            _refuse_stdlib(argument.__module__ or owner, argument.__name__)
+            holder = getattr(argument, "__self__", None)
+            if isinstance(holder, type) and issubclass(holder, torch.autograd.Function):
+                # `apply` is Python up to torch 2.13 and C from 2.14 on.
+                raise UncapturableError("its forward calls torch.autograd.function")
+            _refuse_stdlib(argument.__module__ or type(holder).__module__, argument.__name__)
 
     def _enter(self, frame: FrameType) -> None:
         code, module = frame.f_code, module_of(frame)

@@ -76,6 +76,13 @@ def checkpointed_reentrant(self, x):
     return checkpoint(self.linear, x, use_reentrant=True)
 
 
+def scripting(test):
+    """Scripting is deprecated, by another kind of warning from torch 2.14 on."""
+    for kind in ("DeprecationWarning", "FutureWarning"):
+        test = pytest.mark.filterwarnings(f"ignore:`torch.jit.*` is deprecated:{kind}")(test)
+    return test
+
+
 CONTEXTS = [
     (frozen_part, "`with`"),
     (frozen_in_a_helper, "`with`"),
@@ -174,7 +181,7 @@ def test_forwards_that_are_no_plain_functions():
     assert "replaced on the instance" in reason(replaced)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
+@scripting
 def test_scripted_and_traced_modules_are_left():
     for made in (torch.jit.script(nn.Linear(3, 3)), torch.jit.trace(nn.Linear(3, 3), X)):
         assert "scripted" in reason(made)
@@ -198,7 +205,7 @@ def doubled(x: torch.Tensor) -> torch.Tensor:
 SCRIPTED = None
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
+@scripting
 def test_calling_a_scripted_function_keeps_its_meaning(monkeypatch):
     monkeypatch.setitem(globals(), "SCRIPTED", torch.jit.script(doubled))
     assert_same(layer(calls_a_script), X)

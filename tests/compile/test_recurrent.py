@@ -154,6 +154,7 @@ def test_autocast_leaves_the_layer_in_the_dtype_of_its_weights(backend):
     assert counter.frame_count == 1
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_the_ops_obey_torch_s_own_checks():
     layer = nn.LSTM(2, 3, bidirectional=True)
     states = [torch.randn(2, 5, 3, requires_grad=True) for _ in range(2)]

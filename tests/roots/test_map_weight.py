@@ -91,6 +91,7 @@ def test_gradients_of_gradients(form):
     assert gradgradcheck(lambda *pair: [part.sin() for part in function(*pair)], pair)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("form", ["cholesky", "cholesky, groups", "block"])
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_what_torch_asks_of_an_op(form, has_bias):
@@ -109,6 +110,7 @@ def test_strides_do_not_matter():
     torch.testing.assert_close(function(turned, bias), function(weight, bias))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("width", [7, BLOCK + 3])
 def test_whitening(width):
     rows, bias = torch.randn(19, width, requires_grad=True), torch.randn(3, requires_grad=True)
