@@ -19,8 +19,6 @@ import torch
 import torch.nn.functional as F
 import transformers as hf
 import typer
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -32,8 +30,12 @@ RATE, LARGEST_NORM = 1e-4, 1.0
 DEVICE = torch.device("cuda")
 MODES = ("eager", "default", "reduce-overhead")
 NAMES = ("SGD", "SNGD")
-
-console = Console(width=160)
+HEADER = (
+    "network",
+    "mode",
+    *("SGD mean ms", "SNGD mean ms", "SGD median", "SNGD median"),
+    *("SNGD, the refresh", "SNGD over SGD (single periods)"),
+)
 
 
 @dataclass(frozen=True)
@@ -158,14 +160,12 @@ def main(
     """Measure every workload and print the table."""
     if not torch.cuda.is_available():
         sys.exit("bench-gpu-steps needs a GPU; torch sees none")
-    header = ("network", "mode", "SGD mean ms", "SNGD mean ms", "SGD median", "SNGD median")
-    table = Table(*header, "refresh ms", "SNGD over SGD (single periods)")
+    device = torch.cuda.get_device_name()
+    typer.echo(f"{device}, torch {torch.__version__}, {periods} period(s) of {CYCLE} steps\n")
+    typer.echo(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
     for workload in WORKLOADS:
         for each in mode or MODES if only in workload.name else ():
-            table.add_row(*measure(workload, each, periods))
-            console.print(f"{workload.name}, {each}: done")
-    console.print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {periods} periods")
-    console.print(table)
+            typer.echo(f"| {' | '.join(measure(workload, each, periods))} |")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,14 @@ HALVES_AND_FLOAT32 = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class Limits(NamedTuple):
-    """Say what a kernel takes: other dtypes and larger matrices go to PyTorch's own operations."""
+    """Say what a kernel takes: other dtypes and larger matrices go to PyTorch's own operations.
+
+    Matrices above `pays_up_to` too, unless the kernels are forced: PyTorch is faster there.
+    """
 
     dtypes: tuple[torch.dtype, ...]
     largest: int | None = None
+    pays_up_to: int | None = None
 
 
 LIMITS = {
@@ -33,7 +37,7 @@ LIMITS = {
     "unit_second_moment": Limits(HALVES_AND_FLOAT32),
     "squared_sum": Limits(HALVES_AND_FLOAT32),
     "channel_second_moment": Limits(HALVES_AND_FLOAT32),
-    "cholesky_inverse": Limits((torch.float32,), largest=128),
+    "cholesky_inverse": Limits((torch.float32,), largest=128, pays_up_to=64),
     "matmul_nt": Limits((torch.float32,)),
 }
 
@@ -95,7 +99,8 @@ def choose(op: str, x: Tensor, obstacle: str | None = None) -> Choice:
         return Choice(op, "reference", f"{VARIABLE}=reference")
     if x.numel() == 0:
         return Choice(op, "reference", "nothing to compute")
-    found = obstacle or _limit(op, x) or _missing(x, forced=setting == "triton")
+    forced = setting == "triton"
+    found = obstacle or _limit(op, x, forced=forced) or _missing(x, forced=forced)
     if found is None:
         return Choice(op, "triton", f"{VARIABLE}=triton" if setting else f"x is on {x.device}")
     if setting == "triton":
@@ -118,13 +123,15 @@ def launcher(op: str, x: Tensor) -> Callable[..., Any]:
     return launch_on_device
 
 
-def _limit(op: str, x: Tensor) -> str | None:
-    """Name the dtype or the size for which there is no kernel."""
+def _limit(op: str, x: Tensor, *, forced: bool) -> str | None:
+    """Name the dtype or the size for which there is no kernel, or, not forced, no gain."""
     limits = LIMITS[op]
     if x.dtype not in limits.dtypes:
         return f"no kernel for {x.dtype}"
     if limits.largest is not None and x.shape[-1] > limits.largest:
         return f"D = {x.shape[-1]} is above {limits.largest}"
+    if limits.pays_up_to is not None and x.shape[-1] > limits.pays_up_to and not forced:
+        return f"D = {x.shape[-1]} is above {limits.pays_up_to}, where PyTorch's own are faster"
     return None
 
 

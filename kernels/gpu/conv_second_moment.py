@@ -37,7 +37,7 @@ class Config(NamedTuple):
 # large tiles pay where there are many. Elsewhere entries are gathered through registers: small
 # tiles, so that addresses and masks fit beside the accumulator.
 GATHER = {2: Config(32, 64, 64, 4, 2), 4: Config(16, 64, 64, 8, 2)}
-COPIES = {2: Config(64, 64, 64, 4, 3), 4: Config(32, 64, 64, 4, 3)}
+COPIES = {2: Config(64, 64, 64, 4, 4), 4: Config(32, 64, 64, 4, 3)}
 LARGE_COPIES = {2: Config(64, 128, 128, 8, 3), 4: Config(32, 64, 64, 4, 3)}
 INTERPRETED = {2: Config(64, 16, 64, 4, 1), 4: Config(64, 16, 64, 4, 1)}
 MANY_CHANNELS = 128

@@ -1,8 +1,9 @@
 """`second_moment` in Triton: tiles of the upper triangle, rows split into parts, summed in order.
 
 Every tile of `G = x^T x` on or above the diagonal is one program per part of the rows, so that half
-of the products of a general GEMM are never taken. The column of ones is no column: the programs on
-the diagonal add their columns up after their product, from the cache.
+of the products of a general GEMM are never taken. The column of ones is no column: further programs
+add the columns up, one for each block of them; left to the programs on the diagonal, they took
+twice as long as the others, and the whole waited for them.
 """
 
 from typing import NamedTuple
@@ -61,23 +62,35 @@ def second_moment_partials(  # type: ignore[no-untyped-def]
     BIAS: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Multiply two block columns of one part of the rows; add up the columns on the diagonal."""
+    """Multiply two block columns of one part of the rows, or add the columns of one up."""
     pair = tl.program_id(0)
     split = tl.program_id(1).to(tl.int64)
+    pairs = tiles * (tiles + 1) // 2
     row_tile, column_tile = tile_of_pair(pair, tiles)
     local = tl.arange(0, BLOCK_WIDTH)
     rows = tl.arange(0, BLOCK_ROWS)[:, None]
     # Bases are 64-bit scalars, offsets inside a tile 32-bit: fewer registers, no overflow.
     offsets = rows * stride_row + local[None, :] * stride_column  # [BLOCK_ROWS, BLOCK_WIDTH]
     first_row = split * rows_per_split
+    step = tl.full((), BLOCK_ROWS, tl.int64) * stride_row
+    rows_left = tl.minimum(rows_per_split, row_count - first_row).to(tl.int32)
+    if BIAS and pair >= pairs:
+        tile = pair - pairs
+        column, inside = block_column(
+            x, first_row, tile, width, stride_row, stride_column, BLOCK_WIDTH
+        )
+        total = column_sums(column, offsets, inside, rows_left, step, BLOCK_ROWS, BLOCK_WIDTH)
+        sums += split * sums_width
+        tl.store(sums + tile * BLOCK_WIDTH + local, total)
+        if tile == 0:
+            tl.store(sums + tiles * BLOCK_WIDTH, tl.maximum(rows_left, 0).to(tl.float32))
+        return
     left, in_left = block_column(
         x, first_row, row_tile, width, stride_row, stride_column, BLOCK_WIDTH
     )
     right, in_right = block_column(
         x, first_row, column_tile, width, stride_row, stride_column, BLOCK_WIDTH
     )
-    step = tl.full((), BLOCK_ROWS, tl.int64) * stride_row
-    rows_left = tl.minimum(rows_per_split, row_count - first_row).to(tl.int32)
     product = tl.zeros((BLOCK_WIDTH, BLOCK_WIDTH), tl.float32)
     for first in range(0, rows_left, BLOCK_ROWS):
         inside = first + rows < rows_left
@@ -88,24 +101,15 @@ def second_moment_partials(  # type: ignore[no-untyped-def]
         product = tl.dot(tl.trans(a), b, product, input_precision=PRECISION)
         left += step
         right += step
-    tile = partials + (split * tl.num_programs(0) + pair) * (BLOCK_WIDTH * BLOCK_WIDTH)
-    tl.store(tile + local[:, None] * BLOCK_WIDTH + local[None, :], product)
-    if BIAS and row_tile == column_tile:
-        column, inside = block_column(
-            x, first_row, column_tile, width, stride_row, stride_column, BLOCK_WIDTH
-        )
-        total = column_sums(column, offsets, inside, rows_left, step, BLOCK_ROWS, BLOCK_WIDTH)
-        sums += split * sums_width
-        tl.store(sums + column_tile * BLOCK_WIDTH + local, total)
-        if column_tile == 0:
-            tl.store(sums + tiles * BLOCK_WIDTH, tl.maximum(rows_left, 0).to(tl.float32))
+    block = partials + (split * pairs + pair) * (BLOCK_WIDTH * BLOCK_WIDTH)
+    tl.store(block + local[:, None] * BLOCK_WIDTH + local[None, :], product)
 
 
 @triton.jit
 def column_sums(  # type: ignore[no-untyped-def]
     column, offsets, inside, rows_left, step, BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr
 ):
-    """Add up the rows of a block column: they were read a moment ago, and lie in the cache."""
+    """Add up the rows of a block column."""
     rows = tl.arange(0, BLOCK_ROWS)[:, None]
     total = tl.zeros((BLOCK_WIDTH,), tl.float32)
     for first in range(0, rows_left, BLOCK_ROWS):
@@ -136,7 +140,7 @@ def launch_second_moment(x: Tensor, *, bias: bool, out: Tensor | None = None) ->
     row_blocks = triton.cdiv(count, block_rows)
     splits = splits_of_rows(row_blocks, pairs, target.processors)
     partials, sums = allocate_partials(x, splits, 1, width, config.block_width)
-    second_moment_partials[(pairs, splits)](
+    second_moment_partials[(pairs + tiles if bias else pairs, splits)](
         x, partials, sums,
         count, width, *x.stride(),
         triton.cdiv(row_blocks, splits) * block_rows, tiles, sums.shape[-1],

@@ -97,7 +97,8 @@ def sums() -> Iterator[Case]:
 
 def convolutions() -> Iterator[Case]:
     for dtype in (torch.bfloat16, torch.float32):
-        for shape, taps in (((8, 64, 28, 28), 3), ((3, 33, 15, 17), 5), ((2, 3, 63), 3)):
+        sizes_and_taps = (((8, 64, 28, 28), 3), ((3, 33, 15, 17), 5), ((2, 3, 63), 3))
+        for shape, taps in (*sizes_and_taps, ((5, 160, 14, 9), 3), ((5, 48, 9, 9), 1)):
             sizes = conv_geometry(shape, taps, 1, taps // 2, 1, 1)
             arguments = (sizes.kernel, sizes.stride, sizes.padding, sizes.dilation, 1)
             yield Case(
