@@ -164,5 +164,5 @@ def splits_of_rows(
     Two programs per processor, but at least `blocks_per_split` steps each: fewer would spend their
     time on writing the partial result. It depends on shapes alone, so results are reproducible.
     """
-    wanted = triton.cdiv(2 * processors, programs)
+    wanted = 2 * processors // programs  # one more would wait for a second round
     return max(1, min(int(wanted), row_blocks // blocks_per_split))

@@ -63,7 +63,8 @@ def second_moment_partials(  # type: ignore[no-untyped-def]
     BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Multiply two block columns of one part of the rows, or add the columns of one up."""
-    pair = tl.program_id(0)
+    # The sums come first: they take longer than a product, and the others fill the time.
+    pair = tl.program_id(0) - (tiles if BIAS else 0)
     split = tl.program_id(1).to(tl.int64)
     pairs = tiles * (tiles + 1) // 2
     row_tile, column_tile = tile_of_pair(pair, tiles)
@@ -74,8 +75,8 @@ def second_moment_partials(  # type: ignore[no-untyped-def]
     first_row = split * rows_per_split
     step = tl.full((), BLOCK_ROWS, tl.int64) * stride_row
     rows_left = tl.minimum(rows_per_split, row_count - first_row).to(tl.int32)
-    if BIAS and pair >= pairs:
-        tile = pair - pairs
+    if BIAS and pair < 0:
+        tile = pair + tiles
         column, inside = block_column(
             x, first_row, tile, width, stride_row, stride_column, BLOCK_WIDTH
         )
@@ -138,9 +139,10 @@ def launch_second_moment(x: Tensor, *, bias: bool, out: Tensor | None = None) ->
     pairs = tiles * (tiles + 1) // 2
     block_rows = config.block_rows if copies_are_wide(x) else config.unaligned_rows
     row_blocks = triton.cdiv(count, block_rows)
-    splits = splits_of_rows(row_blocks, pairs, target.processors)
+    programs = pairs + tiles if bias else pairs
+    splits = splits_of_rows(row_blocks, programs, target.processors)
     partials, sums = allocate_partials(x, splits, 1, width, config.block_width)
-    second_moment_partials[(pairs + tiles if bias else pairs, splits)](
+    second_moment_partials[(programs, splits)](
         x, partials, sums,
         count, width, *x.stride(),
         triton.cdiv(row_blocks, splits) * block_rows, tiles, sums.shape[-1],

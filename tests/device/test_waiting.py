@@ -47,14 +47,14 @@ class Trainer:
 @pytest.mark.parametrize("max_rows", [None, 10])
 def test_a_step_waits_as_often_however_many_layers(max_rows):
     observed, plain = [], []
-    for layers in (1, 5):
+    for layers in (1, 1, 5):  # what happens once in a process happens to the first
         trainer = Trainer(layers, CONFIG.replace(max_rows=max_rows))
         for _ in range(4):
             trainer.step()
         observed.append(trainer.waits())
         plain.append(trainer.waits())
-    assert plain == [1, 1]  # whether the gradients are finite
-    assert observed[0] == observed[1] <= 3  # whether the activations were, too
+    assert plain[1:] == [1, 1]  # whether the gradients are finite
+    assert observed[1] == observed[2] <= 3  # whether the activations were, too
 
 
 def test_a_refresh_waits_four_times_a_layer():

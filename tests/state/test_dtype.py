@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import sngd_compile as sngd
+import sngd_kernels
 from api import EVERY_STEP, apart, batch, mlp, sgd, train, trained
 
 
@@ -121,3 +122,49 @@ def test_mixed_dtypes_in_one_model():
     net = trained(Mixed())
     assert dtypes(net) == {torch.float32, torch.float64}
     assert apart(net, sngd.fold(net)) < 1e-6
+
+
+HALVES = [torch.bfloat16, torch.float16]
+LAYERS = [
+    (lambda: nn.Linear(6, 3), (9, 6)),
+    (lambda: nn.Conv2d(6, 4, 2, groups=2), (4, 6, 5, 3)),
+    (lambda: nn.Conv1d(6, 3, 1, stride=2, bias=False), (4, 6, 5)),
+]
+
+
+@pytest.mark.parametrize("fisher", ["shared", "diagonal", "block"])
+@pytest.mark.parametrize(("layer", "shape"), LAYERS)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_halves_are_multiplied_as_they_are(dtype, layer, shape, fisher, monkeypatch):
+    config = EVERY_STEP.replace(fisher=fisher, block_size=2)
+    net = sngd.reconstruct(layer().to(dtype), config)
+    wide = sngd.reconstruct(layer(), config)
+    seen = []
+
+    def recording(operation):
+        def recorded(x, *arguments, **options):
+            seen.append(x.dtype)
+            return operation(x, *arguments, **options)
+
+        return recorded
+
+    for name in ("second_moment", "conv_second_moment", "squared_sum"):
+        monkeypatch.setattr(sngd_kernels, name, recording(getattr(sngd_kernels, name)))
+    x = torch.randn(shape).to(dtype)
+    net(x)
+    assert set(seen) == {dtype}
+    monkeypatch.undo()
+    wide(x.float())
+    factors = [sngd.fisher_layers(sngd.refresh_(one))["weight"].factor for one in (net, wide)]
+    torch.testing.assert_close(*factors)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float16, float("inf")), (HALVES[0], 1e38)])
+def test_halves_that_cannot_be_squared_are_rejected(dtype, value):
+    net = sngd.reconstruct(nn.Linear(6, 3).to(dtype), EVERY_STEP)
+    x = torch.randn(9, 6).to(dtype)
+    x[2, 3] = value
+    net(x)
+    assert sngd.fisher_layers(net)["weight"].rows_seen == 0
+    with pytest.warns(sngd.SngdWarning, match="too large to square"):
+        sngd.refresh_(net)

@@ -134,3 +134,13 @@ def test_conv_second_moment_of_channels_last() -> None:
     x = random(2, 5, 6, 4).permute(0, 3, 1, 2)
     exact = conv_second_moment_reference(x.double(), (3, 2), (1, 1), (1, 0), (1, 1), 1)
     assert_equal_up_to_rounding(conv_second_moment(x, (3, 2), 1, (1, 0)), exact)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_of_one_tap_only_the_positions_it_sees_are_rows(groups: int, bias: bool) -> None:
+    x = random(3, 4, 5, 7)
+    sizes = (1, 1), (2, 3), (0, 0), (1, 1)
+    assert explain(conv_second_moment, x, *sizes, groups).path == "triton"
+    exact = conv_second_moment_reference(x.double(), *sizes, groups, bias=bias)
+    assert_equal_up_to_rounding(conv_second_moment(x, *sizes, groups, bias=bias), exact)
