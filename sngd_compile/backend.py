@@ -1,7 +1,7 @@
 """`torch.compile(model, backend="sngd")`: the parameters stay `w`, their gradients come natural.
 
 Private names of torch here: `torch._dynamo`, `torch._guards`, `torch._inductor`; seen on 2.11 to
-2.13.
+2.14.
 """
 
 from __future__ import annotations

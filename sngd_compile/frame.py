@@ -178,7 +178,7 @@ class _Reader:
     def shown(self, name: str) -> str:
         """Return the name that the user gave a parameter, as far as Dynamo tells."""
         node = next(node for node, read in self.reads.items() if read == name)
-        source = getattr(node, "_dynamo_source", None)  # seen on torch 2.11 to 2.13
+        source = getattr(node, "_dynamo_source", None)  # seen on torch 2.11 to 2.14
         text = str(getattr(source, "name", name))
         parts = re.findall(r"_(?:modules|parameters)\['([^']+)'\]", text)
         return ".".join(parts) or name

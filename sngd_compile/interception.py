@@ -26,7 +26,7 @@ from sngd_compile.views import VIEWS, follow
 
 Composite = Callable[..., Any]
 
-_MODULE_CALL = torch.nn.Module._call_impl.__code__  # seen on torch 2.11 to 2.13
+_MODULE_CALL = torch.nn.Module._call_impl.__code__  # seen on torch 2.11 to 2.14
 
 COMPOSITES: dict[Any, Composite] = {}
 """Functions that meet several weights at once, and what to call instead while observing."""
@@ -94,7 +94,7 @@ class FoldedWeight(GuardedWeight):
         """Compute on plain tensors; observe, or follow a view."""
         kwargs = kwargs or {}
         _refuse_change(func, args, kwargs)
-        # The documented way to leave the protocol; seen on torch 2.11 to 2.13.
+        # The documented way to leave the protocol; seen on torch 2.11 to 2.14.
         with torch._C.DisableTorchFunctionSubclass():
             if func in COMPOSITES:
                 return COMPOSITES[func](*args, **kwargs)

@@ -229,7 +229,7 @@ def _prepare(module: nn.Module) -> None:
     _keep_nothing(module, None)
 
 
-# Seen on torch 2.11 to 2.13: the fused calls read `_flat_weights`; `_flat_weight_refs` says whether
+# Seen on torch 2.11 to 2.14: the fused calls read `_flat_weights`; `_flat_weight_refs` says whether
 # they are still those; `_init_flat_weights` and `flatten_parameters` rewrite them in place.
 register_members(
     nn.RNNBase,

@@ -97,7 +97,7 @@ class FrameRewriter:
         for node in module.graph.nodes:
             copy = graph.node_copy(node, lambda n: self.copied[n])
             self.copied[node] = copy
-            if hasattr(node, "_dynamo_source"):  # seen on torch 2.11 to 2.13
+            if hasattr(node, "_dynamo_source"):  # seen on torch 2.11 to 2.14
                 copy._dynamo_source = node._dynamo_source
         made = fx.GraphModule(module, graph)
         made.meta = dict(module.meta)

@@ -26,7 +26,7 @@ class GroupedProduct(Rule):
     """
 
     name = "grouped product"
-    # The public function calls the private one, seen on torch 2.11 to 2.13.
+    # The public function calls the private one, seen on torch 2.11 to 2.14.
     # The operator is what transformers compiles instead, where the function takes bfloat16 alone.
     targets = (F.grouped_mm, torch._grouped_mm, "transformers::grouped_mm_fallback")
     signature = inspect.signature(lambda rows, weight, offs=None, bias=None, out_dtype=None: ...)

@@ -53,7 +53,7 @@ def register_rule(rule_class: RuleClass) -> RuleClass:
 
 def rule_for(target: Callable[..., Any] | str) -> Rule | None:
     """Return the rule that understands calls of `target`, a function or the name of a method."""
-    if isinstance(target, torch._ops.OpOverload):  # seen on torch 2.11 to 2.13
+    if isinstance(target, torch._ops.OpOverload):  # seen on torch 2.11 to 2.14
         target = target.overloadpacket
     if isinstance(target, torch._ops.OpOverloadPacket):
         return _by_target.get(target, _by_target.get(target._qualified_op_name))

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 def are_transforms_active() -> bool:
     """Say whether a vmap, grad or jvp of functorch is running, or is being traced.
 
-    Private, seen on torch 2.11 to 2.13. Dynamo guards what it traced with the transforms that were
+    Private, seen on torch 2.11 to 2.14. Dynamo guards what it traced with the transforms that were
     active, so the answer is a constant of its graph.
     """
     return torch._C._are_functorch_transforms_active()
@@ -37,7 +37,7 @@ def takes_opaque_ops() -> bool:
 def is_forward_mode() -> bool:
     """Say whether tensors may carry tangents: `torch.autograd.forward_ad.dual_level` is active.
 
-    Private, seen on torch 2.11 to 2.13. A graph that was traced before meets it in its ops.
+    Private, seen on torch 2.11 to 2.14. A graph that was traced before meets it in its ops.
     """
     return forward_ad._current_level >= 0
 

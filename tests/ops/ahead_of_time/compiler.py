@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 import triton
-from torch._subclasses.fake_tensor import FakeTensorMode  # seen on torch 2.11 to 2.13
+from torch._subclasses.fake_tensor import FakeTensorMode  # seen on torch 2.11 to 2.14
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
