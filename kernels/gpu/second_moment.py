@@ -80,11 +80,10 @@ def second_moment_partials(  # type: ignore[no-untyped-def]
         column, inside = block_column(
             x, first_row, tile, width, stride_row, stride_column, BLOCK_WIDTH
         )
-        total = column_sums(column, offsets, inside, rows_left, step, BLOCK_ROWS, BLOCK_WIDTH)
         sums += split * sums_width
-        tl.store(sums + tile * BLOCK_WIDTH + local, total)
-        if tile == 0:
-            tl.store(sums + tiles * BLOCK_WIDTH, tl.maximum(rows_left, 0).to(tl.float32))
+        add_columns(
+            sums, tile, tiles, column, offsets, inside, rows_left, step, BLOCK_ROWS, BLOCK_WIDTH
+        )
         return
     left, in_left = block_column(
         x, first_row, row_tile, width, stride_row, stride_column, BLOCK_WIDTH
@@ -107,17 +106,20 @@ def second_moment_partials(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def column_sums(  # type: ignore[no-untyped-def]
-    column, offsets, inside, rows_left, step, BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr
-):
-    """Add up the rows of a block column."""
+def add_columns(  # type: ignore[no-untyped-def]
+    sums, tile, tiles, column, offsets, inside, rows_left, step,
+    BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Add up the rows of a block column, and behind all columns count them."""
     rows = tl.arange(0, BLOCK_ROWS)[:, None]
     total = tl.zeros((BLOCK_WIDTH,), tl.float32)
     for first in range(0, rows_left, BLOCK_ROWS):
         a = tl.load(column + offsets, mask=(first + rows < rows_left) & inside, other=0.0)
         total += tl.sum(a.to(tl.float32), axis=0)
         column += step
-    return total
+    tl.store(sums + tile * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH), total)
+    if tile == 0:
+        tl.store(sums + tiles * BLOCK_WIDTH, tl.maximum(rows_left, 0).to(tl.float32))
 
 
 def launch_second_moment(x: Tensor, *, bias: bool, out: Tensor | None = None) -> Tensor:

@@ -20,6 +20,8 @@ TARGETS += [
     "bench-profile",
     "bench-compiled",
     "bench-kernels",
+    "bench-roots",
+    "bench-gpu-steps",
     "bench-gpu",
     "kernel-table",
 ]
