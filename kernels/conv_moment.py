@@ -7,7 +7,8 @@ from .conv_patches import patch_moment_, patch_sums
 from .conv_path import TAPS_MIN_CHANNELS, faster_path
 from .conv_taps import tap_moment_
 from .dispatch import Choice, choose
-from .rows import ACCUMULATION_DTYPE, append_bias_, autocast_off
+from .precision import exact_products
+from .rows import ACCUMULATION_DTYPE, append_bias_
 
 ALGORITHMS = {"taps": tap_moment_, "patches": patch_moment_}
 
@@ -40,7 +41,7 @@ def conv_moment(x: Tensor, geometry: ConvGeometry, bias: bool) -> Tensor:
     dtype = ACCUMULATION_DTYPE[x.dtype]
     size = geometry.width + int(bias)
     moment = x.new_empty((geometry.groups, size, size), dtype=dtype)
-    with autocast_off(x.device):
+    with exact_products(x.device):
         patch_entries = moment[:, : geometry.width, : geometry.width]
         ALGORITHMS[faster_path(geometry)](patch_entries, x, geometry)
     return finish_conv_moment(moment, x, geometry, bias)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .eigenpairs import eigenpairs_ex
-from .rows import autocast_off
+from .precision import exact_products
 
 
 def eigen_root_ex(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def eigen_root_ex(matrices: Tensor) -> tuple[Tensor, Tensor]:
     eigenvalues, eigenvectors, info = eigenpairs_ex(matrices)
     least_positive = (eigenvalues <= 0).sum(-1, dtype=torch.int32)
     info = torch.where(info == 0, least_positive, info)
-    with autocast_off(matrices.device):
+    with exact_products(matrices.device):
         half = eigenvectors * eigenvalues.pow(-0.25)[..., None, :]
         root = (half @ half.mT).to(matrices.dtype)
     root = root.triu() + root.triu(1).mT

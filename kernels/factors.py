@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .rows import autocast_off
+from .precision import exact_products
 
 # Largest |a_ij - a_ji| over the largest diagonal entry that counts as rounding.
 ASYMMETRY = {torch.float32: 1e-4, torch.float64: 1e-10}
@@ -43,7 +43,7 @@ def invert_factor(matrices: Tensor, damping: Tensor, bias: bool) -> tuple[Tensor
     if matrices.numel() == 0:
         return matrices.new_empty(matrices.shape), flaws(matrices)
     info, inverse = flaws(matrices), torch.zeros_like(matrices)
-    with autocast_off(matrices.device):
+    with exact_products(matrices.device):
         if bias:
             pivots = _invert_bias_first_(inverse, matrices, damping[:, None])
         else:

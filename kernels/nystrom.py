@@ -6,7 +6,7 @@ from torch import Tensor
 from .cholesky_inverse import check_square
 from .errors import KernelValueError
 from .factors import NOT_FINITE, flaws
-from .rows import autocast_off
+from .precision import exact_products
 
 # Products with the matrix before the last one; each sharpens the subspace.
 POWER_ITERATIONS = 2
@@ -50,7 +50,7 @@ def nystrom_root_ex(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor
     # One matrix that is not finite would have the solver fail for all of them.
     identity = torch.eye(size, dtype=batch.dtype, device=batch.device)
     usable = torch.where((info != NOT_FINITE)[:, None, None], batch, identity)
-    with autocast_off(batch.device):
+    with exact_products(batch.device):
         basis = _range(usable, kept)
         image = usable @ basis
         inner = basis.mT @ image

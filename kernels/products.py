@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .rows import autocast_off, mirror_, upper_product_
+from .precision import exact_products
+from .rows import mirror_, upper_product_
 
 
 def product_nt(
@@ -27,7 +28,7 @@ def product_nt(
         symmetric: compute the upper triangle, and mirror it.
     """
     result = a.new_zeros(len(a), a.shape[1], b.shape[1])
-    with autocast_off(a.device):
+    with exact_products(a.device):
         if addend is not None:
             result.add_(addend, alpha=beta)
         if gamma:

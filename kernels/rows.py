@@ -1,11 +1,10 @@
 """What every second moment shares: accepted rows, their product, the bias entries, the buffer."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
 from .errors import KernelTypeError, KernelValueError
+from .precision import exact_products
 
 # Columns in a block row of a symmetric product. Measured on one AVX-512 thread, D = 256 to 2304:
 # 64 and 128 tie in the product, 64 mirrors up to 1.5 times faster; 256 is 10 % to 40 % slower.
@@ -52,19 +51,12 @@ def check_out(out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, li
         )
 
 
-def autocast_off(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which autocast cannot lower the precision of a product."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
-
-
 def row_moment(x: Tensor, bias: bool) -> Tensor:
     """Return the second moment `[D + bias, D + bias]` of rows `x` `[N, D]`, exactly symmetric."""
     count, width = x.shape
     rows = x.to(ACCUMULATION_DTYPE[x.dtype]).unsqueeze(0)
     moment = rows.new_empty(1, width + bias, width + bias)
-    with autocast_off(x.device):
+    with exact_products(x.device):
         mirror_(upper_product_(moment[:, :width, :width], rows))
         if bias:
             append_bias_(moment, rows.sum(1), count)
@@ -84,7 +76,7 @@ def unit_moment(x: Tensor, weights: Tensor, bias: bool) -> Tensor:
     weights = weights.to(rows.dtype)
     moments = rows.new_empty(units, width + bias, width + bias)
     at_once = max(1, UNIT_BYTES // max(1, rows.numel() * rows.element_size()))
-    with autocast_off(x.device):
+    with exact_products(x.device):
         for some, columns in zip(moments.split(at_once), weights.split(at_once, 1), strict=True):
             weighted = columns.T[:, :, None] * rows
             upper_product_(some[:, :width, :width], weighted, rows.expand_as(weighted))

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from .errors import KernelValueError
-from .rows import ACCUMULATION_DTYPE, autocast_off
+from .precision import exact_products
+from .rows import ACCUMULATION_DTYPE
 
 
 def column_squares(x: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def with_count(squares: Tensor, count: int, bias: bool) -> Tensor:
 def channel_sums(x: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
     """Return, of `x` `[N, C, P]`, the sum of every channel's squares and, with a bias, its sum."""
     wide = x.to(ACCUMULATION_DTYPE[x.dtype])
-    with autocast_off(x.device):
+    with exact_products(x.device):
         squares: Tensor = torch.einsum("ncp,ncp->c", wide, wide)
         return squares, wide.sum((0, 2)) if bias else None
 

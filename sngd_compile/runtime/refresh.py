@@ -19,6 +19,7 @@ from sngd_compile.runtime.pairs import Pair
 from sngd_compile.runtime.roots import Root, copy_root_
 from sngd_compile.runtime.sharding import put_, whole
 from sngd_compile.runtime.weight_map import as_matrices
+from sngd_kernels.precision import exact_products
 
 LINEAR_STATES = ("momentum_buffer", "exp_avg")
 """Optimizer states that are linear in past steps, so that they move like `w'` itself."""
@@ -80,6 +81,12 @@ def refresh_sites(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> Non
         sites: The reconstructed weights.
         optimizers: Those whose states hold momenta of their parameters.
     """
+    if sites:
+        with exact_products(sites[0].weight.device):
+            _refresh(sites, optimizers)
+
+
+def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
     due = []
     report_rejected([site.fisher for site in sites])
     for site in sites:
