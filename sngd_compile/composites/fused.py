@@ -7,7 +7,9 @@ keys; seen on 2.13.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -69,11 +71,26 @@ def fused(
     biases, *rest = options
     end = (list(params), biases, 1, 0.0, *rest)
     result: tuple[Tensor, ...]
-    if batch_sizes is not None:
-        result = call(data, batch_sizes, state, *end)
-    else:
-        result = call(data, state, *end, False)
+    with _compaction_expected(data):
+        if batch_sizes is not None:
+            result = call(data, batch_sizes, state, *end)
+        else:
+            result = call(data, state, *end, False)
     return result
+
+
+@contextmanager
+def _ignored(message: str) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message)
+        yield
+
+
+def _compaction_expected(data: Tensor) -> AbstractContextManager[None]:
+    """Silence the hint that cuDNN copies weights together: folded ones are new each time."""
+    if not data.is_cuda or torch.compiler.is_compiling():
+        return nullcontext()
+    return _ignored("RNN module weights are not part of single contiguous chunk of memory")
 
 
 @recurrent_layer.register_fake

@@ -123,6 +123,7 @@ def test_what_is_not_finite_is_neither_learned_nor_observed():
 @pytest.mark.filterwarnings("ignore::UserWarning:transformers")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk")
 @pytest.mark.parametrize("case", ZOO, ids=lambda case: case.name)
 def test_the_zoo(case):
     here = OnDevice(**vars(case))
