@@ -21,15 +21,7 @@ def choose_conv(x: Tensor, geometry: ConvGeometry) -> Choice:
     Raises:
         KernelError: as `choose`.
     """
-    obstacle = None
-    if geometry.is_pointwise:
-        pass
-    elif set(geometry.stride) != {1}:
-        obstacle = "the stride is not 1, so there are no tap offsets to share products"
-    elif geometry.channels < TAPS_MIN_CHANNELS:
-        obstacle = f"{geometry.channels} channels in a group: patches are cheaper"
-    elif 2 * geometry.images * geometry.positions >= 2**31 or _image_reach(x) >= 2**31:
-        obstacle = "an image, or the number of patches, is beyond 32-bit offsets"
+    obstacle = None if geometry.is_pointwise else _obstacle(x, geometry)
     choice = choose("conv_second_moment", x, obstacle)
     if choice.path == "triton":
         return choice
@@ -61,6 +53,17 @@ def finish_conv_moment(moment: Tensor, x: Tensor, geometry: ConvGeometry, bias: 
         count = geometry.images * geometry.positions
         append_bias_(moment, patch_sums(x, geometry, moment.dtype), count)
     return moment.view(geometry.moment_shape(bias))
+
+
+def _obstacle(x: Tensor, geometry: ConvGeometry) -> str | None:
+    """Say why the kernel for several taps does not take a convolution; None where it does."""
+    if set(geometry.stride) != {1}:
+        return "the stride is not 1, so there are no tap offsets to share products"
+    if geometry.channels < TAPS_MIN_CHANNELS:
+        return f"{geometry.channels} channels in a group: patches are cheaper"
+    if 2 * geometry.images * geometry.positions >= 2**31 or _image_reach(x) >= 2**31:
+        return "an image, or the number of patches, is beyond 32-bit offsets"
+    return None
 
 
 def _image_reach(x: Tensor) -> int:

@@ -38,7 +38,7 @@ class Config(NamedTuple):
 # tiles, so that addresses and masks fit beside the accumulator.
 GATHER = {2: Config(32, 64, 64, 4, 2), 4: Config(16, 64, 64, 8, 2)}
 COPIES = {2: Config(64, 64, 64, 4, 4), 4: Config(32, 64, 64, 4, 3)}
-LARGE_COPIES = {2: Config(64, 128, 128, 8, 3), 4: Config(32, 64, 64, 4, 3)}
+LARGE_COPIES = COPIES | {2: Config(64, 128, 128, 8, 3)}
 INTERPRETED = {2: Config(64, 16, 64, 4, 1), 4: Config(64, 16, 64, 4, 1)}
 MANY_CHANNELS = 128
 
@@ -144,7 +144,7 @@ def launch_conv_second_moment(out: Tensor, x: Tensor, geometry: ConvGeometry) ->
 def launch_tap_products(x: Tensor, geometry: ConvGeometry) -> Tensor:
     """Sum windows and slides for all tasks: `[groups, k1, k1, k2, k2, k3, C, k3, C]`."""
     target = current_target()
-    config = configs(target.family, x, geometry.channels)[x.element_size()]
+    config = config_of(target.family, x, geometry.channels)
     missing = 3 - len(geometry.kernel)
     ones, zeros = (1,) * missing, (0,) * missing
     kernel = ones + geometry.kernel
@@ -175,15 +175,17 @@ def launch_tap_products(x: Tensor, geometry: ConvGeometry) -> Tensor:
     return partials.sum(0).view(groups, *taps, channels, kernel[2], channels)
 
 
-def configs(family: Family, x: Tensor, channels: int) -> dict[int, Config]:
-    """Choose block shapes, by bytes of an entry."""
-    if family == "interpreter":
-        return INTERPRETED
+def config_of(family: Family, x: Tensor, channels: int) -> Config:
+    """Choose the block shape and the launch options for `x` on a device."""
     strides = (stride for axis, stride in enumerate(x.stride()) if axis != 1)
     is_wide = x.stride(1) == 1 and channels % 16 == 0 and not any(s % 16 for s in strides)
-    if family == "gfx942" or not is_wide:
-        return GATHER
-    return COPIES if channels < MANY_CHANNELS else LARGE_COPIES
+    if family == "interpreter":
+        configs = INTERPRETED
+    elif family == "gfx942" or not is_wide:
+        configs = GATHER
+    else:
+        configs = COPIES if channels < MANY_CHANNELS else LARGE_COPIES
+    return configs[x.element_size()]
 
 
 def channels_last(x: Tensor) -> Tensor:
