@@ -23,6 +23,7 @@ LARGEST_NORM = 1.0
 LARGEST_FISHER_NORM = 1.0
 """SNGD's trust region: on reconstructed parameters, clipping bounds the norm of the Fisher."""
 
+LARGEST_NORM_OF_A_LAYER = 0.5
 ALWAYS_EXCEEDED = 0.01
 """A bound below the norm of every gradient in training."""
 
@@ -116,16 +117,38 @@ def of_one_length(model: nn.Module, recipe: Recipe) -> Trainee:
     return in_trust_region(sngd.reconstruct(model), recipe, True, ALWAYS_EXCEEDED)
 
 
-def of_low_rank(model: nn.Module, recipe: Recipe) -> Trainee:
-    """The mean over outputs, with roots of low rank for linear layers of many inputs."""
+def with_low_rank(model: nn.Module, config: sngd.Config) -> nn.Module:
+    """Reconstruct with roots of low rank for linear layers of many inputs."""
     wide = [
         name
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and layer.in_features >= MANY_INPUTS
     ]
-    overrides = {f"{name}.*": MEAN.replace(root="nystrom", rank=32) for name in wide}
-    network = sngd.reconstruct(model, MEAN, overrides=overrides)
-    return in_trust_region(network, recipe, nesterov=True)
+    overrides = {f"{name}.*": config.replace(root="nystrom", rank=32) for name in wide}
+    return sngd.reconstruct(model, config, overrides=overrides)
+
+
+def of_low_rank(model: nn.Module, recipe: Recipe) -> Trainee:
+    """The mean over outputs, with roots of low rank for linear layers of many inputs."""
+    return in_trust_region(with_low_rank(model, MEAN), recipe, nesterov=True)
+
+
+def bounded_layer_by_layer(model: nn.Module, recipe: Recipe) -> Trainee:
+    """A trust region for every layer instead of one for all; low rank for wide layers."""
+    network = with_low_rank(model, MEAN.replace(damping_rel_trace=3e-3))
+    optimizer = SGD(network.parameters(), lr=recipe.rate, momentum=0.9, nesterov=True)
+    layers = [own for m in network.modules() if (own := list(m.parameters(recurse=False)))]
+
+    def step(inputs: Tensor, targets: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = recipe.criterion(network(inputs), targets)
+        loss.backward()
+        for own in layers:
+            clip_grad_norm_(own, LARGEST_NORM_OF_A_LAYER)
+        optimizer.step()
+        return loss.detach()
+
+    return Trainee(network, step, finish=sngd.fold)
 
 
 def adamw(model: nn.Module, recipe: Recipe) -> Trainee:
@@ -150,6 +173,8 @@ LENGTH_RATES = (3.0, 10.0, 1.0, 30.0)
 MEAN_RATES = (0.003, 0.01, 0.001, 0.03)
 DAMPED_RATES = (0.01, 0.03, 0.003, 0.1)
 
+FOR_ALL_RATES = (0.018, 0.01, 0.03, 0.05)
+
 REFERENCE = Contender("SGD", plain_sgd, SGD_RATES)
 SNGD = Contender("SNGD", natural_gradient, NATURAL_RATES)
 DAMPED = Contender(
@@ -157,11 +182,22 @@ DAMPED = Contender(
     partial(with_nesterov, MEAN.replace(damping_rel_trace=1e-2)),
     DAMPED_RATES,
 )
+FOR_ALL = Contender(
+    "SNGD for every task",
+    partial(
+        with_nesterov,
+        MEAN.replace(damping_rel_trace=3e-2, refresh_every=20, observe_every=5),
+    ),
+    FOR_ALL_RATES,
+)
+"""The configuration whose best rates differ least."""
+
 NESTEROV = (
     Contender("SNGD, Nesterov", partial(with_nesterov, sngd.Config()), NATURAL_RATES),
     Contender("SNGD, steps of one length", of_one_length, LENGTH_RATES),
     Contender("SNGD, mean over outputs", partial(with_nesterov, MEAN), MEAN_RATES),
     Contender("SNGD, mean, low rank", of_low_rank, MEAN_RATES),
+    Contender("SNGD, mean, layer by layer", bounded_layer_by_layer, DAMPED_RATES),
     DAMPED,
 )
 """With Nesterov's momentum, each of one configuration."""
