@@ -3,6 +3,7 @@
 `reconstruct` a model, train it with `torch.optim.SGD` in the usual loop, `fold` it back.
 """
 
+from sngd_compile.averaging import follow
 from sngd_compile.config import Config
 from sngd_compile.errors import (
     AlreadyReconstructedError,
@@ -34,6 +35,7 @@ __all__ = [
     "fisher_layers",
     "fold",
     "fold_",
+    "follow",
     "graph",
     "load_state_dict",
     "reconstruct",

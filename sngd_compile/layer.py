@@ -21,10 +21,11 @@ from sngd_compile.passes.runner import logger, trace_artifact
 from sngd_compile.program import Program
 from sngd_compile.rematching import match_again
 from sngd_compile.rules import RULES, runs_known_forward
+from sngd_compile.runtime.averages import watch_averages
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.observe import STATISTICS
-from sngd_compile.runtime.optimizers import known_optimizers, register_owner, release_owner
-from sngd_compile.runtime.refresh import LocalSite, change_root_
+from sngd_compile.runtime.optimizers import register_owner, release_owner, reset_
+from sngd_compile.runtime.refresh import LocalSite
 from sngd_compile.runtime.sharding import check_mesh, is_sharded
 from sngd_compile.site import ModulePlan, Plan
 
@@ -125,6 +126,7 @@ class Reconstructed(nn.Module):
         STATISTICS.update(RULES)
         if self.program is None:
             self.__dict__["program"] = _program_of(self)
+        watch_averages()
         register_owner(self)
 
     def _load_from_state_dict(
@@ -177,6 +179,7 @@ def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) ->
     for members in members_of(type(module)):
         members.prepare(module)
     module.__class__ = reconstructed_class(type(module), names)  # type: ignore[arg-type]
+    watch_averages()
     register_owner(module)
 
 
@@ -190,12 +193,6 @@ def fold_module_(module: Reconstructed) -> None:
     module.__class__ = original = module.original_class  # type: ignore[assignment]
     for members in members_of(original):
         members.restore(module)
-
-
-def reset_(site: LocalSite) -> None:
-    """Return a root to the identity: `w'` becomes the ordinary `w`, in float64, momenta too."""
-    change_root_(site, site.fisher.new_root(torch.float64), known_optimizers())
-    site.fisher.forget_()
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from sngd_compile.config import TWO_SIDED, Config
 from sngd_compile.layout import Layout
 from sngd_compile.runtime.average import absorb_
 from sngd_compile.runtime.buffers import WideBuffers
+from sngd_compile.runtime.copies import deep_copy, expect_change
 from sngd_compile.runtime.damping import Damped, keep_whole, share
 from sngd_compile.runtime.eigen import EigenRoot
 from sngd_compile.runtime.new_root import identity_root
@@ -220,6 +222,10 @@ class FisherLayer(WideBuffers):
         copy_root_(self.root_buffers, self.new_root(self.factor.dtype))
         self.schedule.restore(0, 0)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy it, and remember of what."""
+        return deep_copy(self, memo)
+
     def get_extra_state(self) -> Tensor:
         """Return the schedule, so that a resumed run refreshes when the first would have."""
         return self.schedule.state()
@@ -227,6 +233,7 @@ class FisherLayer(WideBuffers):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the schedule."""
         self.schedule.restore(*(int(value) for value in state))
+        expect_change(self)
 
     def extra_repr(self) -> str:
         """Show what kind of layer it is and whether it has seen anything."""

@@ -24,9 +24,14 @@ from torch.optim.optimizer import (
 )
 
 from sngd_compile.errors import SngdWarning
+from sngd_compile.runtime.copies import have_origins
 from sngd_compile.runtime.distributed import find_groups
+from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.runtime.followers import report_averages
 from sngd_compile.runtime.refresh import (
+    LocalSite,
     Site,
+    change_root_,
     refresh_sites,
     report_rejected,
     report_unobserved,
@@ -89,6 +94,12 @@ def sites_of(modules: Iterable[Any]) -> list[Site]:
     """List the live sites of those modules that are reconstructed."""
     owners = [cast(SiteOwner, module) for module in modules if module in _owners]
     return [site for owner in owners for site in owner.local_sites()]
+
+
+def reset_(site: LocalSite) -> None:
+    """Return a root to the identity: `w'` becomes the ordinary `w`, in float64, momenta too."""
+    change_root_(site, site.fisher.new_root(torch.float64), known_optimizers())
+    site.fisher.forget_()
 
 
 def _bind(optimizer: Optimizer) -> Binding:
@@ -161,7 +172,16 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
                 report_unobserved(site.fisher)
             due.append(site)
     if due:
+        _report_averages([site.fisher for site in due])
         refresh_sites(due, known_optimizers())
+
+
+def _report_averages(leaders: list[FisherLayer]) -> None:
+    """Look for copies of layers that are due which somebody averages."""
+    if have_origins():
+        stepped = {id(site.fisher) for known in _bindings.values() for site in known.sites}
+        others = [site for site in sites_of(_owners) if id(site.fisher) not in stepped]
+        report_averages([site for site in others if isinstance(site, LocalSite)], leaders)
 
 
 def _is_unobserved(site: Site) -> bool:

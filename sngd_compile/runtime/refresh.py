@@ -12,9 +12,11 @@ from torch.optim import Optimizer
 
 from sngd_compile.layout import Layout
 from sngd_compile.runtime.cholesky import CholeskyRoot
+from sngd_compile.runtime.copies import expect_change
 from sngd_compile.runtime.decomposition import next_roots, warn_once
 from sngd_compile.runtime.distributed import add_up_
 from sngd_compile.runtime.fisher import REJECTED, FisherLayer
+from sngd_compile.runtime.followers import followers_of
 from sngd_compile.runtime.pairs import Pair
 from sngd_compile.runtime.roots import Root, copy_root_
 from sngd_compile.runtime.sharding import put_, whole
@@ -120,6 +122,8 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
         root: The new root; its dtype is that of the arithmetic.
         optimizers: Those whose states hold momenta of its parameters.
 
+    Copies that follow the layer get the same root.
+
     Source: docs/method.md, refresh. Law 2 and the theorem tests test it.
     """
     dtype = next(root.buffers()).dtype
@@ -130,6 +134,16 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
     for name in LINEAR_STATES:
         move_(site, step, dtype, *_states(site, name, list(optimizers)))
     copy_root_(site.fisher.root_buffers, root)
+    expect_change(site.fisher)
+    for follower in followers_of(site.fisher):
+        take_over_(follower, root)
+
+
+def take_over_(site: LocalSite, root: Root) -> None:
+    """Give a copy's layer the root of another, wherever that lies; the function stays."""
+    own = site.fisher.new_root(next(root.buffers()).dtype)
+    copy_root_(own, root)
+    change_root_(site, own, ())
 
 
 Move = Callable[[Tensor, Tensor | None], Pair]

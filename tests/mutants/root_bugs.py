@@ -205,3 +205,9 @@ def opaque_ops_under_a_jvp() -> None:
 def ops_that_drop_tangents() -> None:
     """Forward mode does not see into an op."""
     transforms.is_forward_mode = lambda: False
+
+
+@caught_by(("tests/state/test_averaging.py", "-k", "averaged_model_averages and shared"))
+def averages_of_other_roots() -> None:
+    """The copy in an averaged model keeps its root when the network gets a new one."""
+    refresh.followers_of = lambda leader: ()
