@@ -12,8 +12,11 @@ from sngd_compile.errors import ModelError
 from sngd_compile.interception import folded_weight, guarded_weight, is_in_forward
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.pairs import Pair
+from sngd_compile.runtime.refresh import LocalSite
 from sngd_compile.runtime.reparameterise import fold_half
 from sngd_compile.runtime.sharding import is_sharded
+from sngd_compile.runtime.transforms import are_transforms_active
+from sngd_compile.writable import writable
 
 Names = tuple[tuple[str, str | None], ...]
 """Attribute names of the reconstructed (weight, bias) pairs of a module."""
@@ -75,7 +78,11 @@ def _folded(weight: str, bias: str | None, index: int) -> property:
         parameter = self._parameters[weight]
         if is_sharded(parameter):
             return _for_fully_shard(self, (weight, bias)[index] or "")
-        return _fold(self, weight, bias, is_in_forward())[index]
+        in_forward = is_in_forward()
+        folded = _fold(self, weight, bias, in_forward)[index]
+        if in_forward or folded is None or are_transforms_active():
+            return folded
+        return writable(LocalSite(self, weight, bias, fisher_of(self, weight)), index, folded)
 
     return property(read, doc=f"The folded {name}, `w' R`.")
 

@@ -170,6 +170,18 @@ class Config:
             root="symmetric",
         )
 
+    @classmethod
+    def careful(cls) -> Config:
+        """Return the settings that trained every network of the study at one learning rate.
+
+        The mean over outputs, damping 3e-2 of the trace, a refresh every 20 steps, every fifth
+        step observed. Train with `SGD(lr=0.018, momentum=0.9, nesterov=True)` and
+        `clip_grad_norm_(1.0)`. A tuned rate and less damping end sooner, see docs/tuning.md.
+
+        Source: docs/decisions/0019-one-rate.md; `make bench-one-rate`.
+        """
+        return cls(over_outputs="mean", damping_rel_trace=3e-2, refresh_every=20, observe_every=5)
+
     def replace(self, **changes: Any) -> Config:
         """Return a copy with some fields changed, checked again.
 

@@ -158,7 +158,7 @@ def _refuse_change(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     name, first = _name(func), args[0] if args else next(iter(kwargs.values()), None)
     # Slices: Dynamo of torch 2.14 does not follow `endswith` on the name of a function.
     in_place = name[-1:] == "_" and name[-2:] != "__" and name not in _HARMLESS
-    in_place = in_place or name == "__setitem__" or func == _SET_DATA
+    in_place = in_place or name == "__setitem__" or func == SET_DATA
     changed = first if in_place else kwargs.get("out")
     if isinstance(changed, GuardedWeight):
         raise ModelError(
@@ -169,7 +169,7 @@ def _refuse_change(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 
 _HARMLESS = ("requires_grad_", "share_memory_")
-_SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
+SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def show(weight: Any, *rows: Tensor) -> None:

@@ -28,6 +28,7 @@ from sngd_compile.runtime.optimizers import register_owner, release_owner, reset
 from sngd_compile.runtime.refresh import LocalSite
 from sngd_compile.runtime.sharding import check_mesh, is_sharded
 from sngd_compile.site import ModulePlan, Plan
+from sngd_compile.writable import comes_back
 
 _BOOKKEEPING = frozenset({"forward", "held", *vars(nn.Module())})
 """Attributes that no forward reads."""
@@ -77,6 +78,8 @@ class Reconstructed(nn.Module):
         """Set it, and capture the forward again, which may read it."""
         if name in RESERVED_NAMES:
             raise ModelError(f"a reconstructed module has an attribute {name!r} of its own")
+        if comes_back(value, self, name):
+            return  # what was written has reached w'
         super().__setattr__(name, value)
         if name not in _BOOKKEEPING and name not in self._parameters and not name.startswith("__"):
             self.__dict__["program"] = _program_of(self)

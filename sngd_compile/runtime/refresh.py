@@ -127,7 +127,7 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
     Source: docs/method.md, refresh. Law 2 and the theorem tests test it.
     """
     dtype = next(root.buffers()).dtype
-    step, gradient = _moves(_present_root(site.fisher, dtype), root, site.fisher.layout)
+    step, gradient = _moves(present_root(site.fisher, dtype), root, site.fisher.layout)
     move_(site, step, dtype, site.weight, site.bias)
     bias_gradient = None if site.bias is None else site.bias.grad
     move_(site, gradient, dtype, site.weight.grad, bias_gradient)
@@ -166,7 +166,7 @@ def _moves(old: Root, new: Root, layout: Layout) -> tuple[Move, Move]:
     return step, gradient
 
 
-def _present_root(fisher: FisherLayer, dtype: torch.dtype) -> Root:
+def present_root(fisher: FisherLayer, dtype: torch.dtype) -> Root:
     """Return the root in this dtype, a copy only where it has another."""
     present = fisher.root_buffers
     if next(present.buffers()).dtype == dtype:

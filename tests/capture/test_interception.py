@@ -9,6 +9,7 @@ from torch.autograd import gradcheck
 import sngd_compile as sngd
 from sngd_compile import Config
 from sngd_compile.interception import FoldedWeight, GuardedWeight
+from sngd_compile.writable import WritableWeight
 
 pytestmark = pytest.mark.usefixtures("float64")
 EVERY_ROW = Config(max_rows=None, observe_every=1, early_refreshes=(1,))
@@ -184,7 +185,7 @@ def test_nothing_is_observed_outside_training():
     net.eval()(X)
     net.train()
     F.linear(X, net.a)
-    assert type(net.a) is Tensor
+    assert type(net.a) is WritableWeight
     assert fisher.rows_seen == 0
     net(X)
     assert fisher.rows_seen == 2

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import sngd_compile.layer
+import sngd_compile.writable
 from bug import CONVOLUTION, LINEAR, TRAJECTORY, caught_by, wrap
 from sngd_compile import root_choice
 from sngd_compile.config import Config
@@ -211,3 +212,9 @@ def ops_that_drop_tangents() -> None:
 def averages_of_other_roots() -> None:
     """The copy in an averaged model keeps its root when the network gets a new one."""
     refresh.followers_of = lambda leader: ()
+
+
+@caught_by(("tests/state/test_writing.py", "-k", "is_that_of_the_plain and shared and clamped"))
+def writes_are_lost() -> None:
+    """What is written to a folded weight stays in the copy that was read."""
+    sngd_compile.writable.write_ = lambda site, index, value: None
