@@ -133,6 +133,12 @@ def of_low_rank(model: nn.Module, recipe: Recipe) -> Trainee:
     return in_trust_region(with_low_rank(model, MEAN), recipe, nesterov=True)
 
 
+def of_young_roots(model: nn.Module, recipe: Recipe) -> Trainee:
+    """The mean over outputs, refreshed five times as often; low rank for wide layers."""
+    young = MEAN.replace(refresh_every=20, observe_every=10)
+    return in_trust_region(with_low_rank(model, young), recipe, nesterov=True)
+
+
 def bounded_layer_by_layer(model: nn.Module, recipe: Recipe) -> Trainee:
     """A trust region for every layer instead of one for all; low rank for wide layers."""
     network = with_low_rank(model, MEAN.replace(damping_rel_trace=3e-3))
@@ -173,6 +179,7 @@ LENGTH_RATES = (3.0, 10.0, 1.0, 30.0)
 MEAN_RATES = (0.003, 0.01, 0.001, 0.03)
 DAMPED_RATES = (0.01, 0.03, 0.003, 0.1)
 
+YOUNG_RATES = (0.01, 0.004, 0.02, 0.002)
 CAREFUL_RATES = (0.018, 0.01, 0.03, 0.05)
 
 REFERENCE = Contender("SGD", plain_sgd, SGD_RATES)
@@ -191,6 +198,7 @@ NESTEROV = (
     Contender("SNGD, mean over outputs", partial(with_nesterov, MEAN), MEAN_RATES),
     Contender("SNGD, mean, low rank", of_low_rank, MEAN_RATES),
     Contender("SNGD, mean, layer by layer", bounded_layer_by_layer, DAMPED_RATES),
+    Contender("SNGD, mean, young roots", of_young_roots, YOUNG_RATES),
     DAMPED,
 )
 """With Nesterov's momentum, each of one configuration."""

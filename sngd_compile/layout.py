@@ -81,16 +81,23 @@ class Layout:
         """Whether a parameter `[..., K, O]` is laid out as its transpose."""
         return self.order in ((1, 0), (0, 2, 1))
 
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the matrices are the elements of the parameter one after another."""
+        return self.order == tuple(range(len(self.order)))
+
     def matrices(self, parameter: Tensor) -> Tensor:
         """Return the parameter as `[*, O, K]`, a view where that is possible."""
-        if len(parameter.shape) == 2 and self.order == (0, 1) and self.matrix == self.view:
-            return parameter
+        if self.keeps_order:
+            same = len(parameter.shape) == 2 and self.matrix == self.view
+            return parameter if same else parameter.reshape(self.matrix)
         return parameter.reshape(self.view).permute(self.order).reshape(self.matrix)
 
     def parameter(self, matrices: Tensor, shape: Sequence[int]) -> Tensor:
         """Return `[*, O, K]` in the shape of the parameter."""
-        if self.order == (0, 1) and self.matrix == self.view == tuple(shape):
-            return matrices
+        if self.keeps_order:
+            same = self.matrix == self.view == tuple(shape)
+            return matrices if same else matrices.reshape(tuple(shape))
         sizes = [self.view[axis] for axis in self.order]
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
         return matrices.reshape(sizes).permute(inverse).reshape(tuple(shape))
@@ -101,8 +108,7 @@ class Layout:
 
     def orders_like(self, other: Layout) -> bool:
         """Say whether two layouts take the elements in the same order, if their sizes agree."""
-        in_order = [list(layout.order) == sorted(layout.order) for layout in (self, other)]
-        return self.order == other.order or all(in_order)
+        return self.order == other.order or (self.keeps_order and other.keeps_order)
 
     def of_transpose(self) -> Self:
         """Return the layout of `w` that reads it as this one reads `w^T`, its last axes swapped."""
