@@ -23,6 +23,7 @@ from sngd_compile.runtime.refresh import LocalSite
 from sngd_compile.runtime.writing import gradient, write_, write_gradient_
 
 _GRADIENT: Any = Tensor.grad
+_FREEZING: Any = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,13 @@ class Written:
     write: Callable[[Tensor], None]
     gradient: Callable[[], Tensor | None] | None = None
     place: tuple[nn.Module, str | None] | None = None
+
+    def require_gradient(self, required: bool) -> None:
+        """Let the parameter behind it be trained, or not."""
+        module, name = self.place or (None, None)
+        parameter = module._parameters[name] if module is not None and name is not None else None
+        if parameter is not None:
+            parameter.requires_grad_(required)
 
     def is_part(self, other: Tensor) -> bool:
         """Say whether a tensor lies in the same memory."""
@@ -83,6 +91,9 @@ class WritableWeight(Tensor, metaclass=_LikeEveryTensor):
                 "the gradient of a folded weight cannot be replaced: write to it in place, or "
                 "assign to the .grad of the parameter, as .weight_prime.grad"
             )
+        if func in _FREEZING and type(args[0]) is WritableWeight:
+            args[0].origin.require_gradient(next(iter([*args[1:], *kwargs.values()]), True))
+            return args[0]
         with torch._C.DisableTorchFunctionSubclass():
             versions = [weight._version for weight in given]
             result = func(*args, **kwargs)

@@ -33,9 +33,8 @@ from sngd_compile.runtime.refresh import (
     Site,
     change_root_,
     refresh_sites,
-    report_rejected,
-    report_unobserved,
 )
+from sngd_compile.runtime.reports import report_frozen_bias, report_rejected, report_unobserved
 from sngd_compile.runtime.sharding import is_sharded, whole
 
 
@@ -170,6 +169,7 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
         if schedule.advance():
             if _is_unobserved(site):
                 report_unobserved(site.fisher)
+            report_frozen_bias(site.fisher, site.weight, site.bias)
             due.append(site)
     if due:
         _report_averages([site.fisher for site in due])

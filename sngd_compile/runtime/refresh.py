@@ -15,9 +15,10 @@ from sngd_compile.runtime.cholesky import CholeskyRoot
 from sngd_compile.runtime.copies import expect_change
 from sngd_compile.runtime.decomposition import next_roots, warn_once
 from sngd_compile.runtime.distributed import add_up_
-from sngd_compile.runtime.fisher import REJECTED, FisherLayer
+from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.followers import followers_of
 from sngd_compile.runtime.pairs import Pair
+from sngd_compile.runtime.reports import report_rejected
 from sngd_compile.runtime.roots import Root, copy_root_
 from sngd_compile.runtime.sharding import put_, whole
 from sngd_compile.runtime.weight_map import as_matrices
@@ -211,37 +212,3 @@ def _states(
         return None
 
     return find(site.weight), find(site.bias)
-
-
-def report_rejected(fishers: Sequence[FisherLayer]) -> None:
-    """Warn once by name when forward passes were left out because they were not finite."""
-    if not fishers:
-        return
-    tallies = [fisher.tally[REJECTED] for fisher in fishers]
-    counts = torch.stack([tally.to(tallies[0].device) for tally in tallies]).tolist()
-    for fisher, rejected in zip(fishers, counts, strict=True):
-        if rejected:
-            _report_rejected(fisher, rejected)
-
-
-def _report_rejected(fisher: FisherLayer, rejected: int) -> None:
-    fisher.tally[REJECTED].zero_()
-    warn_once(
-        fisher,
-        "rejected",
-        f"{rejected} forward pass(es) brought it inputs that are not finite, or too large to "
-        "square; nothing was observed from them. Look for the first layer that overflows",
-    )
-
-
-def report_unobserved(fisher: FisherLayer) -> None:
-    """Warn once by name when a layer trains but what it needs never meets a rule."""
-    used = f": it enters {fisher.unmatched}, which no rule understands" if fisher.unmatched else ""
-    is_sampled = fisher.config.output_gradients == "sampled" and fisher.rows_seen
-    used = ": call sample_fisher_ between forward and backward" if is_sampled else used
-    warn_once(
-        fisher,
-        "unobserved",
-        f"no {fisher.unseen} has been observed although it receives gradients{used}. Its steps are "
-        "plain gradient descent",
-    )

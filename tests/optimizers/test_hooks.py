@@ -150,3 +150,16 @@ def test_frozen_later_stays_where_it_is():
     train(net, sgd(net))
     torch.testing.assert_close((net[0].weight, net[0].bias), (weight, bias))
     assert steps_of(net) == [10, 10]
+
+
+def test_a_bias_frozen_before_stays_and_one_frozen_later_is_reported():
+    model = mlp()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("bias" not in name)
+    net = sngd.reconstruct(model, EVERY_STEP)
+    train(net)
+    assert torch.equal(sngd.fold(net)[0].bias, model[0].bias)
+    net = sngd.reconstruct(mlp(), EVERY_STEP)
+    net[0].bias.requires_grad_(False)
+    with pytest.warns(sngd.SngdWarning, match=r"0.weight: its bias .* before reconstruct"):
+        train(net)

@@ -139,6 +139,25 @@ def test_a_gradient_that_is_replaced_is_refused():
         net[0].weight.grad = torch.zeros(4, 5)
 
 
+FREEZE = {
+    "method": lambda weight: weight.requires_grad_(False),
+    "by name": lambda weight: weight.requires_grad_(requires_grad=False),
+    "attribute": lambda weight: setattr(weight, "requires_grad", False),
+}
+
+
+@pytest.mark.parametrize("freeze", FREEZE.values(), ids=FREEZE)
+def test_a_weight_is_frozen_and_thawed_by_its_attribute(freeze):
+    net = trained()
+    freeze(net[0].weight)
+    frozen = sngd.fold(net)[0].weight.detach()
+    train(net, steps=4)
+    torch.testing.assert_close(sngd.fold(net)[0].weight.detach(), frozen, rtol=1e-12, atol=1e-12)
+    assert not net[0].weight_prime.requires_grad
+    net[0].weight_prime.requires_grad_()
+    assert net[0].weight.requires_grad
+
+
 def test_a_penalty_on_weights_reaches_them():
     net = sngd.reconstruct(mlp())
     optimizer = sgd(net)
