@@ -10,8 +10,8 @@ import torch
 from sngd_compile.config import RootKind
 from sngd_compile.holding import Decision
 
-LARGEST_AT_ONCE = 128
-"""Largest D of which one program of a GPU holds a whole matrix (kernels/cholesky_inverse.py)."""
+FEW_LAUNCHES = 128
+"""Largest D of which a GPU finds a Cholesky root in one or two launches."""
 
 LARGEST_WARM_CONDITION = 1e4 + 1
 """Of a damped factor: above it a root is found in float64 (docs/numerics.md, dtypes)."""
@@ -48,8 +48,8 @@ def choose_root(device: torch.device, size: int, condition: float) -> tuple[Root
     """
     if device.type != "cuda":
         return "cholesky", "the fastest exact root where there is no GPU"
-    if size <= LARGEST_AT_ONCE:
-        return "cholesky", f"one program of a GPU holds a factor of up to {LARGEST_AT_ONCE}"
+    if size <= FEW_LAUNCHES:
+        return "cholesky", f"a factor of up to {FEW_LAUNCHES} takes a GPU a launch or two"
     if condition > LARGEST_WARM_CONDITION:
         return "cholesky", f"the damping bounds the condition number by {condition:.0e} only"
     return "warm", f"{size} is wide, products suit a GPU, and the damping bounds the condition"

@@ -11,7 +11,7 @@ from torch import nn
 import sngd_compile as sngd
 from api import EVERY_STEP, mlp, train
 from sngd_compile import Config
-from sngd_compile.root_choice import LARGEST_AT_ONCE, LARGEST_WARM_CONDITION, choose_root
+from sngd_compile.root_choice import FEW_LAUNCHES, LARGEST_WARM_CONDITION, choose_root
 from sngd_kernels.dispatch import LIMITS
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.usefixtures("float64")
 AUTO = EVERY_STEP.replace(root="auto")
 GPU, LIMIT = torch.device("cuda"), LARGEST_WARM_CONDITION
 CHOICES = [
-    (GPU, LARGEST_AT_ONCE, 10.0, "cholesky", "one program of a GPU"),
-    (GPU, LARGEST_AT_ONCE + 1, 10.0, "warm", "products suit a GPU"),
-    (GPU, LARGEST_AT_ONCE + 1, LIMIT, "warm", "products suit a GPU"),
-    (GPU, LARGEST_AT_ONCE + 1, math.nextafter(LIMIT, math.inf), "cholesky", "1e+04 only"),
+    (GPU, FEW_LAUNCHES, 10.0, "cholesky", "a launch or two"),
+    (GPU, FEW_LAUNCHES + 1, 10.0, "warm", "products suit a GPU"),
+    (GPU, FEW_LAUNCHES + 1, LIMIT, "warm", "products suit a GPU"),
+    (GPU, FEW_LAUNCHES + 1, math.nextafter(LIMIT, math.inf), "cholesky", "1e+04 only"),
     (GPU, 5000, math.inf, "cholesky", "by inf only"),
-    (GPU, 1, math.inf, "cholesky", "one program of a GPU"),
+    (GPU, 1, math.inf, "cholesky", "a launch or two"),
     (torch.device("cuda:3"), 5000, 1001.0, "warm", "5000 is wide"),
     *(
         (torch.device(name), size, 10.0, "cholesky", "where there is no GPU")
@@ -42,7 +42,7 @@ def test_device_size_and_condition_choose(device, size, condition, root, reason)
 
 
 def test_the_largest_factor_at_once_is_the_kernels():
-    assert LIMITS["cholesky_inverse"].largest == LARGEST_AT_ONCE
+    assert LIMITS["cholesky_inverse"].largest == FEW_LAUNCHES
 
 
 @pytest.fixture
