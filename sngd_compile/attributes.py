@@ -80,7 +80,7 @@ def _folded(weight: str, bias: str | None, index: int) -> property:
             return _for_fully_shard(self, (weight, bias)[index] or "")
         in_forward = is_in_forward()
         folded = _fold(self, weight, bias, in_forward)[index]
-        if in_forward or folded is None or are_transforms_active():
+        if in_forward or folded is None or folded.is_inference() or are_transforms_active():
             return folded
         return writable(LocalSite(self, weight, bias, fisher_of(self, weight)), index, folded)
 

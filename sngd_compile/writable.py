@@ -9,7 +9,7 @@ whose weight it is; after a call that changed it, `w'` becomes what folds to wha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from sngd_compile.interception import SET_DATA
 from sngd_compile.runtime.refresh import LocalSite
 from sngd_compile.runtime.writing import gradient, write_, write_gradient_
 
+_BASE: Any = Tensor._base
 _GRADIENT: Any = Tensor.grad
 _FREEZING: Any = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
 
@@ -33,8 +34,8 @@ class Written:
     Args:
         value: The folded tensor; views of it share its memory.
         write: Takes what it shall be from now on.
-        gradient: Returns its gradient, or None; absent of what is a gradient itself.
-        place: The module and the attribute that gave it; None of a gradient.
+        gradient: Returns its gradient, or None; absent of a view, and of a gradient.
+        place: The module and the attribute that gave it; None of those.
     """
 
     value: Tensor
@@ -73,6 +74,7 @@ class WritableWeight(Tensor, metaclass=_LikeEveryTensor):
     origin: Written
 
     @classmethod
+    @partial(torch.compiler.disable, reason="fullgraph takes weight.detach().clone()")
     def __torch_function__(
         cls,
         func: Callable[..., Any],
@@ -84,17 +86,20 @@ class WritableWeight(Tensor, metaclass=_LikeEveryTensor):
         kwargs = kwargs or {}
         leaves = tree_leaves((args, kwargs))
         given = [leaf for leaf in leaves if type(leaf) is WritableWeight]
-        if func == _GRADIENT.__get__ and given[0].origin.gradient is not None:
-            return given[0].origin.gradient()
+        if func == _GRADIENT.__get__:
+            read = given[0].origin.gradient
+            return None if read is None else read()
         if func == _GRADIENT.__set__:
             raise ModelError(
                 "the gradient of a folded weight cannot be replaced: write to it in place, or "
                 "assign to the .grad of the parameter, as .weight_prime.grad"
             )
-        if func in _FREEZING and type(args[0]) is WritableWeight:
-            args[0].origin.require_gradient(next(iter([*args[1:], *kwargs.values()]), True))
-            return args[0]
+        if func in _FREEZING and given[0].origin.place is not None:
+            given[0].origin.require_gradient(next(iter([*args[1:], *kwargs.values()]), True))
+            return given[0]
         with torch._C.DisableTorchFunctionSubclass():
+            if func == _BASE.__get__:  # what a view is of has none itself
+                return func(*args)
             versions = [weight._version for weight in given]
             result = func(*args, **kwargs)
             if func == SET_DATA and type(args[0]) is WritableWeight:
@@ -155,5 +160,5 @@ def _followed(part: Tensor, given: Sequence[WritableWeight]) -> Tensor:
         return part
     for weight in given:
         if weight.origin.is_part(part):
-            return _of(part, weight.origin)
+            return _of(part, replace(weight.origin, gradient=None, place=None))
     return part

@@ -169,6 +169,36 @@ def test_a_penalty_on_weights_reaches_them():
     optimizer.step()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo's, of any tensor with a history
+def test_a_compiled_function_takes_a_weight_and_writes_to_it():
+    @torch.compile(backend="aot_eager")
+    def penalty(weight):
+        return weight.t().square().sum()
+
+    @torch.compile(backend="aot_eager")
+    def clamp_(weight):
+        with torch.no_grad():
+            weight.clamp_(-0.05, 0.05)
+
+    net = trained()
+    weight = sngd.fold(net)[0].weight.detach()
+    torch.testing.assert_close(penalty(net[0].weight).detach(), weight.square().sum())
+    clamp_(net[0].weight)
+    torch.testing.assert_close(sngd.fold(net)[0].weight.detach(), weight.clamp(-0.05, 0.05))
+
+
+def test_other_modes_and_views():
+    net = trained()
+    with torch.inference_mode():
+        assert net[0].weight.norm() > 0
+    assert net[0].weight._base is None or type(net[0].weight._base) is torch.Tensor
+    rows = torch.vmap(torch.sum)(net[0].weight.detach())
+    torch.testing.assert_close(rows, sngd.fold(net)[0].weight.detach().sum(1))
+    train(net, steps=1)
+    assert net[0].weight.grad.shape == (4, 5)
+    assert net[0].weight[0].grad is None
+
+
 def test_numbers_that_are_taken_out_stay_what_they_are():
     net = trained()
     taken = net[0].weight.detach().clone(), copy.deepcopy(net[0].weight.detach())
