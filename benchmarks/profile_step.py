@@ -3,6 +3,7 @@
 make bench-profile ARGS="--steps 100"
 """
 
+import math
 import os
 import statistics
 from bisect import bisect_right
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -24,6 +26,7 @@ from interleave import CYCLE, WARM_UP
 from profile_report import Profile, save, table
 from sngd_compile.runtime import optimizers
 from step_floor import multiply_adds_a_second, work_by_group
+from tasks import TASKS, Examples, Task
 from workloads import WORKLOADS, Workload
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,6 +51,30 @@ OPTIMIZER, REST = "optimizer", "elementwise, loss, Python"
 KINDS = ("plain", "steady", "observed", "refresh")
 
 Milliseconds = dict[str, float]
+
+STUDIED = ("resnet", "gpt", "autoencoder")
+"""Tasks of the study whose steps are many small operations."""
+
+
+@dataclass(frozen=True)
+class TaskWorkload(Workload):
+    """A task of the study, profiled like the networks that are timed."""
+
+    task: Task
+
+    def batches(self) -> Iterator[Examples]:
+        """Its data in a seeded order."""
+        return self.task.batches(self.task.load(), 0)
+
+    @property
+    def criterion(self) -> nn.Module:
+        """Its loss."""
+        return self.task.criterion
+
+
+def of_task(task: Task) -> Workload:
+    """Profile a task; no step time is wanted of it, and its batches come from data."""
+    return TaskWorkload(task.title, task.build, (), task.batch_size, math.inf, task)
 
 
 @contextmanager
@@ -100,7 +127,7 @@ def profiled(workload: Workload, contender: contenders.Contender, steps: int) ->
     An event counts with the time that the events inside it leave.
     """
     trainee, batches = (
-        contender.prepare(workload.model(), contenders.Recipe(0.03)),
+        contender.prepare(workload.model(), contenders.Recipe(0.03, workload.criterion)),
         workload.batches(),
     )
     for _ in range(WARM_UP):
@@ -179,7 +206,8 @@ def main(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports every start and stop
     contenders.limit_to_one_thread()
     rate = multiply_adds_a_second()
-    profiles = [(workload, breakdown(workload, steps, rate)) for workload in WORKLOADS]
+    studied = [of_task(task) for task in TASKS if task.name in STUDIED]
+    profiles = [(w, breakdown(w, steps, rate)) for w in (*WORKLOADS, *studied)]
     for workload, kinds in profiles:
         Console().print(table(workload, kinds))
     print(f"The page: {save(profiles, rate, steps, output)}")

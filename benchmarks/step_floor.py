@@ -49,12 +49,13 @@ def work_of(workload: Workload) -> Iterator[LayerWork]:
     """The work of every layer, in the order of the network: the first needs no input gradient.
 
     A root is applied where that takes less, to the activations or to the weights; a triangle counts
-    half a square.
+    half a square. What is no product, as a normalisation or an embedding, has no work here.
     """
     model = workload.model()
     inputs, _ = next(workload.batches())
     rows = rows_of(model, inputs)
-    for number, site in enumerate(sngd.explain(model).sites):
+    sites = [s for s in sngd.explain(model).sites if s.places[0].module_name in rows]
+    for number, site in enumerate(sites):
         count, elements = rows[site.places[0].module_name], site.shape[0] * site.layout.width
         is_convolution = len(site.shape) > 2
         most = 4 * site.size

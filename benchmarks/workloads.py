@@ -20,6 +20,11 @@ class Workload:
     batch_size: int
     bar: float
 
+    @property
+    def criterion(self) -> nn.Module:
+        """The loss."""
+        return nn.CrossEntropyLoss()
+
     def model(self) -> nn.Module:
         """The network with the same weights every time."""
         torch.manual_seed(0)

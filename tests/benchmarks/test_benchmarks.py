@@ -8,6 +8,7 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
+import benchmarks_tiny
 import compiled_step
 import contenders
 import gate
@@ -163,11 +164,14 @@ def test_every_kind_of_step_is_profiled(monkeypatch):
     assert all(profile.allocated > 0 for profile in kinds.values())
 
 
-def test_profile_from_end_to_end(tmp_path):
+def test_profile_from_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(profile_step, "TASKS", (benchmarks_tiny.TINY,))
+    monkeypatch.setattr(profile_step, "STUDIED", (benchmarks_tiny.TINY.name,))
     status, printed = run(command(profile_step.main), "--steps", 2, "--output", tmp_path)
     assert status == 0, printed
     text = (tmp_path / "profile_step.md").read_text()
     assert all(workload.name in printed and workload.name in text for workload in TINY)
+    assert benchmarks_tiny.TINY.title in text
     assert "| matrix products |" in text
 
 
