@@ -24,6 +24,7 @@ from torch.optim.optimizer import (
 )
 
 from sngd_compile.errors import SngdWarning
+from sngd_compile.runtime.backward import after_backward
 from sngd_compile.runtime.copies import have_origins
 from sngd_compile.runtime.distributed import find_groups
 from sngd_compile.runtime.fisher import FisherLayer
@@ -173,7 +174,7 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
             due.append(site)
     if due:
         _report_averages([site.fisher for site in due])
-        refresh_sites(due, known_optimizers())
+        after_backward(lambda: refresh_sites(due, known_optimizers()))
 
 
 def _report_averages(leaders: list[FisherLayer]) -> None:

@@ -146,3 +146,21 @@ def test_an_average_of_networks_stays_what_it_is_while_they_train():
     train(net)
     torch.testing.assert_close(averaged.module[0].weight, before, rtol=1e-13, atol=1e-13)
     assert steps_of(averaged) == [5, 5]
+
+
+def test_optimizers_that_step_inside_the_backward_pass():
+    net = sngd.reconstruct(mlp(), EVERY_STEP)
+    reference = sngd.reconstruct(mlp(), EVERY_STEP)
+    reference.load_state_dict(net.state_dict())
+    optimizers = {p: torch.optim.SGD([p], lr=0.03, momentum=0.9) for p in net.parameters()}
+
+    def step(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for parameter in net.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+    for index in range(7):
+        net(batch(index)).square().mean().backward()
+    train(reference, steps=7)
+    assert apart(net, reference) < 1e-13
