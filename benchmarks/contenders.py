@@ -1,7 +1,7 @@
 """Ways to train a network, each as one function that takes a step."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -68,8 +68,13 @@ class Contender:
         return self.package is None or find_spec(self.package) is not None
 
 
-def usual_loop(network: nn.Module, optimizers: Sequence[Optimizer], recipe: Recipe) -> Trainee:
-    """The training step that every tutorial shows, with clipped gradients."""
+def usual_loop(
+    network: nn.Module,
+    optimizers: Sequence[Optimizer],
+    recipe: Recipe,
+    bounded: Sequence[Iterable[Tensor]] = (),
+) -> Trainee:
+    """The training step that every tutorial shows, gradients clipped together or in groups."""
 
     def step(inputs: Tensor, targets: Tensor) -> Tensor:
         for optimizer in optimizers:
@@ -77,7 +82,8 @@ def usual_loop(network: nn.Module, optimizers: Sequence[Optimizer], recipe: Reci
         loss: Tensor = recipe.criterion(network(inputs), targets)
         loss.backward()
         if math.isfinite(recipe.largest_norm):
-            clip_grad_norm_(network.parameters(), recipe.largest_norm)
+            for parameters in bounded or (network.parameters(),):
+                clip_grad_norm_(parameters, recipe.largest_norm)
         for optimizer in optimizers:
             optimizer.step()
         return loss.detach()
@@ -144,17 +150,8 @@ def bounded_layer_by_layer(model: nn.Module, recipe: Recipe) -> Trainee:
     network = with_low_rank(model, MEAN.replace(damping_rel_trace=3e-3))
     optimizer = SGD(network.parameters(), lr=recipe.rate, momentum=0.9, nesterov=True)
     layers = [own for m in network.modules() if (own := list(m.parameters(recurse=False)))]
-
-    def step(inputs: Tensor, targets: Tensor) -> Tensor:
-        optimizer.zero_grad()
-        loss: Tensor = recipe.criterion(network(inputs), targets)
-        loss.backward()
-        for own in layers:
-            clip_grad_norm_(own, LARGEST_NORM_OF_A_LAYER)
-        optimizer.step()
-        return loss.detach()
-
-    return Trainee(network, step, finish=sngd.fold)
+    clipped = replace(recipe, largest_norm=LARGEST_NORM_OF_A_LAYER)
+    return replace(usual_loop(network, [optimizer], clipped, layers), finish=sngd.fold)
 
 
 def adamw(model: nn.Module, recipe: Recipe) -> Trainee:
@@ -178,7 +175,6 @@ NATURAL_RATES = (0.03, 0.1, 0.01, 0.3)
 LENGTH_RATES = (3.0, 10.0, 1.0, 30.0)
 MEAN_RATES = (0.003, 0.01, 0.001, 0.03)
 DAMPED_RATES = (0.01, 0.03, 0.003, 0.1)
-
 YOUNG_RATES = (0.01, 0.004, 0.02, 0.002)
 CAREFUL_RATES = (0.018, 0.01, 0.03, 0.05)
 

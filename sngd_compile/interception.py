@@ -22,7 +22,7 @@ from sngd_compile.layout import Layout
 from sngd_compile.rules import Use, rule_for
 from sngd_compile.runtime.fisher import FisherLayer
 from sngd_compile.runtime.observe import observe
-from sngd_compile.views import VIEWS, follow
+from sngd_compile.views import VIEWS, bare, follow
 
 Composite = Callable[..., Any]
 
@@ -143,10 +143,7 @@ def is_in_forward() -> bool:
 
 def plain(value: Any) -> Any:
     """Return a tensor without what follows it; anything else as it is."""
-    if isinstance(value, FoldedWeight):
-        with torch._C.DisableTorchFunctionSubclass():
-            return value.as_subclass(Tensor)
-    return value
+    return bare(value) if isinstance(value, FoldedWeight) else value
 
 
 def _refuse_change(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -104,3 +104,9 @@ def _item(
     if weight.dim() == 2 and isinstance(index, slice) and not (weight.is_transposed or is_table):
         return make(weight.fisher, result, False, weight.group)
     return None
+
+
+def bare(weight: Tensor) -> Tensor:
+    """Return a weight of any subclass as the tensor that it is."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return weight.as_subclass(Tensor)

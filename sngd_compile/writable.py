@@ -21,6 +21,7 @@ from sngd_compile.errors import ModelError
 from sngd_compile.interception import SET_DATA
 from sngd_compile.runtime.refresh import LocalSite
 from sngd_compile.runtime.writing import gradient, write_, write_gradient_
+from sngd_compile.views import bare
 
 _BASE: Any = Tensor._base
 _GRADIENT: Any = Tensor.grad
@@ -111,16 +112,16 @@ class WritableWeight(Tensor, metaclass=_LikeEveryTensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle the numbers."""
-        return plain(self).__reduce_ex__(protocol)
+        return bare(self).__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """Copy the numbers."""
-        copied: Tensor = plain(self).__deepcopy__(memo)
+        copied: Tensor = bare(self).__deepcopy__(memo)
         return copied
 
     def __repr__(self, **options: Any) -> str:  # type: ignore[override]
         """Show the numbers."""
-        return str(plain(self))
+        return str(bare(self))
 
 
 def writable(site: LocalSite, index: int, value: Tensor) -> Tensor:
@@ -140,12 +141,6 @@ def writable(site: LocalSite, index: int, value: Tensor) -> Tensor:
 def comes_back(value: object, module: nn.Module, name: str) -> bool:
     """Say whether a value is what an attribute gave, as after `module.weight *= 2`."""
     return type(value) is WritableWeight and value.origin.place == (module, name)
-
-
-def plain(weight: Tensor) -> Tensor:
-    """Return the tensor that nothing is written through."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return weight.as_subclass(Tensor)
 
 
 def _of(value: Tensor, origin: Written) -> WritableWeight:
