@@ -8,6 +8,8 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 # A script run by its path gets its own folder on sys.path, never the root.
 SCRIPT := PYTHONSAFEPATH= $(PY)
+# Benchmarks are modules in folders; the data sets of the demo are those of the study.
+BENCHMARK := PYTHONPATH=benchmarks:examples $(PY) -m
 # Options for the program behind a target: make test ARGS="-k fold", make demo ARGS="--data digits".
 ARGS ?=
 
@@ -69,48 +71,45 @@ docs: $(STAMP)  ## build the documentation, running every example in it
 	$(SCRIPT) docs/build.py $(ARGS)
 
 bench: $(STAMP)  ## step time and memory against plain SGD
-	$(SCRIPT) benchmarks/step_time.py $(ARGS)
-
-# The data sets of the demo are those of the study.
-STUDY := PYTHONPATH=examples $(SCRIPT)
+	$(BENCHMARK) steps.step_time $(ARGS)
 
 bench-peers: $(STAMP)  ## loss and accuracy at equal time against what people use today
-	$(STUDY) benchmarks/convergence.py $(ARGS)
+	$(BENCHMARK) study.convergence $(ARGS)
 
 bench-one-rate: $(STAMP)  ## one learning rate for every task beside the best for each
-	$(STUDY) benchmarks/one_rate.py $(ARGS)
+	$(BENCHMARK) study.one_rate $(ARGS)
 
 bench-exact: $(STAMP)  ## SGD and SNGD against exact natural gradient descent
-	$(STUDY) benchmarks/exact_comparison.py $(ARGS)
+	$(BENCHMARK) paper.exact_comparison $(ARGS)
 
 bench-fishers: $(STAMP)  ## the local Fishers of Config against each other, by steps
-	$(STUDY) benchmarks/local_fishers.py $(ARGS)
+	$(BENCHMARK) paper.local_fishers $(ARGS)
 
 reproduce: $(STAMP)  ## the paper's experiments, on one page
-	$(STUDY) benchmarks/reproduce.py $(ARGS)
+	$(BENCHMARK) paper.reproduce $(ARGS)
 
 bench-layers: $(STAMP)  ## what small layers add to a step, and the fastest way to apply a root
-	$(SCRIPT) benchmarks/small_layers.py $(ARGS)
-	$(SCRIPT) benchmarks/triangular.py
+	$(BENCHMARK) steps.small_layers $(ARGS)
+	$(BENCHMARK) micro.triangular
 
 bench-profile: $(STAMP)  ## where the time of a step goes, beside the least it could take
-	$(STUDY) benchmarks/profile_step.py $(ARGS)
+	$(BENCHMARK) profiling.profile_step $(ARGS)
 
 bench-compiled: $(STAMP)  ## compiled step and compile time against the compiled plain network
-	$(SCRIPT) benchmarks/compiled_step.py $(ARGS)
+	$(BENCHMARK) steps.compiled_step $(ARGS)
 
 bench-kernels: $(STAMP)  ## the kernels' CPU paths against unfold and eigh
-	$(SCRIPT) benchmarks/conv_second_moment.py
-	$(SCRIPT) benchmarks/cholesky_inverse.py
+	$(BENCHMARK) micro.conv_second_moment
+	$(BENCHMARK) micro.cholesky_inverse
 
 bench-roots: $(STAMP)  ## time of each kind of root; on a GPU with ARGS="--device cuda"
-	$(SCRIPT) benchmarks/root_times.py $(ARGS)
+	$(BENCHMARK) micro.root_times $(ARGS)
 
 bench-gpu-steps: $(STAMP)  ## step time against plain SGD, on this machine's GPU
-	$(SCRIPT) benchmarks/gpu_steps.py $(ARGS)
+	$(BENCHMARK) gpu.gpu_steps $(ARGS)
 
 bench-gpu: $(STAMP)  ## the Triton kernels against the best library path, on this machine's GPU
-	$(SCRIPT) benchmarks/gpu_kernels.py $(ARGS)
+	$(BENCHMARK) gpu.gpu_kernels $(ARGS)
 
 kernel-table: $(STAMP)  ## docs/kernels/resources.md: registers, shared memory, instructions
 	PYTHONPATH=tests $(PY) tests/ops/ahead_of_time/table.py

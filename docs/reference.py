@@ -12,8 +12,9 @@ from typing import Any
 
 import sngd_compile
 import sngd_kernels
-from sngd_compile import inspection, layout, rules
-from sngd_compile.runtime import fisher
+from sngd_compile import explain as inspection
+from sngd_compile import layout, rules
+from sngd_compile.fisher import layer as fisher
 
 TITLE = """\
 # API

@@ -4,15 +4,9 @@ Nothing here knows of graphs or modules. Operations have a Triton kernel for GPU
 PyTorch's own operations; `explain` names the one a call takes, SNGD_KERNELS forces one.
 """
 
-from .bag_squared_sum import bag_squared_sum
-from .channel_second_moment import channel_second_moment
-from .cholesky_inverse import cholesky_inverse, cholesky_inverse_ex
-from .conv_path import ConvPath, conv_path
-from .conv_second_moment import conv_second_moment
-from .diagonal_root import diagonal_root_ex
+from .conv.path import ConvPath, conv_path
+from .conv.second_moment import conv_second_moment
 from .dispatch import Choice
-from .eigen_root import eigen_root_ex
-from .eigenpairs import eigenpairs_ex
 from .errors import (
     KernelError,
     KernelTypeError,
@@ -22,13 +16,19 @@ from .errors import (
     NotPositiveDefiniteError,
 )
 from .explain import explain
-from .matmul_nt import matmul_nt
-from .nystrom import nystrom_root_ex
-from .roots import denman_beavers, newton_schulz, warm_root
-from .second_moment import second_moment
-from .squared_sum import squared_sum
-from .token_counts import token_counts
-from .unit_second_moment import unit_second_moment
+from .moments.bag_squared_sum import bag_squared_sum
+from .moments.channel_second_moment import channel_second_moment
+from .moments.second_moment import second_moment
+from .moments.squared_sum import squared_sum
+from .moments.token_counts import token_counts
+from .moments.unit_second_moment import unit_second_moment
+from .roots.cholesky_inverse import cholesky_inverse, cholesky_inverse_ex
+from .roots.diagonal_root import diagonal_root_ex
+from .roots.eigen_root import eigen_root_ex
+from .roots.eigenpairs import eigenpairs_ex
+from .roots.iterations import denman_beavers, newton_schulz, warm_root
+from .roots.matmul_nt import matmul_nt
+from .roots.nystrom import nystrom_root_ex
 
 __all__ = [
     "Choice",

@@ -5,17 +5,17 @@ from typing import Any
 
 from torch import Tensor
 
-from .channel_second_moment import channel_second_moment
-from .cholesky_inverse import cholesky_inverse, cholesky_inverse_ex
-from .conv_geometry import conv_geometry
-from .conv_moment import choose_conv
-from .conv_second_moment import conv_second_moment
+from .conv.geometry import conv_geometry
+from .conv.moment import choose_conv
+from .conv.second_moment import conv_second_moment
 from .dispatch import LIMITS, WITHOUT_KERNEL, Choice, choose
 from .errors import KernelValueError
-from .matmul_nt import matmul_nt
-from .second_moment import second_moment
-from .squared_sum import squared_sum
-from .unit_second_moment import unit_second_moment
+from .moments.channel_second_moment import channel_second_moment
+from .moments.second_moment import second_moment
+from .moments.squared_sum import squared_sum
+from .moments.unit_second_moment import unit_second_moment
+from .roots.cholesky_inverse import cholesky_inverse, cholesky_inverse_ex
+from .roots.matmul_nt import matmul_nt
 
 OPERATIONS: dict[str, str] = {
     function.__name__: op

@@ -4,6 +4,7 @@
 """
 
 from sngd_compile.averaging import follow
+from sngd_compile.backend.checkpoint import load_state_dict, state_dict
 from sngd_compile.config import Config
 from sngd_compile.errors import (
     AlreadyReconstructedError,
@@ -14,12 +15,11 @@ from sngd_compile.errors import (
     SngdError,
     SngdWarning,
 )
+from sngd_compile.explain import explain, fisher_layers, graph
 from sngd_compile.fold import fold, fold_, refresh_
-from sngd_compile.inspection import explain, fisher_layers, graph
 from sngd_compile.reconstruct import reconstruct
 from sngd_compile.rules import Rule, register_rule
 from sngd_compile.sampling import sample_fisher_
-from sngd_compile.saving import load_state_dict, state_dict
 
 __all__ = [
     "AlreadyReconstructedError",

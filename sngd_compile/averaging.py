@@ -7,9 +7,9 @@ from typing import TypeVar
 from torch import nn
 
 from sngd_compile.errors import ModelError
-from sngd_compile.layer import reconstructed_modules
-from sngd_compile.runtime.averages import keep_in_step
-from sngd_compile.runtime.refresh import LocalSite
+from sngd_compile.modules.reconstructed import reconstructed_modules
+from sngd_compile.training.averaged_models import keep_in_step
+from sngd_compile.training.refresh import LocalSite
 
 Model = TypeVar("Model", bound=nn.Module)
 

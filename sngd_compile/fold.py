@@ -7,13 +7,13 @@ from typing import TypeVar
 
 from torch import nn
 
-from sngd_compile.compiled import states_of
+from sngd_compile.backend.compiled_models import states_of
 from sngd_compile.errors import ModelError
-from sngd_compile.layer import fold_module_, reconstructed_modules
-from sngd_compile.runtime.distributed import keep_out_of_broadcast
-from sngd_compile.runtime.optimizers import known_optimizers, sites_of
-from sngd_compile.runtime.refresh import refresh_sites
-from sngd_compile.runtime.sharding import sharded_name
+from sngd_compile.modules.reconstructed import fold_module_, reconstructed_modules
+from sngd_compile.training.data_parallel import keep_out_of_broadcast
+from sngd_compile.training.optimizer_hooks import known_optimizers, sites_of
+from sngd_compile.training.refresh import refresh_sites
+from sngd_compile.training.sharding import sharded_name
 
 Model = TypeVar("Model", bound=nn.Module)
 

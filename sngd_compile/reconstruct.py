@@ -9,10 +9,10 @@ from torch import nn
 
 from sngd_compile.config import Config
 from sngd_compile.errors import AlreadyReconstructedError, ConfigError, ModelError
-from sngd_compile.layer import reconstruct_, reconstructed_modules
-from sngd_compile.plan import Overrides, make_plan
-from sngd_compile.runtime.distributed import keep_out_of_broadcast
-from sngd_compile.runtime.sharding import sharded_name
+from sngd_compile.modules.reconstructed import reconstruct_, reconstructed_modules
+from sngd_compile.plan.planner import Overrides, make_plan
+from sngd_compile.training.data_parallel import keep_out_of_broadcast
+from sngd_compile.training.sharding import sharded_name
 
 Model = TypeVar("Model", bound=nn.Module)
 

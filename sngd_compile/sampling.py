@@ -9,11 +9,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sngd_compile.errors import ConfigError, ModelError
-from sngd_compile.layer import reconstructed_modules
-from sngd_compile.runtime.fisher import FisherLayer
-from sngd_compile.runtime.output_side import DRAWS, SAMPLES
-from sngd_compile.runtime.schedule import SEED
-from sngd_compile.runtime.sharding import is_sharded
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.output_side import DRAWS, SAMPLES
+from sngd_compile.fisher.schedule import SEED
+from sngd_compile.modules.reconstructed import reconstructed_modules
+from sngd_compile.training.sharding import is_sharded
 
 Distribution = Literal["categorical", "bernoulli", "gaussian"]
 

@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..conv_geometry import ConvGeometry
-from ..rows import mirror_
+from ..conv.geometry import ConvGeometry
+from ..moments.rows import mirror_
 from .partials import splits_of_rows
 from .target import Family, current_target
 

@@ -13,7 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .partials import allocate_partials, block_column, join_partials_, splits_of_rows, tile_of_pair
+from .partials import (
+    allocate_partials,
+    block_column,
+    join_partials_,
+    splits_of_rows,
+    tile_of_pair,
+)
 from .target import Family, compact, copies_are_wide, current_target
 
 

@@ -7,10 +7,10 @@ from typing import cast
 
 from torch import fx
 
+from sngd_compile.fisher.observe_gradient import observe_gradient
+from sngd_compile.fisher.reparameterise import fold, local_embedding, local_linear
+from sngd_compile.plan.records import GraphUse, Place
 from sngd_compile.rules.embedding import Embedding
-from sngd_compile.runtime.observe_gradient import observe_gradient
-from sngd_compile.runtime.reparameterise import fold, local_embedding, local_linear
-from sngd_compile.site import GraphUse, Place
 
 
 def associate_(graph: fx.Graph, places: Sequence[Place]) -> None:

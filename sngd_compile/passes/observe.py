@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import fx
 
+from sngd_compile.fisher.observe import STATISTICS, observe
+from sngd_compile.fisher.observe_gradient import observe_gradient
+from sngd_compile.fisher.observe_units import observe_units
+from sngd_compile.plan.records import GraphUse, Place
 from sngd_compile.rules import RULES
-from sngd_compile.runtime.observe import STATISTICS, observe
-from sngd_compile.runtime.observe_gradient import observe_gradient
-from sngd_compile.runtime.observe_units import observe_units
-from sngd_compile.site import GraphUse, Place
 
 
 def observe_(graph: fx.Graph, places: Sequence[Place]) -> None:

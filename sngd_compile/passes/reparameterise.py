@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from sngd_compile.runtime.reparameterise import fold
-from sngd_compile.site import Place
+from sngd_compile.fisher.reparameterise import fold
+from sngd_compile.plan.records import Place
 
 
 def reparameterise_(graph: fx.Graph, places: Sequence[Place]) -> None:

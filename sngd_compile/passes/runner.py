@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from torch import fx
 from torch._logging._internal import trace_structured_artifact
 
-from sngd_compile.dump import dump_difference, dump_graph
-from sngd_compile.site import Place
+from sngd_compile.plan.records import Place
+from sngd_compile.plan.report import dump_difference, dump_graph
 
 logger = logging.getLogger("sngd_compile")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from sngd_compile.bytecode import words
+from sngd_compile.capture.bytecode import words
 
 _PASSED_ON = words(
     "bfloat16 clone contiguous double flatten float half reshape squeeze to type_as unsqueeze view"

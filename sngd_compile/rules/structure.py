@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sngd_compile.bytecode import is_right_factor
+from sngd_compile.capture.bytecode import is_right_factor
 from sngd_compile.layout import Layout
 from sngd_compile.rules.source import is_used_elementwise
 

@@ -15,8 +15,8 @@ import json, sys, torch
 sys.path.insert(0, {tests!r})
 torch.set_default_dtype(torch.float64)
 torch.manual_seed(0)
-import sngd_compile.runtime.natural as natural
-import sngd_compile.runtime.reparameterise as reparameterise
+import sngd_compile.backend.natural_gradient as natural
+import sngd_compile.fisher.reparameterise as reparameterise
 from backend.compiled import SETTING, compiled, mlp, sample, train
 import sngd_compile as sngd
 from torch._dynamo.utils import counters

@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 import sngd_compile as sngd
 from api import EVERY_STEP, batch, mlp, rows_of, sgd, steps_of, train
 from sngd_compile import SngdWarning
-from sngd_compile.runtime import observe
+from sngd_compile.fisher import observe
 
 pytestmark = pytest.mark.usefixtures("float64")
 NAN, INFINITY = float("nan"), float("inf")

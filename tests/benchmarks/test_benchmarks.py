@@ -9,17 +9,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 import benchmarks_tiny
-import compiled_step
 import contenders
-import gate
-import memory
-import profile_step
-import reconstruct_time
 import sngd_compile as sngd
-import step_floor
-import step_time
 from contenders import Contender, Recipe, Trainee
 from interleave import CYCLE, Ratio, Times
+from profiling import profile_step, step_floor
+from steps import compiled_step, gate, memory, reconstruct_time, step_time
 from workloads import CLASSES, WORKLOADS, Workload
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-import convergence
 import sngd_compile as sngd
 import tasks
 from benchmarks_tiny import DATA, TINY
 from contenders import BUILT_IN, Contender, Recipe, Trainee, adamw, muon, of_low_rank, plain_sgd
 from peers import PEERS
+from study import convergence
 from tasks import CHARACTERS, LENGTH, TASKS, Task
 
 pytestmark = pytest.mark.usefixtures("thread_count")

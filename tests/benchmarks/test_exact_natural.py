@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 from typer.testing import CliRunner
 
-import exact_comparison
 from contenders import Recipe
-from exact_natural import (
+from paper import exact_comparison
+from paper.exact_natural import (
     DAMPING_REL_TRACE,
     DECAY,
     exact_natural_gradient,

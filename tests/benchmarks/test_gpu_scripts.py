@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-import gpu_steps
-import root_times
-from gpu_steps import GpuWorkload
+from gpu import gpu_steps
+from gpu.gpu_steps import GpuWorkload
+from micro import root_times
 from sngd_compile.config import RootKind
 
 HOST = torch.device("cpu")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from data import DataError
-from experiments import EXPERIMENTS, Sources
-from local_data import BINARY_BATCHES, PYTHON_BATCHES, cifar10, penn_treebank
+from paper.experiments import EXPERIMENTS, Sources
+from paper.local_data import BINARY_BATCHES, PYTHON_BATCHES, cifar10, penn_treebank
 from tasks import LENGTH
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}

@@ -6,8 +6,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import local_fishers
 from benchmarks_tiny import TINY
+from paper import local_fishers
 
 
 @pytest.mark.usefixtures("thread_count")

@@ -7,9 +7,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import one_rate
 from benchmarks_tiny import TINY
 from contenders import SNGD
+from study import one_rate
 
 
 @pytest.mark.usefixtures("thread_count")

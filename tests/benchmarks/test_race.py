@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-import race as racing
 from benchmarks_tiny import DATA, TINY
 from contenders import (
     ADAMW,
@@ -21,8 +20,9 @@ from contenders import (
     plain_sgd,
 )
 from peers import PEERS, stay_in_trust_region
-from race import Budget, Judge, Point, begin, race
-from study import Protocol, crossing, goal_of, spread, study
+from study import race as racing
+from study.protocol import Protocol, crossing, goal_of, spread, study
+from study.race import Budget, Judge, Point, begin, race
 
 
 class Clock:

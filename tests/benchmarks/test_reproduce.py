@@ -9,15 +9,22 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-import reproduce
 import sngd_compile as sngd
 import tasks
 from benchmarks_tiny import DATA, TINY
 from contenders import REFERENCE, SNGD, Recipe
-from experiments import EXPERIMENTS, Experiment, Sources, mlp
-from paper_contenders import GD, L2, PAPER, as_in_the_paper, with_output_side, without_momentum
-from race import Budget, race
-from reproduce_page import cells, header, page
+from paper import reproduce
+from paper.experiments import EXPERIMENTS, Experiment, Sources, mlp
+from paper.paper_contenders import (
+    GD,
+    L2,
+    PAPER,
+    as_in_the_paper,
+    with_output_side,
+    without_momentum,
+)
+from paper.reproduce_page import cells, header, page
+from study.race import Budget, race
 
 
 @pytest.fixture(autouse=True)

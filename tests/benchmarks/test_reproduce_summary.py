@@ -3,8 +3,8 @@
 import pytest
 
 from contenders import ADAMW, REFERENCE, SNGD
-from paper_contenders import PAPER
-from reproduce_summary import compared, count, mean_and_spread, summary, verdicts
+from paper.paper_contenders import PAPER
+from paper.reproduce_summary import compared, count, mean_and_spread, summary, verdicts
 
 
 def run(steps: float | None, seconds: float, score: float, failure: str | None = None) -> dict:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 import sngd_compile as sngd
-import triangular
 from interleave import CYCLE
-from small_layers import SMALL, WORKLOADS, Workload, measure, trainee
+from micro import triangular
+from steps.small_layers import SMALL, WORKLOADS, Workload, measure, trainee
 
 
 def batches() -> Iterator[tuple[Tensor, Tensor]]:

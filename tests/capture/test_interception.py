@@ -8,8 +8,8 @@ from torch.autograd import gradcheck
 
 import sngd_compile as sngd
 from sngd_compile import Config
-from sngd_compile.interception import FoldedWeight, GuardedWeight
-from sngd_compile.writable import WritableWeight
+from sngd_compile.modules.folded_weight import FoldedWeight, GuardedWeight
+from sngd_compile.modules.writable_weight import WritableWeight
 
 pytestmark = pytest.mark.usefixtures("float64")
 EVERY_ROW = Config(max_rows=None, observe_every=1, early_refreshes=(1,))

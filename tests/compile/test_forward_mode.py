@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import sngd_compile as sngd
-from sngd_compile.runtime.triangular import BLOCK, FEW
+from sngd_compile.fisher.roots.triangular import BLOCK, FEW
 
 pytestmark = pytest.mark.usefixtures("float64", "fresh")
 

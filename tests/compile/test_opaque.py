@@ -14,8 +14,8 @@ from torch.func import functional_call, grad, jvp, vmap
 
 import sngd_compile as sngd
 from backend.compiled import SETTING, mlp, sample, train
-from sngd_compile.runtime import weight_map
-from sngd_compile.runtime.triangular import BLOCK, FEW
+from sngd_compile.fisher import weight_map
+from sngd_compile.fisher.roots.triangular import BLOCK, FEW
 from theorem.networks import ConvNet
 
 pytestmark = pytest.mark.usefixtures("float64", "fresh")

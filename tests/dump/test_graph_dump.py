@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sngd_compile as sngd
-from sngd_compile.dump import dump_difference, dump_graph
+from sngd_compile.plan.report import dump_difference, dump_graph
 
 
 class Twice(nn.Linear):

@@ -15,7 +15,7 @@ from api.observing import copies_and_files_observe_alike, one_graph_observes_ali
 from laws import UnitCase, conv_case, every_output_law, linear_case
 from laws.units import information
 from sngd_compile import Config, SngdWarning
-from sngd_compile.runtime.information import INFORMATION
+from sngd_compile.fisher.information import INFORMATION
 
 pytestmark = pytest.mark.usefixtures("float64")
 UNIT = Config(fisher="unit", max_rows=None)

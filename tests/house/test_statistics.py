@@ -15,13 +15,15 @@ ROOTS = {"rsqrt", "pow", "cholesky", "cholesky_ex", "eigh", "svd", "qr", "inv", 
 ROOTS |= {"solve_triangular", "cholesky_inverse", "matrix_power"}
 
 OBSERVING = [
-    PACKAGE / "runtime" / f"{name}.py" for name in ("observe", "observe_gradient", "samples")
+    PACKAGE / "fisher" / f"{name}.py" for name in ("observe", "observe_gradient", "samples")
 ]
 REFRESHING = [
-    PACKAGE / "runtime" / f"{name}.py"
-    for name in ("average", "decomposition", "output_side", "refresh", "roots")
+    *(PACKAGE / "fisher" / f"{name}.py" for name in ("average", "decomposition", "output_side")),
+    PACKAGE / "fisher" / "roots" / "decompose.py",
+    PACKAGE / "training" / "refresh.py",
 ]
-RULES = sorted([*(PACKAGE / "rules").glob("*.py"), *(PACKAGE / "composites").glob("*.py")])
+COMPOSITES = [PACKAGE / "modules" / f"{name}.py" for name in ("attention", "recurrent")]
+RULES = sorted([*(PACKAGE / "rules").glob("*.py"), *COMPOSITES])
 STATISTICS = ("second_moment", "diagonal")
 
 ALLOWED = {

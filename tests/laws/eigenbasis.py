@@ -7,7 +7,7 @@ import sngd_compile as sngd
 from laws.case import Case
 from laws.suite import ABSOLUTE, RELATIVE, close, loss, probe, trained
 from laws.two_sided import blocks, observed, output_moment
-from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.fisher.layer import FisherLayer
 
 
 def metric(inputs: Tensor, outputs: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 import sngd_compile as sngd
 from laws.case import Case
 from sngd_compile import Config, Rule
+from sngd_compile.fisher.observe import STATISTICS
 from sngd_compile.rules import RULES
-from sngd_compile.runtime.observe import STATISTICS
 
 
 @dataclass(frozen=True)

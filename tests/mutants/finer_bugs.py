@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import sngd_compile.finer
-import sngd_compile.logits
+import sngd_compile.plan.fisher_kind
+import sngd_compile.plan.logits
 from bug import caught_by, wrap
-from sngd_compile import following
+from sngd_compile.fisher import observe_units
+from sngd_compile.fisher.information import INFORMATION
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.roots.block import BlockRoot
+from sngd_compile.fisher.roots.softmax import SoftmaxRoot
+from sngd_compile.fisher.roots.unit import UnitRoot
+from sngd_compile.plan import activation as following
 from sngd_compile.rules import Rule
-from sngd_compile.runtime import observe_units
-from sngd_compile.runtime.block import BlockRoot
-from sngd_compile.runtime.fisher import FisherLayer
-from sngd_compile.runtime.information import INFORMATION
-from sngd_compile.runtime.softmax import SoftmaxRoot
-from sngd_compile.runtime.unit import UnitRoot
 
 BLOCK = ("tests/fishers/test_block.py",)
 BLOCK_PLAN = (*BLOCK, "-k", "plan")
@@ -42,7 +42,7 @@ def bias_in_no_block() -> None:
 def blocks_ignore_channels() -> None:
     """A convolution's blocks are cut without regard to its channels."""
     wrap(
-        sngd_compile.finer,
+        sngd_compile.plan.fisher_kind,
         "block_sizes",
         lambda original, width, size, taps, has_bias: original(width, size, 1, has_bias),
     )
@@ -160,7 +160,7 @@ def logits_laid_out_by_input() -> None:
 def any_result_is_a_logit() -> None:
     """A layer is taken for one of logits whatever follows it."""
     wrap(
-        sngd_compile.logits,
+        sngd_compile.plan.logits,
         "what_follows",
         lambda original, held: replace(original(held), activation=following.RETURNED),
     )

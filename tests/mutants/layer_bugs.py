@@ -13,7 +13,7 @@ from sngd_compile.rules.embedding_bag import EmbeddingBag
 from sngd_compile.rules.normalisation import BatchNorm, LayerNorm
 from sngd_compile.rules.prelu import PReLU
 from sngd_compile.rules.scale import Scale
-from sngd_kernels import sum_ops
+from sngd_kernels.moments import sum_ops
 
 TESTS = "tests/rules/test_"
 

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from bug import caught_by, wrap
 from sngd_compile import Config
+from sngd_compile.fisher import layer as fisher
+from sngd_compile.fisher.output_side import DRAWS, SAMPLES, OutputSide
+from sngd_compile.fisher.roots.eigen import EigenRoot
+from sngd_compile.fisher.roots.kronecker import KroneckerRoot
+from sngd_compile.fisher.schedule import Schedule
 from sngd_compile.rules.convolution import Convolution
-from sngd_compile.runtime import fisher
-from sngd_compile.runtime.eigen import EigenRoot
-from sngd_compile.runtime.kronecker import KroneckerRoot
-from sngd_compile.runtime.output_side import DRAWS, SAMPLES, OutputSide
-from sngd_compile.runtime.schedule import Schedule
 from sngd_compile.sampling import RESIDUALS
 
 LAWS = ("tests/rules/test_linear.py", "-k", "output_side and kronecker")

@@ -6,17 +6,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-import sngd_compile.layer
-import sngd_compile.writable
+import sngd_compile.modules.reconstructed
+import sngd_compile.modules.writable_weight
 from bug import CONVOLUTION, LINEAR, TRAJECTORY, caught_by, wrap
-from sngd_compile import root_choice
 from sngd_compile.config import Config
+from sngd_compile.fisher import transforms, weight_map
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.roots import decompose as roots
+from sngd_compile.fisher.roots.cholesky import CholeskyRoot
+from sngd_compile.fisher.roots.low_rank import LowRankRoot
+from sngd_compile.fisher.roots.symmetric import SymmetricRoot
 from sngd_compile.layout import Layout
-from sngd_compile.runtime import refresh, roots, transforms, weight_map
-from sngd_compile.runtime.cholesky import CholeskyRoot
-from sngd_compile.runtime.fisher import FisherLayer
-from sngd_compile.runtime.low_rank import LowRankRoot
-from sngd_compile.runtime.symmetric import SymmetricRoot
+from sngd_compile.plan import root_choice
+from sngd_compile.training import refresh
 
 WIDTH = ("tests/theorem/test_width.py", "-k", "divided")
 
@@ -175,7 +177,7 @@ def refreshes_one_step_late() -> None:
 @caught_by(LINEAR)
 def fold_returns_the_raw_weights() -> None:
     """Folding drops the Fisher layer and keeps `w'`."""
-    sngd_compile.layer.reset_ = lambda site: None
+    sngd_compile.modules.reconstructed.reset_ = lambda site: None
 
 
 @caught_by(WIDTH)
@@ -217,4 +219,4 @@ def averages_of_other_roots() -> None:
 @caught_by(("tests/state/test_writing.py", "-k", "is_that_of_the_plain and shared and clamped"))
 def writes_are_lost() -> None:
     """What is written to a folded weight stays in the copy that was read."""
-    sngd_compile.writable.write_ = lambda site, index, value: None
+    sngd_compile.modules.writable_weight.write_ = lambda site, index, value: None

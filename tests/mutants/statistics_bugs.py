@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import sngd_compile.layer
+import sngd_compile.modules.reconstructed
 import sngd_kernels.precision
 from bug import CONVOLUTION, LINEAR, MAX_ROWS, TRAJECTORY, caught_by, wrap
 from sngd_compile.config import Config
-from sngd_compile.layer import Reconstructed
+from sngd_compile.fisher import observe
+from sngd_compile.fisher.layer import ROWS, FisherLayer
+from sngd_compile.modules.reconstructed import Reconstructed
 from sngd_compile.passes import PASSES
 from sngd_compile.passes.observe import observe_
 from sngd_compile.rules import Rule
 from sngd_compile.rules.convolution import Convolution, Geometry
 from sngd_compile.rules.linear import Linear
-from sngd_compile.runtime import observe
-from sngd_compile.runtime.fisher import ROWS, FisherLayer
 
 
 def before_absorbing(change: Callable[[FisherLayer], Any]) -> None:
@@ -158,7 +158,7 @@ def one_use_of_two() -> None:
         observe_(graph, [replace(site, uses=site.uses[:1]) for site in sites])
 
     passes = tuple(observe_first if item is observe_ else item for item in PASSES)
-    sngd_compile.layer.PASSES = passes
+    sngd_compile.modules.reconstructed.PASSES = passes
 
 
 @caught_by(LINEAR)

@@ -1,7 +1,7 @@
 """Bugs in what `explain` says of a trained network."""
 
 from bug import caught_by, wrap
-from sngd_compile import symptoms
+from sngd_compile.training import diagnosis as symptoms
 
 TESTS = "tests/plan/test_symptoms.py"
 

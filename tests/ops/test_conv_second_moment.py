@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from sngd_kernels import conv_path, conv_second_moment
-from sngd_kernels.conv_geometry import ConvGeometry, conv_geometry
-from sngd_kernels.conv_patches import patch_moment_
-from sngd_kernels.conv_taps import tap_moment_
+from sngd_kernels.conv.geometry import ConvGeometry, conv_geometry
+from sngd_kernels.conv.patches import patch_moment_
+from sngd_kernels.conv.taps import tap_moment_
 from sngd_kernels.reference import conv_second_moment_reference
 
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -118,7 +118,7 @@ def test_blocks_of_images_add_up(algorithm: Algorithm, monkeypatch: pytest.Monke
     x = random_input(5, 4, 9, 9)
     geometry = conv_geometry(x.shape, 2, 1, 0, 1, 2)
     whole = moment_by(algorithm, x, geometry)
-    monkeypatch.setattr("sngd_kernels.conv_geometry.CPU_BLOCK_BYTES", 1)
+    monkeypatch.setattr("sngd_kernels.conv.geometry.CPU_BLOCK_BYTES", 1)
     assert_equal_up_to_rounding(moment_by(algorithm, x, geometry), whole)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sngd_kernels import KernelError, KernelTypeError, KernelValueError, matmul_nt
-from sngd_kernels.matmul_nt import product_and_norm
+from sngd_kernels.roots.matmul_nt import product_and_norm
 
 A = torch.ones(2, 3, 4)
 

@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sngd_compile as sngd
 from api import EVERY_STEP, batch, mlp, train
-from sngd_kernels.conv_geometry import conv_geometry
-from sngd_kernels.conv_moment import conv_moment
-from sngd_kernels.factors import invert_factor
+from sngd_kernels.conv.geometry import conv_geometry
+from sngd_kernels.conv.moment import conv_moment
+from sngd_kernels.moments.rows import row_moment
 from sngd_kernels.precision import exact_products
-from sngd_kernels.rows import row_moment
+from sngd_kernels.roots.factors import invert_factor
 
 HOST = torch.device("cpu")
 BACKENDS = torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul

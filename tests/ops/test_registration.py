@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import sngd_kernels as kernels
-from sngd_kernels import ops, sum_ops
+from sngd_kernels.conv import ops as conv_ops
+from sngd_kernels.moments import ops, sum_ops
+from sngd_kernels.roots import ops as root_ops
 
 ROWS, IMAGES = torch.randn(7, 3), torch.randn(2, 6, 5, 5)
 TOKENS = torch.tensor([3, 0, 3, 1])
@@ -21,11 +23,11 @@ CASES = {
         (torch.zeros(2, 3, 3), ROWS, ROWS[:, :2], False),
     ),
     "conv_second_moment": (
-        ops.conv_second_moment,
+        conv_ops.conv_second_moment,
         (IMAGES, [3, 3], [1, 1], [1, 1], [1, 1], 2, True),
     ),
-    "cholesky_inverse": (ops.cholesky_inverse, (FACTORS, torch.ones(2), True)),
-    "matmul_nt": (ops.matmul_nt, (FACTORS, FACTORS, FACTORS, 0.5, 2.0, 1.0, True)),
+    "cholesky_inverse": (root_ops.cholesky_inverse, (FACTORS, torch.ones(2), True)),
+    "matmul_nt": (root_ops.matmul_nt, (FACTORS, FACTORS, FACTORS, 0.5, 2.0, 1.0, True)),
     "squared_sum": (sum_ops.squared_sum, (FACTORS, True)),
     "add_squared_sum_": (sum_ops.add_squared_sum_, (torch.zeros(4), ROWS, True)),
     "channel_second_moment": (sum_ops.channel_second_moment, (FACTORS, True)),
@@ -100,7 +102,7 @@ def test_vmap_of_sums_is_a_loop() -> None:
 
 def test_vmap_of_roots_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    invert = ops.invert_factor
-    monkeypatch.setattr(ops, "invert_factor", lambda *a: calls.append(1) or invert(*a))
+    invert = root_ops.invert_factor
+    monkeypatch.setattr(root_ops, "invert_factor", lambda *a: calls.append(1) or invert(*a))
     torch.vmap(lambda matrix: kernels.cholesky_inverse_ex(matrix, 0.1)[0])(FACTORS)
     assert calls == [1]

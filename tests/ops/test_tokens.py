@@ -13,8 +13,8 @@ from sngd_kernels import (
     bag_squared_sum,
     token_counts,
 )
+from sngd_kernels.moments.sums import scattered_counts
 from sngd_kernels.reference import bag_squared_sum_reference, token_counts_reference
-from sngd_kernels.sums import scattered_counts
 
 TOKENS = torch.tensor([3, 0, 3, 3, 6, 1])
 

@@ -38,7 +38,7 @@ def test_weights_of_one_give_the_second_moment() -> None:
 def test_units_are_taken_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weights = rows_and_weights(63, 65, 5)
     whole = unit_second_moment(x, weights, bias=True)
-    monkeypatch.setattr("sngd_kernels.rows.UNIT_BYTES", 2 * x.numel() * x.element_size())
+    monkeypatch.setattr("sngd_kernels.moments.rows.UNIT_BYTES", 2 * x.numel() * x.element_size())
     torch.testing.assert_close(unit_second_moment(x, weights, bias=True), whole)
 
 

@@ -8,7 +8,7 @@ import sngd_compile as sngd
 import sngd_kernels
 from api import EVERY_STEP, apart, batch, train
 from sngd_compile import SngdWarning
-from sngd_compile.runtime import roots
+from sngd_compile.fisher.roots import decompose as roots
 
 
 @pytest.mark.parametrize(

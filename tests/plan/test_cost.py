@@ -10,7 +10,7 @@ import sngd_compile as sngd
 from api import EVERY_STEP, mlp, train
 from sngd_compile import Config
 from sngd_compile.config import RootKind
-from sngd_compile.cost import refresh_work, step_work
+from sngd_compile.plan.cost import refresh_work, step_work
 
 LAYERS = {
     "linear": lambda dtype: nn.Linear(7, 3, dtype=dtype),

@@ -8,7 +8,7 @@ from torch import nn
 
 import sngd_compile as sngd
 from api import EVERY_STEP, batch, mlp, train
-from sngd_compile.symptoms import damped_share, largest_eigenvalue, least_condition
+from sngd_compile.training.diagnosis import damped_share, largest_eigenvalue, least_condition
 
 pytestmark = pytest.mark.usefixtures("float64")
 

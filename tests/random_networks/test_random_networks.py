@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import sngd_compile as sngd
 from random_networks import LAYERS, WIDTH, Network, chained, networks
 from sngd_compile import Config
-from sngd_compile.runtime.fisher import FisherLayer
+from sngd_compile.fisher.layer import FisherLayer
 
 pytestmark = [pytest.mark.usefixtures("float64"), pytest.mark.slow]
 CONFIG = Config(

@@ -11,7 +11,7 @@ from torch import nn
 import sngd_compile as sngd
 from api import EVERY_STEP, mlp, train
 from sngd_compile import Config
-from sngd_compile.root_choice import FEW_LAUNCHES, LARGEST_WARM_CONDITION, choose_root
+from sngd_compile.plan.root_choice import FEW_LAUNCHES, LARGEST_WARM_CONDITION, choose_root
 from sngd_kernels.dispatch import LIMITS
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -54,7 +54,7 @@ def on_a_gpu(monkeypatch):
         return choose_root(GPU, size, condition)
 
     asked = []
-    monkeypatch.setattr("sngd_compile.root_choice.choose_root", there)
+    monkeypatch.setattr("sngd_compile.plan.root_choice.choose_root", there)
     return asked
 
 

@@ -6,10 +6,10 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 from sngd_compile import Config
+from sngd_compile.fisher.roots.new_root import identity_root
+from sngd_compile.fisher.roots.triangular import BLOCK
+from sngd_compile.fisher.weight_map import ADJOINT, MAPS, RootForm, mapped
 from sngd_compile.layout import Layout
-from sngd_compile.runtime.new_root import identity_root
-from sngd_compile.runtime.triangular import BLOCK
-from sngd_compile.runtime.weight_map import ADJOINT, MAPS, RootForm, mapped
 
 pytestmark = pytest.mark.usefixtures("float64")
 

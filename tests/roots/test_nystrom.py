@@ -15,7 +15,7 @@ from laws.suite import (
     root_whitens_the_factor,
 )
 from sngd_compile import ConfigError, SngdWarning
-from sngd_compile.cost import step_work
+from sngd_compile.plan.cost import step_work
 
 pytestmark = pytest.mark.usefixtures("float64")
 

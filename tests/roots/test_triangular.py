@@ -5,8 +5,8 @@ import torch
 from torch.autograd import gradcheck
 from torch.func import grad, vmap
 
-from sngd_compile.runtime import triangular
-from sngd_compile.runtime.triangular import (
+from sngd_compile.fisher.roots import triangular
+from sngd_compile.fisher.roots.triangular import (
     BLOCK,
     FEW,
     multiply,

@@ -14,7 +14,7 @@ from laws.suite import (
     rewriting_keeps_the_function,
 )
 from sngd_compile import SngdWarning
-from sngd_compile.runtime.roots import NEAR
+from sngd_compile.fisher.roots.decompose import NEAR
 
 pytestmark = pytest.mark.usefixtures("float64")
 

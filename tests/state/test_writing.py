@@ -10,7 +10,7 @@ from torch import nn
 
 import sngd_compile as sngd
 from api import EVERY_STEP, apart, batch, mlp, sgd, train, trained
-from sngd_compile.writable import WritableWeight
+from sngd_compile.modules.writable_weight import WritableWeight
 
 pytestmark = pytest.mark.usefixtures("float64")
 

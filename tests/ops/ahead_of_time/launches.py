@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sngd_kernels.conv_geometry import conv_geometry
+from sngd_kernels.conv.geometry import conv_geometry
 from sngd_kernels.gpu.channel_second_moment import launch_channel_second_moment
 from sngd_kernels.gpu.cholesky_inverse import launch_cholesky_inverse
 from sngd_kernels.gpu.conv_second_moment import launch_tap_products

@@ -15,7 +15,7 @@ from sngd_kernels import (
     squared_sum,
     unit_second_moment,
 )
-from sngd_kernels.conv_geometry import conv_geometry
+from sngd_kernels.conv.geometry import conv_geometry
 from sngd_kernels.reference import (
     channel_second_moment_reference,
     cholesky_inverse_reference,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sngd_kernels import conv_second_moment, explain, second_moment, unit_second_moment
-from sngd_kernels.conv_geometry import conv_geometry
+from sngd_kernels.conv.geometry import conv_geometry
 from sngd_kernels.gpu import partials
 from sngd_kernels.gpu.target import compact
 from sngd_kernels.reference import (

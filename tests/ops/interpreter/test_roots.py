@@ -13,8 +13,8 @@ from sngd_kernels import (
     newton_schulz,
     warm_root,
 )
-from sngd_kernels.matmul_nt import product_and_norm
 from sngd_kernels.reference import cholesky_inverse_reference
+from sngd_kernels.roots.matmul_nt import product_and_norm
 
 
 def moments(count: int, width: int) -> Tensor:

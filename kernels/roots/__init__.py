@@ -1,0 +1,1 @@
+"""Roots of the inverses of factors."""

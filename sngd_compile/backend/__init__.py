@@ -1,0 +1,1 @@
+"""`torch.compile(model, backend="sngd")`: the parameters stay `w`, their gradients come natural."""

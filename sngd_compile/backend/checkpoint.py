@@ -1,0 +1,112 @@
+"""Saving and restoring the local Fishers of a model compiled with `backend="sngd"`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sngd_compile.backend.compiled_models import COMPILED, parameters_of, states_of
+from sngd_compile.backend.natural_gradient import Form
+from sngd_compile.backend.parameter_state import ParameterState, adopt
+from sngd_compile.config import Config
+from sngd_compile.errors import ModelError
+from sngd_compile.layout import Layout
+from sngd_compile.modules.reconstructed import reconstructed_modules
+
+State = dict[str, dict[str, Any]]
+
+
+def state_dict(model: nn.Module) -> State:
+    """Return the local Fishers of a model that is compiled with `backend="sngd"`.
+
+    The model's own `state_dict()` holds its weights, which are ordinary; this is what comes beside
+    them in a checkpoint. A reconstructed network needs nothing beside its own.
+
+    Args:
+        model: The compiled model, or the plain one inside.
+
+    Returns:
+        By weight name plain values and tensors, which `torch.save` writes and
+        `torch.load(weights_only=True)` reads. Empty before the first step.
+
+    Raises:
+        ModelError: `model` is no module, or is reconstructed.
+    """
+    _require_plain(model)
+    names = {id(p): own[0] for p, own in parameters_of(model).items()}
+    return {
+        name: {
+            "form": _saved_form(state.form),
+            "rule": state.rule,
+            "note": state.note,
+            "bias": None if state.bias is None else names[id(state.bias)],
+            "fisher": {key: t.clone() for key, t in state.fisher.state_dict().items()},
+        }
+        for name, state in states_of(model).items()
+    }
+
+
+def load_state_dict(model: nn.Module, state: Mapping[str, Mapping[str, Any]]) -> None:
+    """Restore what `state_dict` returned, before or after the model is compiled.
+
+    The options of the compilation count, not those of the run that was saved; the kind of root
+    alone is kept.
+
+    Args:
+        model: The compiled model, or the plain one inside; its weights are not touched.
+        state: Of a model with the same parameters.
+
+    Raises:
+        ModelError: `model` is no module or is reconstructed; a name or a shape does not fit.
+    """
+    _require_plain(model)
+    named = {name: p for p, names in parameters_of(model).items() for name in names}
+    made = [_restored(name, saved, named) for name, saved in state.items()]
+    for restored in made:
+        adopt(restored)
+    COMPILED.frames += 1
+
+
+def _restored(name: str, saved: Mapping[str, Any], named: Mapping[str, Tensor]) -> ParameterState:
+    for needed in (name, saved["bias"]):
+        if needed is not None and needed not in named:
+            raise ModelError(f"the model has no parameter {needed!r}, which the state is of")
+    weight = named[name]
+    bias = None if saved["bias"] is None else named[saved["bias"]]
+    form = _loaded_form(saved["form"])
+    if prod(form.layout.view) != weight.numel():
+        raise ModelError(f"{name} has shape {tuple(weight.shape)}; the state is of another")
+    # The rank of a root is that of its buffers, whatever the options to come say.
+    gains = saved["fisher"].get("root_buffers.gains")
+    config = Config() if gains is None else Config(rank=gains.shape[-1])
+    fisher = form.layer(name, config, weight.device)
+    fisher.load_state_dict(dict(saved["fisher"]))
+    return ParameterState(weight, bias, form, fisher, saved["rule"], None, saved["note"])
+
+
+def _saved_form(form: Form) -> dict[str, Any]:
+    layout = form.layout
+    return {
+        "layout": (layout.view, layout.order, layout.matrix),
+        "has_bias": form.has_bias,
+        "kind": form.kind,
+        "root": form.root,
+        "dtype": str(form.dtype).removeprefix("torch."),
+    }
+
+
+def _loaded_form(saved: Mapping[str, Any]) -> Form:
+    layout = Layout(*(tuple(part) for part in saved["layout"]))
+    dtype = getattr(torch, saved["dtype"])
+    return Form(layout, saved["has_bias"], saved["kind"], saved["root"], dtype)
+
+
+def _require_plain(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if reconstructed_modules(model):
+        raise ModelError("the model is reconstructed: its own state_dict() holds everything")

@@ -1,0 +1,237 @@
+"""The local Fishers of parameters that stay `w`: found by the parameter itself, in every frame.
+
+A compiled frame asks here each time it runs. So one graph serves many layers, and a parameter has
+one state over frames, graph breaks, recompilations and models that share it.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from sngd_compile.backend.natural_gradient import Form, inputs_of
+from sngd_compile.config import Config
+from sngd_compile.errors import SngdWarning
+from sngd_compile.fisher.decomposition import next_roots
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.roots.decompose import Root, copy_root_
+from sngd_compile.fisher.schedule import GATE_ENTRIES
+from sngd_compile.training.optimizer_hooks import register_owner
+from sngd_compile.training.refresh import move_
+
+SHUT = torch.zeros(GATE_ENTRIES, dtype=torch.int64, device="cpu")
+"""The gate of a forward pass that is no part of training."""
+
+UNFIT = "its uses in several compiled frames read it in ways that do not fit together"
+
+
+class ParameterState:
+    """The local Fisher of one parameter (and of a bias); nothing here keeps the parameter alive.
+
+    Args:
+        weight: The parameter, which stays `w`.
+        bias: The bias that joins, or None.
+        form: What frames know of the Fisher layer.
+        fisher: The Fisher layer.
+        rule: Name of the rule, for the plan.
+        config: As it was asked for; None where the state was loaded and nobody asked yet.
+        note: For the plan.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        form: Form,
+        fisher: FisherLayer,
+        rule: str,
+        config: Config | None,
+        note: str = "",
+    ) -> None:
+        self._weight = weakref.ref(weight)
+        self._bias = None if bias is None else weakref.ref(bias)
+        self.form, self.fisher, self.rule = form, fisher, rule
+        self.config, self.note = config, note
+        self.modules: list[weakref.ref[nn.Module]] = []
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The parameter; None once it is gone."""
+        return self._weight()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias that joins."""
+        return None if self._bias is None else self._bias()
+
+    @property
+    def training(self) -> bool:
+        """Whether a module that holds the parameter trains; of unknown modules all do."""
+        found = [module for module in (ref() for ref in self.modules) if module is not None]
+        return not found or any(module.training for module in found)
+
+    def inputs(self) -> list[Tensor]:
+        """List what a frame reads, `SHUT` being the gate of a module in eval mode."""
+        fisher = self.fisher
+        return inputs_of(fisher, fisher.schedule.gate if self.training else SHUT)
+
+    def local_sites(self) -> list[NaturalSite]:
+        """Return the site, while the parameter lives."""
+        weight = self.weight
+        return [] if weight is None else [NaturalSite(weight, self.bias, self.fisher)]
+
+
+class NaturalSite:
+    """A live parameter whose gradients come out natural; see `refresh.Site`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, fisher: FisherLayer) -> None:
+        """Hold the parameters for as long as the site is used."""
+        self.weight, self.bias, self.fisher = weight, bias, fisher
+
+    @torch.no_grad()
+    def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
+        """Take another root. `w` and its momentum stay; a gradient that waits becomes natural anew.
+
+        `g R_old^T R_old` becomes `g R_new^T R_new`, so that micro-batches before and after a
+        refresh add up to a natural gradient. The velocity is one of `w`: it needs no map.
+        """
+        dtype = next(root.buffers()).dtype
+        old = self.fisher.new_root(dtype)
+        copy_root_(old, self.fisher.root_buffers)
+
+        def gradient(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            plain = old.from_prime(*old.unfold(weight, bias))
+            return root.fold(*root.to_prime(*plain))
+
+        bias_gradient = None if self.bias is None else self.bias.grad
+        move_(self, gradient, dtype, self.weight.grad, bias_gradient)
+        copy_root_(self.fisher.root_buffers, root)
+
+
+STATES: Any = WeakTensorKeyDictionary()
+"""Parameters to their `ParameterState`."""
+
+REASONS: Any = WeakTensorKeyDictionary()
+"""Parameters that a compiled frame left alone, to the reason."""
+
+
+def state_of(parameter: Tensor) -> ParameterState | None:
+    """Return the state of a parameter."""
+    state: ParameterState | None = STATES.get(parameter)
+    return state
+
+
+def adopt(state: ParameterState) -> None:
+    """Make a state that of its parameter, and known to the optimizer hooks."""
+    weight = state.weight
+    assert weight is not None
+    STATES[weight] = state
+    REASONS.pop(weight, None)
+    register_owner(state)
+
+
+def meet(
+    weight: Tensor, bias: Tensor | None, form: Form, config: Config, described: Sequence[str]
+) -> ParameterState | None:
+    """Return the state with which a frame can use a parameter; the first frame makes it.
+
+    Where another frame uses the parameter in another way, the state starts anew in the form that
+    serves both; None where there is none.
+
+    Args:
+        weight: The parameter.
+        bias: The bias that joins in this frame, or None.
+        form: What this frame would like.
+        config: Options of the compilation.
+        described: Name of the parameter, rule and note.
+    """
+    known = state_of(weight)
+    if known is None and REASONS.get(weight) == UNFIT:
+        return None
+    name, rule, note = described
+    if known is not None:
+        _configure_(known, config)
+        merged = known.form.merged(form, bias is known.bias)
+        if merged == known.form:
+            return known
+        if merged is None:
+            del STATES[weight]
+            REASONS[weight] = UNFIT
+            return None
+        form = merged
+        rule = rule if form.layout != known.form.layout else known.rule
+    kept_bias = bias if form.has_bias else None
+    fisher = form.layer(name, config, weight.device)
+    state = ParameterState(weight, kept_bias, form, fisher, rule, config, note)
+    if known is not None:
+        state.modules, fisher.name = known.modules, known.fisher.name
+        _carry_over_(known.fisher, fisher)
+    adopt(state)
+    return state
+
+
+@torch.no_grad()
+def _carry_over_(old: FisherLayer, new: FisherLayer) -> None:
+    """Fill a layer of a wider form with what the present one has seen.
+
+    Rows lose the bias's 1; those of a transposed use are averaged over the outputs, as the
+    observing op does with them.
+    """
+
+    def carried(moment: Tensor) -> Tensor:
+        if new.layout.is_transposed == old.layout.is_transposed:
+            size = new.size
+            return moment[..., :size] if old.kind == "diagonal" else moment[..., :size, :size]
+        trace = moment.sum() if old.kind == "diagonal" else moment.diagonal().sum()
+        identity = torch.ones(new.size) if new.kind == "diagonal" else torch.eye(new.size)
+        return identity.to(moment) * (trace / old.layout.width)
+
+    new.sum.copy_(carried(old.sum))
+    new.factor.copy_(carried(old.factor))
+    for name in ("tally", "average_weight", "absorbed_rows"):
+        new.get_buffer(name).copy_(old.get_buffer(name))
+    new.schedule.restore(old.schedule.steps, old.schedule.observed_steps)
+    (found,) = next_roots([new]) if int(new.absorbed_rows) else (None,)
+    if found is not None:
+        copy_root_(new.root_buffers, found[0])
+        new.take_dampings_(found[1])
+
+
+def _configure_(state: ParameterState, config: Config) -> None:
+    """Take the options for a loaded state; keep the first ones otherwise, and say so."""
+    fisher = state.fisher
+    if state.config is None:
+        state.config = config
+        kept = {"root": state.form.root, "rank": fisher.config.rank}
+        fisher.config = fisher.schedule.config = config.replace(**kept)
+        steps = (fisher.schedule.steps, fisher.schedule.observed_steps)
+        fisher.schedule.configure_(fisher.config, fisher.size, *steps)
+    elif state.config != config and "options" not in fisher.warned:
+        fisher.warned.add("options")
+        warnings.warn(
+            f"{fisher.name}: compiled a second time with other options; the first ones stay.",
+            SngdWarning,
+            stacklevel=2,
+        )
+
+
+def modules_alive() -> list[nn.Module]:
+    """List every module there is; a parameter does not know who holds it, nor does Dynamo tell."""
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
+
+
+def find_modules(states: Sequence[ParameterState]) -> None:
+    """Remember which modules hold the parameters of these states."""
+    wanted = {id(state.weight): state for state in states}
+    for module in modules_alive():
+        for parameter in module.__dict__.get("_parameters", {}).values():
+            if parameter is not None and id(parameter) in wanted:
+                wanted[id(parameter)].modules.append(weakref.ref(module))

@@ -1,0 +1,185 @@
+"""What a forward does in Python while it is traced, refused where a graph would not repeat it.
+
+A graph keeps the calls on activations and nothing else: side effects, contexts (`no_grad`,
+autocast), identity tests and random branches would happen once, while tracing, or never.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+from collections import deque
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from sngd_compile.capture.bytecode import UncapturableError, read, refuse_code, words
+
+_REFUSED_TORCH = words(
+    "torch.amp torch.autograd.function torch.autograd.grad_mode torch.autograd.graph "
+    "torch.autograd.profiler torch.compiler torch.cuda torch.distributed torch.profiler "
+    "torch.random torch.serialization torch.utils._contextlib torch.utils.checkpoint "
+    "torch._compile torch._dynamo"
+)
+_REFUSED_METHODS = words(
+    "parameters named_parameters buffers named_buffers state_dict train eval requires_grad_ to "
+    "float half bfloat16 double cpu cuda type zero_grad apply"
+)
+_PURE = words(
+    "abc builtins cmath collections copy dataclasses enum functools importlib itertools math "
+    "numbers operator types typing _abc _collections _collections_abc _frozen_importlib "
+    "_functools _operator"
+)
+Content = tuple[object, int]
+"""A member of a container, and how often it was changed in place (a tensor's version)."""
+
+
+class Watch:
+    """Follow the Python that runs in a traced forward; raise at the first thing a graph drops.
+
+    Uses the interpreter's profiling hook for the time of one forward. Code of torch itself is
+    trusted, except for what `_REFUSED_TORCH` lists. `calling` is the builtin function that the
+    forward is calling now.
+    """
+
+    calling: object = None
+
+    def __enter__(self) -> None:
+        """Start, remembering random states, and the profiler that is set."""
+        self.root: FrameType | None = None
+        self.outside: dict[tuple[str, int], tuple[object, list[Content]]] = {}
+        self.generators = _Generators()
+        self.previous = sys.getprofile()
+        # A collection may run somebody's callback, which is no part of the forward.
+        self.collecting = gc.isenabled()
+        gc.disable()
+        sys.setprofile(self._event)
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        """Stop; refuse what can be seen only afterwards."""
+        sys.setprofile(self.previous)
+        if self.collecting:
+            gc.enable()
+        if self.generators.restore() and kind is None:
+            raise UncapturableError("its forward draws random numbers")
+        for (name, _), (value, before) in self.outside.items():
+            if kind is None and not same_contents(before, contents(value)):
+                raise UncapturableError(f"its forward changes {name}, which is not its own")
+
+    def _event(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            if self.root is None:
+                self.root = frame
+            self._enter(frame)
+        elif event == "return" and self._is_user(frame):
+            _refuse_identity_tests(frame, at_return=True)
+        elif event in ("c_return", "c_exception") and self._is_user(frame):
+            Watch.calling = None
+        elif event == "c_call" and self._is_user(frame):
+            Watch.calling = argument
+            holder = getattr(argument, "__self__", None)
+            if isinstance(holder, type) and issubclass(holder, torch.autograd.Function):
+                # `apply` is Python up to torch 2.13 and C from 2.14 on.
+                raise UncapturableError("its forward calls torch.autograd.function")
+            _refuse_stdlib(argument.__module__ or type(holder).__module__, argument.__name__)
+
+    def _enter(self, frame: FrameType) -> None:
+        code, module = frame.f_code, module_of(frame)
+        if self._is_user(frame):
+            refuse_code(code)
+            _refuse_identity_tests(frame, at_return=False)
+            for name, value in _outer_values(frame):
+                self.outside.setdefault((name, id(value)), (value, contents(value)))
+        elif frame.f_back is not None and self._is_user(frame.f_back):
+            _refuse_stdlib(module, code.co_name)
+            if any(f"{module}.".startswith(f"{refused}.") for refused in _REFUSED_TORCH):
+                raise UncapturableError(f"its forward calls {module}")
+            if module == "torch.nn.modules.module" and code.co_name in _REFUSED_METHODS:
+                raise UncapturableError(f"its forward calls {code.co_name}() of a module")
+
+    def _is_user(self, frame: FrameType) -> bool:
+        top = module_of(frame).partition(".")[0]
+        library = top in ("torch", "sngd_compile") or top in sys.stdlib_module_names
+        return frame is self.root or not library
+
+
+def contents(value: object, depth: int = 3) -> list[Content]:
+    """List a value and, inside containers and plain objects, all that it holds."""
+    version = 0
+    if isinstance(value, torch.Tensor) and not nn.parameter.is_lazy(value):
+        version = 0 if value.is_inference() else value._version
+    found: list[Content] = [(value, version)]
+    members: list[object] = []
+    if isinstance(value, dict):
+        members = [member for pair in value.items() for member in pair]
+    elif isinstance(value, list | tuple | set | deque):
+        members = list(value)
+    elif not isinstance(value, torch.Tensor | nn.Module | type | fx.Proxy):
+        members = [state] if isinstance(state := getattr(value, "__dict__", None), dict) else []
+    if depth:
+        for member in members:
+            found += contents(member, depth - 1)
+    return found
+
+
+def same_contents(before: list[Content], after: list[Content]) -> bool:
+    """Say whether two lists of `contents` hold the same objects, unchanged."""
+    return len(before) == len(after) and all(
+        old is new and version == now
+        for (old, version), (new, now) in zip(before, after, strict=True)
+    )
+
+
+def _refuse_identity_tests(frame: FrameType, at_return: bool) -> None:
+    """Refuse `x is None` on an activation, which is never None while tracing."""
+    for name in read(frame.f_code)[1]:
+        value = frame.f_locals.get(name)
+        if isinstance(value, fx.Proxy) and not (at_return and value.node.op == "get_attr"):
+            raise UncapturableError(f"its forward tests whether {name} is None, or is another")
+
+
+def _refuse_stdlib(module: str, name: str) -> None:
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names and top not in _PURE:
+        raise UncapturableError(f"its forward calls {name}() of {module}")
+
+
+def _outer_values(frame: FrameType) -> Iterator[tuple[str, object]]:
+    """Yield the globals and enclosing variables that a function names."""
+    for name in frame.f_code.co_names:
+        if isinstance(frame.f_globals.get(name), dict | list | set | deque):
+            yield name, frame.f_globals[name]
+    for name in frame.f_code.co_freevars:
+        if isinstance(frame.f_locals.get(name), dict | list | set | deque):
+            yield name, frame.f_locals[name]
+
+
+class _Generators:
+    """The states of the global random generators: Python's, torch's, numpy's if it is imported."""
+
+    def __init__(self) -> None:
+        self.python, self.torch = random.getstate(), torch.get_rng_state()
+        self.numpy_module: Any = sys.modules.get("numpy.random")
+        self.numpy: Any = self.numpy_module.get_state() if self.numpy_module else None
+
+    def restore(self) -> bool:
+        """Return to these states; say whether any had changed."""
+        now = _Generators()
+        drawn = now.python != self.python or not torch.equal(now.torch, self.torch)
+        if self.numpy:  # name, 624 words, position in them, and a normal deviate kept for later
+            drawn |= now.numpy[2:] != self.numpy[2:] or any(now.numpy[1] != self.numpy[1])
+        if drawn:
+            random.setstate(self.python)
+            torch.set_rng_state(self.torch)
+            if self.numpy:
+                self.numpy_module.set_state(self.numpy)
+        return drawn
+
+
+def module_of(frame: FrameType) -> str:
+    """Name the module whose code a frame runs."""
+    return str(frame.f_globals.get("__name__", ""))

@@ -1,6 +1,0 @@
-"""Layers whose one call meets several weights; importing this package registers them all."""
-
-from sngd_compile.composites import attention, recurrent
-from sngd_compile.composites.members import Members, members_of, register_members
-
-__all__ = ["Members", "attention", "members_of", "recurrent", "register_members"]

@@ -1,0 +1,116 @@
+"""Showing a layer's output gradient to its Fisher layer, during the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sngd_kernels
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.observe import STATISTICS
+from sngd_compile.fisher.output_side import SAMPLES, OutputSide
+from sngd_compile.fisher.samples import draw
+from sngd_compile.fisher.schedule import BACKWARD, MOST_ROWS
+
+
+def observe_gradient(
+    fisher: FisherLayer, output: Tensor, rule: str, geometry: Sequence[int], observing: bool
+) -> Tensor:
+    """Return the output of a layer, whose gradient its Fisher layer will be shown.
+
+    Args:
+        fisher: The local Fisher layer of the weight; it has an output side.
+        output: Of the layer, as the rule knows it.
+        rule: Name of the rule that makes rows of it.
+        geometry: Static integers of the layer (kernel, stride, ...), as the rule wrote them.
+        observing: Whether the pass trains: train mode, with gradients.
+
+    Source: docs/method.md, local Fishers. Tested by tests/fishers/test_kronecker.py.
+    """
+    if not observing or not output.requires_grad:
+        return output
+    side, numbers = fisher.output_side, tuple(geometry)
+    assert side is not None
+    if torch.compiler.is_compiling():
+        statistics = (side.sum, side.tally, fisher.schedule.gate)
+        observed: Tensor = _Observed.apply(output, *statistics, rule, numbers)  # type: ignore[no-untyped-call]
+        return observed
+    # A hook, where nothing is traced: a layer that comes next may change the output in place.
+    if fisher.schedule.observing:
+        output.register_hook(partial(_add, side, fisher.schedule.gate, rule, numbers))
+    return output
+
+
+def _add(side: OutputSide, gate: Tensor, rule: str, geometry: Sequence[int], g: Tensor) -> None:
+    torch.ops.sngd.observe_gradient_(side.sum, side.tally, gate, g.detach(), rule, list(geometry))
+
+
+class _Observed(torch.autograd.Function):
+    """The identity, which shows its gradient: for graphs, which take no hook."""
+
+    @staticmethod
+    def forward(
+        output: Tensor, sum: Tensor, tally: Tensor, gate: Tensor, rule: str, geometry: Any
+    ) -> Tensor:
+        """Return a copy, which a layer that comes next may change in place."""
+        return output.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep where the gradient goes."""
+        _, ctx.sum, ctx.tally, ctx.gate, ctx.rule, ctx.geometry = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Add the outer products of the gradient."""
+        (g,) = gradients
+        statistics = (ctx.sum, ctx.tally, ctx.gate)
+        torch.ops.sngd.observe_gradient_(*statistics, g, ctx.rule, list(ctx.geometry))
+        return (g, None, None, None, None, None)
+
+
+# A CUDA graph would replay what the gate said while it was recorded.
+@torch.library.custom_op(
+    "sngd::observe_gradient_", mutates_args=("sum", "tally"), tags=(torch.Tag.cudagraph_unsafe,)
+)
+def observe_gradient_(
+    sum: Tensor,
+    tally: Tensor,
+    gate: Tensor,
+    gradient: Tensor,
+    rule: str,
+    geometry: Sequence[int],
+) -> None:
+    """Add `sum g g^T` to `sum` and N to `tally[SAMPLES]`, if the gate is open.
+
+    Rows beyond the most that are wanted are left out, at random, and the sum is scaled up. A
+    gradient that is not finite adds nothing. The products are float32 or wider, of rows that are
+    divided by their largest entry.
+    """
+    if not int(gate[BACKWARD]):
+        return
+    statistics = STATISTICS[rule]
+    rows = statistics.output_rows(gradient, geometry)
+    if rows.numel() == 0:
+        return
+    samples, positions = rows.shape[:2]
+    (drawn,) = draw([rows], int(gate[MOST_ROWS]), positions, statistics.least_samples, gate)
+    wide = drawn.to(torch.promote_types(drawn.dtype, torch.float32))
+    largest = wide.abs().amax()
+    finite = largest.isfinite()
+    unit = torch.where(finite & (largest > 0), largest, 1.0)
+    flat = torch.where(finite, wide / unit, 0.0).flatten(0, 1)
+    blocks = [flat] if flat.dim() == 2 else flat.unbind(1)
+    moments = torch.stack([sngd_kernels.second_moment(block, bias=False) for block in blocks])
+    scale = unit.double().square() * (samples / drawn.shape[0])
+    sum.addcmul_(moments.view_as(sum).double(), scale)
+    tally[SAMPLES].add_(finite * samples)
+
+
+@observe_gradient_.register_fake
+def _(*arguments: Any) -> None:
+    return None

@@ -1,0 +1,79 @@
+"""The root of a factor in diagonal blocks: each block of inputs has a root of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sngd_compile.fisher.roots.kronecker import FullRoot
+from sngd_compile.fisher.roots.pairs import Pair
+
+Change = Callable[[Tensor, Tensor | None], Pair]
+
+
+class BlockRoot(nn.Module):
+    """The root `R = diag(R_1, ..., R_n)` of a factor in n blocks, at least two.
+
+    Args:
+        head: Of the blocks but the last, `[groups * (n - 1), b, b]`.
+        tail: Of the last block, `[*, t, t]`, which holds the bias if there is one.
+        sizes: Of every block, bias included.
+
+    Source: docs/method.md, local Fishers. Law 7 tests `R (G + damping) R^T = I`.
+    """
+
+    def __init__(self, head: FullRoot, tail: FullRoot, sizes: Sequence[int]) -> None:
+        """Hold both."""
+        super().__init__()
+        self.head, self.tail = head, tail
+        self.size, self.count = sizes[0], len(sizes) - 1
+        self.has_bias = tail.has_bias
+
+    @property
+    def sides(self) -> list[FullRoot]:
+        """The roots that are decomposed one by one."""
+        return [self.head, self.tail]
+
+    def matrix(self) -> Tensor:
+        """Return the blocks of `R` as a flat `[*, L]`, as the factor has them."""
+        tail = self.tail.matrix()
+        head = self.head.matrix().reshape(*tail.shape[:-2], -1)
+        return torch.cat([head, tail.flatten(-2)], -1)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
+        return self._by_block(self.head.fold, self.tail.fold, weight, bias)
+
+    def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
+        return self._by_block(self.head.unfold, self.tail.unfold, weight, bias)
+
+    def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
+        return self._by_block(self.head.to_prime, self.tail.to_prime, weight, bias)
+
+    def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
+        return self._by_block(self.head.from_prime, self.tail.from_prime, weight, bias)
+
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
+        cut = self.size * self.count
+        whitened = self._in_head(self.head.to_prime, rows[:, :cut])
+        rest = self.tail.linear(rows[:, cut:], weight[:, cut:], bias)
+        return F.linear(whitened, weight[:, :cut]) + rest
+
+    def _by_block(self, head: Change, tail: Change, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Apply a map to the columns of every block."""
+        cut = self.size * self.count
+        last, changed_bias = tail(weight[..., cut:].contiguous(), bias)
+        return torch.cat([self._in_head(head, weight[..., :cut]), last], -1), changed_bias
+
+    def _in_head(self, change: Change, columns: Tensor) -> Tensor:
+        """Apply a map to `[*, O, (n - 1) b]`, block by block."""
+        blocks = columns.unflatten(-1, (self.count, self.size)).movedim(-2, -3)
+        changed, _ = change(blocks.reshape(-1, *blocks.shape[-2:]), None)
+        return changed.view(blocks.shape).movedim(-3, -2).flatten(-2)

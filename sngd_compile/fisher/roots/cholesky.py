@@ -1,0 +1,181 @@
+"""The triangular root: a Cholesky factorisation that takes the bias first.
+
+Legend: O outputs, K weights of one output, D = K + 1 with a bias (last), K without.
+All tensors may have a leading groups axis.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sngd_compile.fisher.roots.pairs import Pair, identity
+from sngd_compile.fisher.roots.triangular import (
+    multiply,
+    multiply_transposed,
+    solve,
+    solve_between,
+    solve_transposed,
+)
+from sngd_compile.fisher.transforms import carrying_tangents, takes_opaque_ops
+
+
+class CholeskyRoot(nn.Module):
+    """The root `R = L^-1` of a Cholesky factorisation that takes the bias first.
+
+    With `x~ = (x, 1)`, mean `m = E[x] / g^2` and `g^2 = E[1] + damping` the Schur complement of the
+    bias is a damped, centred covariance `C C^T`, and `R x~ = (C^-1 (x - m), 1 / g)`: the local
+    Fisher layer centres and whitens. `C^-1` is triangular, so applying `R` is half of a product.
+
+    Args:
+        size: D, weights of one output, bias included.
+        has_bias: Whether the last coordinate is the bias.
+        groups: Leading axis; None for none.
+        dtype: float32 or float64.
+        device: Where the buffers live.
+
+    Attributes:
+        inverse: `C^-1`, `[*, K, K]`, lower triangular.
+        gain: `1 / g`, `[*, 1]`: a CPU tensor without axes makes Dynamo trace a frame twice.
+        shift: `C^-1 m`, `[*, K]`.
+
+    Source: arXiv 2412.07441 (the local Fisher layer); the bias-first order is derived in
+    docs/method.md. Law 7 tests `R (G + damping) R^T = I`.
+    """
+
+    inverse: Tensor
+    gain: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        has_bias: bool,
+        groups: int | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Start as the identity."""
+        super().__init__()
+        lead = () if groups is None else (groups,)
+        width = size - 1 if has_bias else size
+        self.has_bias = has_bias
+        self.register_buffer("inverse", identity(width, groups, dtype, device))
+        self.register_buffer("gain", torch.ones(*lead, 1, dtype=dtype, device=device))
+        self.register_buffer("shift", torch.zeros(*lead, width, dtype=dtype, device=device))
+
+    def take_(self, root: Tensor) -> None:
+        """Become the root `R` `[*, D, D]`, the bias last."""
+        if not self.has_bias:
+            self.inverse = root
+            self.shift = root.new_zeros(root.shape[:-1])
+            self.gain = root.new_ones(*root.shape[:-2], 1)
+            return
+        self.inverse = root[..., :-1, :-1].contiguous()
+        self.shift = -root[..., :-1, -1]
+        self.gain = root[..., -1, -1:].clone()
+
+    def matrix(self) -> Tensor:
+        """Return `R` `[*, D, D]`, the bias last."""
+        if not self.has_bias:
+            return self.inverse.clone()
+        root = F.pad(self.inverse, (0, 1, 0, 1))
+        root[..., :-1, -1] = -self.shift
+        root[..., -1, -1:] = self.gain
+        return root
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
+        folded = multiply(self.inverse, weight)
+        if bias is None:
+            return folded, None
+        return folded, bias * self.gain - _times_vector(weight, self.shift)
+
+    def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
+        unfolded = solve(self.inverse, weight)
+        if bias is None:
+            return unfolded, None
+        return unfolded, (bias + _times_vector(unfolded, self.shift)) / self.gain
+
+    def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
+        prime = multiply_transposed(self.inverse, weight)
+        if bias is None:
+            return prime, None
+        return prime - bias[..., None] * self.shift[..., None, :], bias * self.gain
+
+    def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
+        if bias is not None:
+            bias = bias / self.gain
+            weight = weight + bias[..., None] * self.shift[..., None, :]
+        return solve_transposed(self.inverse, weight), bias
+
+    def leading_to(self, new: CholeskyRoot) -> CholeskyRoot:
+        """Return `R R_new^-1`, the map from `w'` of this root to `w'` of a new one.
+
+        It has the same form, triangular with the bias first. So once it is made, `w'` and each
+        momentum take one product, `fold`, and a gradient takes one solve, `from_prime`.
+        """
+        groups = self.inverse.shape[0] if self.inverse.dim() > 2 else None
+        size = self.inverse.shape[-1] + self.has_bias
+        nowhere = torch.device("meta")  # nothing is written that is then replaced
+        between = CholeskyRoot(size, self.has_bias, groups, self.inverse.dtype, nowhere)
+        between.inverse = solve_between(new.inverse, self.inverse)
+        between.shift = (self.shift - _times_vector(between.inverse, new.shift)) / new.gain
+        between.gain = self.gain / new.gain
+        return between
+
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
+        if bias is None:
+            return F.linear(multiply_transposed(self.inverse, rows), weight)
+        change = torch.ops.sngd.whiten if takes_opaque_ops() else whiten
+        whitened, scaled = change(rows, bias, self.inverse, self.shift, self.gain)
+        return F.linear(whitened, weight, scaled)
+
+
+def _times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
+    if vector.shape[-1] == 1:
+        return (matrix * vector[..., None, :]).squeeze(-1)
+    return (matrix @ vector[..., None]).squeeze(-1)
+
+
+def whiten(
+    rows: Tensor, bias: Tensor, inverse: Tensor, shift: Tensor, gain: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return `C^-1 (x - m)` for rows x `[N, K]`, and `b' / g`: one opaque op in a graph."""
+    whitened = multiply_transposed(inverse, rows).sub_(shift)  # nothing else holds it
+    return whitened, bias * gain
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    rows, _, inverse, _, gain = inputs
+    ctx.save_for_backward(rows, inverse, gain)
+
+
+def _backward(ctx: Any, rows_gradient: Tensor, bias_gradient: Tensor) -> tuple[Tensor | None, ...]:
+    rows, inverse, gain = ctx.saved_tensors
+    prime = None
+    if ctx.needs_input_grad[0]:
+        prime = torch.ops.sngd.multiply_blocks(rows_gradient, inverse, False, rows)
+    return prime, bias_gradient * gain, None, None, None
+
+
+def _fake(rows: Tensor, bias: Tensor, *root: Tensor) -> tuple[Tensor, Tensor]:
+    whitened = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    return whitened, torch.empty_like(bias)
+
+
+torch.library.define(
+    "sngd::whiten",
+    "(Tensor rows, Tensor bias, Tensor inverse, Tensor shift, Tensor gain) -> (Tensor, Tensor)",
+    tags=(torch.Tag.flexible_layout,),
+)
+torch.library.impl("sngd::whiten", "default", carrying_tangents(whiten))
+torch.library.register_fake("sngd::whiten", _fake)
+torch.library.register_autograd("sngd::whiten", _backward, setup_context=_keep)

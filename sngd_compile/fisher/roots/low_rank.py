@@ -1,0 +1,78 @@
+"""The root of a wide factor from its largest eigenpairs and one number for the rest."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sngd_compile.fisher.roots.pairs import Pair, SelfAdjointRoot, join, split
+
+
+class LowRankRoot(SelfAdjointRoot):
+    """The symmetric root `R = t (I + U diag(s) U^T)`, `U` `[D, r]` with orthonormal columns.
+
+    Applying it is two skinny products. With gains `g` of the eigenvectors and a tail `t`,
+    `s = g / t - 1`; the inverse has the same form, with `1 / t` and `t / g - 1`.
+
+    Args:
+        size: D, weights of one output, bias included.
+        has_bias: Whether the last coordinate is the bias.
+        groups: Leading axis; None for none.
+        dtype: float32 or float64.
+        device: Where the buffers live.
+        rank: r, eigenpairs to keep; more than D are D.
+
+    Source: docs/method.md, roots; arXiv 2412.07441 for `w = G^(-1/2) w'`.
+    """
+
+    vectors: Tensor
+    gains: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        has_bias: bool,
+        groups: int | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        rank: int = 1,
+    ) -> None:
+        """Start as the identity."""
+        super().__init__()
+        self.has_bias = has_bias
+        lead, kept = () if groups is None else (groups,), min(rank, size)
+        vectors = torch.eye(size, kept, dtype=dtype, device=device).expand(*lead, -1, -1).clone()
+        self.register_buffer("vectors", vectors)
+        self.register_buffer("gains", torch.ones(*lead, kept, dtype=dtype, device=device))
+
+    def take_(self, vectors: Tensor, gains: Tensor) -> None:
+        """Become the root of these eigenvectors `[*, D, r]` and gains `[*, r]`, the tail last."""
+        self.vectors, self.gains = vectors, gains
+
+    def matrix(self) -> Tensor:
+        """Return `R` `[*, D, D]`, the bias last."""
+        size = self.vectors.shape[-2]
+        identity = torch.eye(size, dtype=self.gains.dtype, device=self.gains.device)
+        return self._apply_to(identity.expand(*self.gains.shape[:-1], -1, -1), self.gains)
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
+        return split(self._apply_to(join(weight, bias), self.gains), bias)
+
+    def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
+        return split(self._apply_to(join(weight, bias), self.gains.reciprocal()), bias)
+
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
+        if bias is None:
+            return F.linear(self._apply_to(rows, self.gains), weight)
+        rotated = self._apply_to(F.pad(rows, (0, 1), value=1.0), self.gains)
+        return F.linear(rotated[:, :-1], weight) + rotated[:, -1:] * bias
+
+    def _apply_to(self, rows: Tensor, gains: Tensor) -> Tensor:
+        """Return rows `[*, M, D]` times the matrix of these gains, the last one being the tail."""
+        tail = gains[..., None, -1:]
+        stretched = (rows @ self.vectors) * (gains[..., None, :] - tail)
+        return rows * tail + stretched @ self.vectors.mT

@@ -1,0 +1,53 @@
+"""Which samples of a forward pass are observed, in which dtype, and whether they can be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sngd_compile.fisher.schedule import ALL_ROWS, SEED
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def draw(
+    samples: list[Tensor], most_rows: int, rows_each: int, least: int, gate: Tensor
+) -> list[Tensor]:
+    """Draw whole samples without replacement, at least `least`, to get about `most_rows` rows."""
+    available = samples[0].shape[0]
+    wanted = max(-(-most_rows // rows_each), least)
+    if most_rows == ALL_ROWS or wanted >= available:
+        return samples
+    generator = torch.Generator().manual_seed(int(gate[SEED]))
+    chosen = torch.randperm(available, generator=generator)[:wanted]
+    if samples[0].is_cuda:
+        chosen = chosen.pin_memory()  # from there it is copied without waiting
+    chosen = chosen.to(samples[0].device, non_blocking=True)
+    return [tensor.index_select(0, chosen) for tensor in samples]
+
+
+def finite_samples(
+    samples: Sequence[Tensor], dtype: torch.dtype, takes_halves: bool = False
+) -> tuple[list[Tensor], Tensor]:
+    """Widen samples, but for halves that can stay, and say whether all are finite and squarable."""
+
+    def stays(tensor: Tensor) -> bool:
+        is_half = takes_halves and dtype == torch.float32 and tensor.dtype in HALVES
+        return is_half or not tensor.is_floating_point()
+
+    wide = [tensor if stays(tensor) else tensor.to(dtype) for tensor in samples]
+    return wide, _square_sum(wide).isfinite()
+
+
+def _square_sum(samples: Sequence[Tensor]) -> Tensor:
+    """Return a number that is finite only if every product of two activations is."""
+    flat = [tensor.flatten() for tensor in samples if tensor.is_floating_point()]
+    squares = [
+        torch.linalg.vector_norm(tensor, dtype=torch.float32)
+        if tensor.dtype in HALVES
+        else torch.dot(tensor, tensor)
+        for tensor in flat
+    ]
+    return torch.stack(squares).sum() if squares else torch.zeros((), device=samples[0].device)

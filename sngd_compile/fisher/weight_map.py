@@ -1,0 +1,211 @@
+"""A weight and its bias under a map of their root: as it is in eager, one opaque op in a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sngd_compile.config import Config
+from sngd_compile.fisher.roots.decompose import Root
+from sngd_compile.fisher.roots.new_root import identity_root
+from sngd_compile.fisher.roots.pairs import Pair
+from sngd_compile.fisher.roots.triangular import FEW
+from sngd_compile.fisher.transforms import carrying_tangents, takes_opaque_ops
+from sngd_compile.layout import Layout
+
+Encoded = tuple[str, str, Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class RootForm:
+    """What a root is but for its numbers.
+
+    Args:
+        kind: Of the local Fisher.
+        root: The configured root, see `Config`.
+        blocks: Of a block kind, the size of each block, bias included.
+        layout: How the weight is laid out as matrices.
+    """
+
+    kind: str
+    root: str
+    blocks: tuple[int, ...]
+    layout: Layout
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether no weight of an output meets another, but its bias."""
+        return self.kind == "diagonal" or self.layout.width == 1
+
+    @property
+    def pays_as_op(self) -> bool:
+        """Whether a map takes longer than calling an op for it does."""
+        return not self.is_elementwise and self.layout.outputs > FEW
+
+    def encode(self) -> Encoded:
+        """Return plain values, which a graph can carry."""
+        layout = self.layout
+        return self.kind, self.root, self.blocks, layout.view, layout.order, layout.matrix
+
+    def filled(self, has_bias: bool, buffers: Sequence[Tensor]) -> Root:
+        """Return a root of this form that holds these buffers, without a copy."""
+        return cast(Root, _with_buffers(_empty_root(self, has_bias), iter(buffers)))
+
+
+Map = Callable[[Root, Tensor, Tensor | None], Pair]
+
+
+def _natural(root: Root, weight: Tensor, bias: Tensor | None) -> Pair:
+    return root.fold(*root.to_prime(weight, bias))
+
+
+MAPS: Mapping[str, Map] = {
+    "fold": lambda root, weight, bias: root.fold(weight, bias),
+    "to_prime": lambda root, weight, bias: root.to_prime(weight, bias),
+    "natural": _natural,
+}
+"""`w' R`, `g R^T` and `g R^T R`."""
+
+ADJOINT = {"fold": "to_prime", "to_prime": "fold", "natural": "natural"}
+"""The map that each one's gradients take; the root is a constant."""
+
+
+def mapped(name: str, root: Root, form: RootForm, weight: Tensor, bias: Tensor | None) -> Pair:
+    """Apply one of `MAPS` to a weight and its bias, float32 or wider, autocast or not.
+
+    A compiler that sees what the map does writes a kernel for every slice and sum of every
+    weight, forward and backward, and compiles each. So a graph gets one opaque op a map, but for
+    elementwise maps, which fuse with what is around them, and for maps of few outputs, which take
+    less time than a call of the op.
+
+    Args:
+        name: Of the map.
+        root: The root.
+        form: Its form.
+        weight: Any shape that the layout views.
+        bias: One number per output, or None.
+
+    Returns:
+        Both, of the shapes and dtypes given.
+    """
+    if takes_opaque_ops() and form.pays_as_op:
+        opaque = torch.ops.sngd.map_weight(weight, bias, _buffers_of(root), name, *form.encode())
+        return opaque[0], None if bias is None else opaque[1]
+    return visibly_mapped(name, root, form.layout, weight, bias)
+
+
+def _buffers_of(root: nn.Module) -> list[Tensor]:
+    """List the buffers of a root and of those in it, in a way that Dynamo traces fast.
+
+    No generator: one that is left before its end is closed, which torch 2.14 does not trace.
+    """
+    buffers = [*cast(Any, root._buffers.values())]
+    for child in root._modules.values():
+        buffers += _buffers_of(cast(nn.Module, child))
+    return buffers
+
+
+def visibly_mapped(
+    name: str, root: Root, layout: Layout, weight: Tensor, bias: Tensor | None
+) -> Pair:
+    """Apply one of `MAPS` as `mapped` does, in a graph too by nodes that a compiler sees."""
+    wide = torch.promote_types(weight.dtype, _buffers_of(root)[0].dtype)
+    pair = as_matrices(layout, weight, bias, wide)
+    device = weight.device.type
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            found, found_bias = MAPS[name](root, *pair)
+    else:
+        found, found_bias = MAPS[name](root, *pair)
+    changed = _dense(layout.parameter(found, weight.shape).to(weight.dtype))
+    if bias is None or found_bias is None:
+        return changed, None
+    return changed, _dense(found_bias.reshape(bias.shape).to(bias.dtype))
+
+
+def as_matrices(layout: Layout, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Pair:
+    """Return a weight as `[*, O, K]` and its bias as `[*, O]`, `*` being the groups axis if any."""
+    vectors = None if bias is None else layout.vectors(bias).to(dtype)
+    return layout.matrices(weight).to(dtype), vectors
+
+
+def _dense(parameter: Tensor) -> Tensor:
+    """Make a vector contiguous, as a parameter is.
+
+    F.batch_norm's backward on a CPU gives wrong gradients for a weight with a stride (seen on
+    torch 2.13), silently.
+    """
+    return parameter.contiguous() if parameter.dim() == 1 else parameter
+
+
+def map_weight(
+    weight: Tensor, bias: Tensor | None, root: Sequence[Tensor], name: str, *encoded: Any
+) -> list[Tensor]:
+    """Apply one of `MAPS`; see `mapped`. `root` are its buffers, `encoded` is its form."""
+    kind, method, *sizes = encoded
+    form = _decoded(kind, method, *map(tuple, sizes))
+    pair = visibly_mapped(name, form.filled(bias is not None, root), form.layout, weight, bias)
+    return [part.contiguous() for part in pair if part is not None]
+
+
+@cache
+def _decoded(kind: str, root: str, blocks: tuple[int, ...], *sizes: tuple[int, ...]) -> RootForm:
+    """Return the form that was encoded; most of what an op of a small weight took was making it."""
+    return RootForm(kind, root, blocks, Layout(*sizes))
+
+
+@cache
+def _empty_root(form: RootForm, has_bias: bool) -> Root:
+    """Make a root without numbers."""
+    config, nowhere = Config(root=cast(Any, form.root)), torch.device("meta")
+    rest = (form.layout, has_bias, form.blocks, torch.float32, nowhere)
+    return identity_root(form.kind, config, *rest)
+
+
+def _with_buffers(root: nn.Module, buffers: Iterator[Tensor]) -> nn.Module:
+    """Copy a root, in the order of `_buffers_of`, without what `nn.Module` does for the rest."""
+    copied = object.__new__(type(root))
+    own = {name: next(buffers) for name in root._buffers}
+    inner = {
+        name: _with_buffers(cast(nn.Module, child), buffers)
+        for name, child in root._modules.items()
+    }
+    copied.__dict__.update(root.__dict__, _buffers=own, _modules=inner)
+    return copied
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    _, _, root, ctx.name, *ctx.form = inputs
+    ctx.save_for_backward(*root)
+
+
+def _backward(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Any, ...]:
+    given = gradients[1] if len(gradients) > 1 else None
+    root = list(ctx.saved_tensors)
+    options = ADJOINT[ctx.name], *ctx.form
+    found = torch.ops.sngd.map_weight(gradients[0], given, root, *options)
+    bias = None if given is None else found[1]
+    # Torch takes an empty list for one of tensors, and wants one back.
+    return (found[0], bias, [None] * len(root), *([] if v == [] else None for v in options))
+
+
+def _fake(weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
+    pair = (weight,) if bias is None else (weight, bias)
+    return [torch.empty_like(part, memory_format=torch.contiguous_format) for part in pair]
+
+
+# Strides are left as they come: inductor would write a kernel that turns them.
+torch.library.define(
+    "sngd::map_weight",
+    "(Tensor weight, Tensor? bias, Tensor[] root, str name, str kind, str method, "
+    "int[] blocks, int[] view, int[] order, int[] matrix) -> Tensor[]",
+    tags=(torch.Tag.flexible_layout,),
+)
+torch.library.impl("sngd::map_weight", "default", carrying_tangents(map_weight))
+torch.library.register_fake("sngd::map_weight", _fake)
+torch.library.register_autograd("sngd::map_weight", _backward, setup_context=_keep)

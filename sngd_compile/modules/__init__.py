@@ -1,0 +1,1 @@
+"""Reconstructed modules: their class, their attributes and the weights that they fold."""

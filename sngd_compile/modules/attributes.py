@@ -1,0 +1,106 @@
+"""What the attributes of a reconstructed module give: `.weight` is `w' R`, `.weight_prime` w'."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sngd_compile.errors import ModelError
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.reparameterise import fold_half
+from sngd_compile.fisher.roots.pairs import Pair
+from sngd_compile.fisher.transforms import are_transforms_active
+from sngd_compile.modules.folded_weight import folded_weight, guarded_weight, is_in_forward
+from sngd_compile.modules.writable_weight import writable
+from sngd_compile.training.refresh import LocalSite
+from sngd_compile.training.sharding import is_sharded
+
+Names = tuple[tuple[str, str | None], ...]
+"""Attribute names of the reconstructed (weight, bias) pairs of a module."""
+
+
+def attributes_of(names: Names) -> dict[str, property]:
+    """Make the properties of a class whose pairs have these names."""
+    made: dict[str, property] = {}
+    for weight, bias in names:
+        made[weight] = _folded(weight, bias, 0)
+        made[f"{weight}_prime"] = _raw(weight)
+        if bias is not None:
+            made[bias] = _folded(weight, bias, 1)
+            made[f"{bias}_prime"] = _raw(bias)
+    return made
+
+
+def fisher_of(module: nn.Module, weight: str) -> FisherLayer:
+    """Return the Fisher layer of a module's weight."""
+    fisher = module._modules[f"{weight}_fisher"]
+    assert isinstance(fisher, FisherLayer)
+    return fisher
+
+
+def folded_pairs(module: nn.Module, names: Names) -> dict[str, Tensor | None]:
+    """Fold every weight of a module with its bias, for its own forward."""
+    pairs: dict[str, Tensor | None] = {}
+    for weight, bias in names:
+        pairs[weight], folded_bias = _fold(module, weight, bias, True)
+        if bias is not None:
+            pairs[bias] = folded_bias
+    return pairs
+
+
+def _fold(module: nn.Module, weight: str, bias: str | None, in_forward: bool) -> Pair:
+    """Fold a weight with its bias; in a forward that is observed, it shows what it meets."""
+    fisher = fisher_of(module, weight)
+    weight_prime = module._parameters[weight]
+    assert weight_prime is not None
+    bias_prime = module._parameters[bias] if bias is not None else None
+    folded, folded_bias = fold_half(fisher, weight_prime, bias_prime)
+    compiling = torch.compiler.is_compiling()
+    if in_forward and module.training and (compiling or fisher.schedule.observing):
+        if torch.is_grad_enabled():
+            folded = folded_weight(fisher, folded)
+        elif not compiling:
+            folded = guarded_weight(fisher, folded)
+    return folded, folded_bias
+
+
+def _folded(weight: str, bias: str | None, index: int) -> property:
+    name = (weight, bias)[index]
+
+    def read(self: Any) -> Tensor | None:
+        held = self.__dict__.get("held")
+        if held is not None:
+            value: Tensor | None = held[name]
+            return value
+        parameter = self._parameters[weight]
+        if is_sharded(parameter):
+            return _for_fully_shard(self, (weight, bias)[index] or "")
+        in_forward = is_in_forward()
+        folded = _fold(self, weight, bias, in_forward)[index]
+        if in_forward or folded is None or folded.is_inference() or are_transforms_active():
+            return folded
+        return writable(LocalSite(self, weight, bias, fisher_of(self, weight)), index, folded)
+
+    return property(read, doc=f"The folded {name}, `w' R`.")
+
+
+def _for_fully_shard(module: Any, name: str) -> Tensor:
+    """Give `fully_shard` the part that it looks up (seen on torch 2.13); refuse anyone else."""
+    caller = str(sys._getframe(2).f_globals.get("__name__", ""))
+    parameter: Tensor = module._parameters[name]
+    if caller.startswith("torch.distributed."):
+        return parameter
+    raise ModelError(
+        f"{fisher_of(module, module.names[0][0]).name}: .{name} is read while its parts lie in "
+        f"several processes. A forward pass may read it; .{name}_prime is the sharded w'"
+    )
+
+
+def _raw(name: str) -> property:
+    def read(self: nn.Module) -> Tensor | None:
+        return self._parameters[name]
+
+    return property(read, doc=f"The parameter {name}, `w'`.")

@@ -1,0 +1,250 @@
+"""Reconstructed modules: the original class with a compiled forward and folded attributes."""
+
+from __future__ import annotations
+
+import copyreg
+import logging
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sngd_compile.errors import ModelError
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.observe import STATISTICS
+from sngd_compile.modules.attributes import Names, attributes_of, fisher_of, folded_pairs
+from sngd_compile.modules.composites import members_of
+from sngd_compile.modules.program import Program
+from sngd_compile.modules.rematching import match_again
+from sngd_compile.modules.writable_weight import comes_back
+from sngd_compile.passes import PASSES, run_passes
+from sngd_compile.passes.runner import logger, trace_artifact
+from sngd_compile.plan.matching import RESERVED_NAMES
+from sngd_compile.plan.records import ModulePlan, Plan
+from sngd_compile.plan.report import dump_graph, dump_plan
+from sngd_compile.rules import RULES, runs_known_forward
+from sngd_compile.training.averaged_models import watch_averages
+from sngd_compile.training.optimizer_hooks import register_owner, release_owner, reset_
+from sngd_compile.training.refresh import LocalSite
+from sngd_compile.training.sharding import check_mesh, is_sharded
+
+_BOOKKEEPING = frozenset({"forward", "held", *vars(nn.Module())})
+"""Attributes that no forward reads."""
+
+
+class Reconstructed(nn.Module):
+    """Mixed into the class of a reconstructed module.
+
+    The parameter `weight` holds `w'` and keeps its name, place and shape; the attribute `.weight`
+    gives the folded `w' R`, differentiable, to whoever else reads it; `.weight_prime` gives `w'`.
+    Assigning a parameter to `.weight` sets an ordinary weight, as loading a plain checkpoint does.
+    """
+
+    original_class: type[nn.Module]
+    names: Names
+    program: Program | None
+
+    @property
+    def observing(self) -> bool:
+        """Whether a forward pass now is part of training."""
+        return self.training and torch.is_grad_enabled()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the reconstructed graph; without one the module's own forward, on folded weights."""
+        if self.program is not None:
+            return self.program.forward(self, *args, **kwargs)
+        # A compiler finds common subexpressions itself, and takes no attribute that comes and goes.
+        if torch.compiler.is_compiling() or not runs_known_forward(self.original_class):
+            return super().forward(*args, **kwargs)
+        # Read once: a weight and its bias are folded together. A forward of the user's own reads
+        # them each time, since checkpointing may repeat a part of it.
+        self.__dict__["held"] = folded_pairs(self, self.names)
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            del self.__dict__["held"]
+
+    def local_sites(self) -> list[LocalSite]:
+        """Return one record per reconstructed weight."""
+        pairs = self.names
+        return [LocalSite(self, name, bias, fisher_of(self, name)) for name, bias in pairs]
+
+    def __init_subclass__(cls) -> None:
+        """Keep the original class's own hook out: the class made here is no further subclass."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set it, and capture the forward again, which may read it."""
+        if name in RESERVED_NAMES:
+            raise ModelError(f"a reconstructed module has an attribute {name!r} of its own")
+        if comes_back(value, self, name):
+            return  # what was written has reached w'
+        super().__setattr__(name, value)
+        if name not in _BOOKKEEPING and name not in self._parameters and not name.startswith("__"):
+            self.__dict__["program"] = _program_of(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move or cast, and capture the forward again, which may ask for dtype or device."""
+        before = [(p.dtype, p.device) for p in self._parameters.values() if p is not None]
+        result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = [(p.dtype, p.device) for p in self._parameters.values() if p is not None]
+        if before != after:
+            self.__dict__["program"] = _program_of(self)
+        return result
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse to lose a reconstructed weight, as parametrizations would have it."""
+        if any(name in pair for pair in self.names):
+            raise ModelError(f"{name!r} is reconstructed: fold first, then take it away")
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Take an ordinary parameter: the root of its weight returns to the identity."""
+        known = self._parameters.get(name)
+        if is_sharded(param) or is_sharded(known):  # fully_shard swaps parts and the whole
+            check_mesh(f"{self.original_class.__name__}.{name}", param)
+            self._parameters[name] = param
+            return
+        for site in self.local_sites() if param is not known else ():
+            if name in (site.weight_name, site.bias_name):
+                if param is None or known is None or param.shape != known.shape:
+                    raise ModelError(f"{name!r} is reconstructed: fold first, then reshape it")
+                reset_(site)
+        super().register_parameter(name, param)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Name the original class instead of the generated one."""
+        function, arguments, *rest = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
+        if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
+            raise ModelError(
+                f"{self.original_class.__name__} defines its own pickling, which a reconstructed "
+                "copy cannot follow; save the state dict, or fold first"
+            )
+        return (_new, (self.original_class, self.names, *arguments[1:]), *rest)
+
+    def __setstate__(self, state: Any) -> None:
+        """Make a copy or a loaded module known to the hooks; capture what a file left out."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        STATISTICS.update(RULES)
+        if self.program is None:
+            self.__dict__["program"] = _program_of(self)
+        watch_averages()
+        register_owner(self)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take a plain checkpoint too: it holds weights and no Fisher layers."""
+        for site in self.local_sites():
+            fisher_prefix = f"{prefix}{site.weight_name}_fisher."
+            if any(key.startswith(fisher_prefix) for key in state_dict):
+                continue
+            pair = (site.weight_name, site.bias_name)
+            if any(name and f"{prefix}{name}" in state_dict for name in pair):
+                reset_(site)
+            state_dict.update(site.fisher.state_dict(prefix=fisher_prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def reconstruct_(plan: Plan) -> None:
+    """Rewrite the planned modules in place; modules that share a weight share its Fisher layer."""
+    STATISTICS.update(RULES)  # before any forward: a compiled one cannot add to a table
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("plan\n%s", dump_plan(plan))
+    trace_artifact("sngd_plan", lambda: dump_plan(plan))
+    layers: dict[int, FisherLayer] = {}
+    for module_plan in plan.modules:
+        for site, place in module_plan.sites:
+            if id(site) not in layers:
+                weight = module_plan.module._parameters[place.weight_name]
+                assert weight is not None
+                layers[id(site)] = site.fisher_layer(weight.device)
+        if module_plan.sites:
+            _reconstruct_module_(module_plan, layers)
+
+
+def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) -> None:
+    module = plan.module
+    places = [place for _, place in plan.sites]
+    program = None
+    if plan.graph is not None:
+        graph = plan.graph
+        run_passes(graph, places, PASSES)
+        trace_artifact("sngd_graph", lambda: dump_graph(graph))
+        program = Program(graph)
+    for site, place in plan.sites:
+        fisher = layers[id(site)]
+        fisher.train(module.training)
+        module.add_module(place.fisher_name, fisher)
+    names = tuple((place.weight_name, place.bias_name) for place in places)
+    module.__dict__["program"] = program
+    for members in members_of(type(module)):
+        members.prepare(module)
+    module.__class__ = reconstructed_class(type(module), names)  # type: ignore[arg-type]
+    watch_averages()
+    register_owner(module)
+
+
+def fold_module_(module: Reconstructed) -> None:
+    """Give one module its class, its ordinary weights and its own forward back, in place."""
+    for site in module.local_sites():
+        reset_(site)
+        del module._modules[f"{site.weight_name}_fisher"]
+    del module.__dict__["program"]
+    release_owner(module)
+    module.__class__ = original = module.original_class  # type: ignore[assignment]
+    for members in members_of(original):
+        members.restore(module)
+
+
+@cache
+def reconstructed_class(original: type[Any], names: Names) -> type[Reconstructed]:
+    """Make (once) the class of reconstructed modules of class `original`."""
+    namespace: dict[str, Any] = {"original_class": original, "names": names}
+    namespace |= attributes_of(names)
+    for members in members_of(original):
+        namespace |= members.attributes
+    if hasattr(original, "reset_parameters"):
+        namespace["reset_parameters"] = _reset_parameters
+    for copied in ("__module__", "__qualname__", "__doc__"):
+        namespace[copied] = getattr(original, copied)
+    made = type(original.__name__, (Reconstructed, original), namespace)
+    for members in members_of(original):
+        members.on_class(made)
+    return made
+
+
+def _program_of(module: Reconstructed) -> Program | None:
+    """Capture the forward of a reconstructed module again; None where it must run as it is."""
+    layers = {weight: fisher_of(module, weight) for weight, _ in module.names}
+    matched = match_again(module, module.original_class, dict(module.names), layers)
+    if matched is None:
+        return None
+    graph, places = matched
+    run_passes(graph, places, PASSES)
+    return Program(graph)
+
+
+def _reset_parameters(module: Reconstructed) -> None:
+    """Draw ordinary weights as the original class does; the roots return to the identity."""
+    for site in module.local_sites():
+        reset_(site)
+    reconstructed, plain = type(module), cast(Any, module)
+    plain.__class__ = module.original_class
+    try:
+        plain.reset_parameters()
+    finally:
+        plain.__class__ = reconstructed
+
+
+def _new(original: type[nn.Module], names: Names, *arguments: Any) -> Reconstructed:
+    made = reconstructed_class(original, names)  # type: ignore[arg-type]
+    return made.__new__(made, *arguments)
+
+
+def reconstructed_modules(net: nn.Module) -> Mapping[str, Reconstructed]:
+    """Map the qualified names of the reconstructed modules of `net` to them."""
+    if not isinstance(net, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(net).__name__}")
+    return {name: m for name, m in net.named_modules() if isinstance(m, Reconstructed)}

@@ -1,0 +1,48 @@
+"""Matching a module that is reconstructed already, after a copy, a load or a changed attribute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx, nn
+
+from sngd_compile.config import OF_OUTPUTS, TWO_SIDED
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.plan.matching import bias_target, find
+from sngd_compile.plan.records import Place
+
+
+def match_again(
+    module: nn.Module,
+    module_class: type[nn.Module],
+    names: Mapping[str, str | None],
+    layers: Mapping[str, FisherLayer],
+) -> tuple[fx.Graph, list[Place]] | None:
+    """Find the places of the weights in a module's forward, if they are used as they were.
+
+    Args:
+        module: The module, its parameters being `w'`.
+        module_class: Its original class.
+        names: Attribute name of each reconstructed weight, with that of its bias.
+        layers: The Fisher layer of each.
+
+    Returns:
+        The captured graph and the places; None where the module's own forward must run.
+    """
+    findings = find(module, module_class, names)
+    places = []
+    for name, bias in names.items():
+        found = findings.found[name]
+        if findings.graph is None or not isinstance(found, tuple):
+            return None
+        uses = tuple(call.against(layers[name].layout) for call in found)
+        fits = all(
+            call.use.layout.swapped_width(layers[name].layout) is not None
+            and (bias_target(call.use) == bias or bias is None)
+            for call in uses
+        )
+        if not fits:
+            return None
+        kind = layers[name].kind
+        places.append(Place("", name, bias, uses, kind in TWO_SIDED, kind in OF_OUTPUTS))
+    return (findings.graph, places) if findings.graph is not None else None

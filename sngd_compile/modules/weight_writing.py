@@ -1,0 +1,79 @@
+"""The weight, the bias and their gradients as the rest of the world knows them: to read, to write.
+
+Maps are computed in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sngd_compile.fisher.copies import expect_change
+from sngd_compile.fisher.roots.pairs import Pair
+from sngd_compile.fisher.weight_map import as_matrices
+from sngd_compile.training.refresh import LocalSite, move_, present_root
+
+Map = Callable[[Tensor, Tensor | None], Pair]
+
+
+@torch.no_grad()
+def write_(site: LocalSite, index: int, value: Tensor) -> None:
+    """Make `value` the folded weight (index 0) or bias (1); the other half stays."""
+    root = present_root(site.fisher, torch.float64)
+    change = _with_half(site, index, value, root.fold, root.unfold)
+    move_(site, change, torch.float64, site.weight, site.bias)
+    expect_change(site.fisher)
+
+
+@torch.no_grad()
+def gradient(site: LocalSite, index: int) -> Tensor | None:
+    """Return the gradient of the folded weight (index 0) or bias (1); None where none is."""
+    weight, bias = _gradients(site)
+    if weight is None and bias is None:
+        return None
+    root, layout = present_root(site.fisher, torch.float64), site.fisher.layout
+    pair = as_matrices(layout, *_filled(site, weight, bias), torch.float64)
+    parameter = (site.weight, site.bias)[index]
+    assert parameter is not None
+    found = root.from_prime(*pair)[index]
+    assert found is not None
+    shaped = found.reshape(parameter.shape) if index else layout.parameter(found, parameter.shape)
+    return shaped.to(parameter.dtype)
+
+
+@torch.no_grad()
+def write_gradient_(site: LocalSite, index: int, value: Tensor) -> None:
+    """Make `value` the gradient of the folded weight (index 0) or bias (1); the other stays."""
+    root = present_root(site.fisher, torch.float64)
+    change = _with_half(site, index, value, root.from_prime, root.to_prime)
+    weight, bias = _filled(site, *_gradients(site))
+    move_(site, change, torch.float64, weight, bias)
+    site.weight.grad = weight
+    if site.bias is not None:
+        site.bias.grad = bias
+
+
+def _with_half(site: LocalSite, index: int, value: Tensor, there: Map, back: Map) -> Map:
+    """Return the map that goes there, puts a half in place, and comes back."""
+    layout = site.fisher.layout
+    given = (layout.vectors(value) if index else layout.matrices(value)).to(torch.float64)
+
+    def change(weight: Tensor, bias: Tensor | None) -> Pair:
+        halves = list(there(weight, bias))
+        halves[index] = given
+        return back(halves[0], halves[1])  # type: ignore[arg-type]
+
+    return change
+
+
+def _gradients(site: LocalSite) -> tuple[Tensor | None, Tensor | None]:
+    return site.weight.grad, None if site.bias is None else site.bias.grad
+
+
+def _filled(site: LocalSite, weight: Tensor | None, bias: Tensor | None) -> Pair:
+    """Return gradients with zeros for what has none."""
+    if bias is None and site.bias is not None:
+        bias = torch.zeros_like(site.bias)
+    return torch.zeros_like(site.weight) if weight is None else weight, bias

@@ -1,0 +1,236 @@
+"""From one module to what its forward does with each of its own parameters, by the rules."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from sngd_compile.capture.bytecode import UncapturableError, changes_in_place
+from sngd_compile.capture.module_graph import capture
+from sngd_compile.plan.records import GraphUse
+from sngd_compile.rules import Planned, Use, planned_weights, rule_for, runs_known_forward
+
+RESERVED_NAMES = ("names", "program", "observing", "local_sites", "original_class", "held")
+"""Attributes that a module gets when it is reconstructed."""
+
+LONE_BIAS = (
+    "a bias that joins no local Fisher: its own is the identity, so plain descent on it is natural"
+)
+UNUSED = "its module's forward does not use it"
+ADDED = "added to activations: its local Fisher is the identity, so plain descent on it is natural"
+
+Found = tuple[GraphUse, ...] | Planned | str
+"""The calls that a parameter enters; or what is known of it before any call; or why it is left."""
+
+_TRANSPOSES = ("t", "T", "mT")
+_PARTS = ("chunk", "split", "unbind", "getitem", "select", "narrow", "to", "type_as", "float")
+_ADDITIONS = {operator.add, operator.iadd, torch.add, torch.Tensor.add, torch.Tensor.add_}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one module does with its own parameters.
+
+    Args:
+        graph: The captured forward; None where the module's own forward runs as it is.
+        found: By attribute name.
+        note: Why there is no graph, or "".
+        tensors: The nodes that hold a parameter, or a view of one.
+        calls: By attribute name, every node that reads the parameter.
+    """
+
+    graph: fx.Graph | None
+    found: Mapping[str, Found]
+    note: str = ""
+    tensors: Mapping[fx.Node, Tensor] = field(default_factory=dict)
+    calls: Mapping[str, frozenset[fx.Node]] = field(default_factory=dict)
+
+
+def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str]) -> Findings:
+    """Capture a module and match the calls that its parameters enter.
+
+    Args:
+        module: The module.
+        module_class: Its class, of a reconstructed module the original one.
+        names: Attribute names of the parameters that are wanted.
+    """
+    names = list(names)
+    obstacle = _obstacle(module, module_class, names)
+    if not names or obstacle:
+        return Findings(None, dict.fromkeys(names, obstacle or ""))
+    try:
+        graph = capture(module, module_class)
+    except UncapturableError as error:
+        # What a layer of torch does is known: why no graph repeats it is nobody's concern.
+        reason = f"its module cannot be captured: {error}"
+        note = "" if runs_known_forward(module_class) else reason
+        return _as_it_is(module, module_class, names, note, reason)
+    owned = {n: p for n, p in module._parameters.items() if p is not None}
+    reads = {node: node.target for node in graph.nodes if node.op == "get_attr"}
+    own_reads = {node: name for node, name in reads.items() if name in owned}
+    matcher = Matcher(own_reads, owned, guesses=planned_weights(module, module_class))
+    found = {name: matcher.found(name) for name in names}
+    taken_apart = [name for name, uses in found.items() if isinstance(uses, Planned)]
+    note = f"its forward takes {taken_apart[0]} apart" if taken_apart else ""
+    calls = {name: matcher.calls(name) for name in names}
+    return Findings(None if taken_apart else graph, found, note, matcher.parameters, calls)
+
+
+def _as_it_is(
+    module: nn.Module, module_class: type[nn.Module], names: Iterable[str], note: str, reason: str
+) -> Findings:
+    """Describe the weights of a module whose forward runs as it is."""
+    planned: dict[str, Found] = dict(planned_weights(module, module_class))
+    for name in names:
+        if changes_in_place(module_class, module_class.forward, name):
+            planned[name] = f"its forward changes it in place; {reason}"
+    return Findings(None, {name: planned.get(name, reason) for name in names}, note)
+
+
+class Matcher:
+    """Match parameters with the rules, in the graph of one module or of many.
+
+    Args:
+        reads: The nodes that hold a parameter, with its name.
+        owned: The parameters by that name.
+        passed: Calls that hand parameters on to a graph of their own, whose nodes are in `reads`.
+        guesses: What is known of parameters that a forward takes apart.
+    """
+
+    def __init__(
+        self,
+        reads: Mapping[fx.Node, str],
+        owned: Mapping[str, Tensor],
+        passed: Collection[fx.Node] = (),
+        guesses: Mapping[str, Planned | str] | None = None,
+    ) -> None:
+        self.owned, self.passed, self.guesses = owned, passed, guesses or {}
+        self.nodes: dict[str, list[fx.Node]] = defaultdict(list)
+        self.parameters: dict[fx.Node, Tensor] = {}
+        self.transposed: set[fx.Node] = set()
+        for node, name in reads.items():
+            self._add(name, node, owned[name])
+
+    def _add(self, name: str, node: fx.Node, view: Tensor) -> None:
+        """Remember a node that holds a parameter, and those that hold its transpose."""
+        self.nodes[name].append(node)
+        self.parameters[node] = view
+        for user in list(node.users):
+            if user not in self.parameters and _is_transpose(user, view.dim()):
+                if node not in self.transposed:
+                    self.transposed.add(user)
+                self._add(name, user, view.detach().mT)
+
+    def calls(self, name: str) -> frozenset[fx.Node]:
+        """List the nodes that read a parameter."""
+        return frozenset(self._calls(name))
+
+    def _calls(self, name: str) -> dict[fx.Node, None]:
+        users = (user for node in self.nodes[name] for user in node.users)
+        return {u: None for u in users if u not in self.parameters and u not in self.passed}
+
+    def found(self, name: str) -> Found:
+        """Match every call that a parameter enters, or say which one no rule takes."""
+        calls = self._calls(name)
+        if not calls:
+            return UNUSED
+        uses = []
+        for node in calls:
+            use = self._match(name, node)
+            if isinstance(use, str):
+                if _takes_apart(node) and self.owned[name].dim() >= 2:
+                    return self.guesses.get(name, use)
+                return use
+            uses.append(use)
+        return tuple(uses)
+
+    def _match(self, name: str, node: fx.Node) -> GraphUse | str:
+        target = node.target if node.op in ("call_function", "call_method") else None
+        target = getattr(target, "operation", target)  # of an augmented assignment
+        if target in _ADDITIONS or target in ("add", "add_"):
+            return ADDED
+        rule = rule_for(target) if target is not None else None
+        if rule is None:
+            return f"no rule for {_where(node)}"
+        try:
+            use = rule.match(rule.bind(node.args, node.kwargs, self.parameters))
+        except TypeError:
+            use = f"no rule for these arguments of {_where(node)}"
+        if isinstance(use, str):
+            return use
+        return self._checked(name, node, use, rule.name)
+
+    def _checked(self, name: str, node: fx.Node, use: Use, rule: str) -> GraphUse | str:
+        """Accept a use in which the parameter is the weight and nothing else."""
+        if use.weight not in self.nodes[name]:
+            return LONE_BIAS
+        if not set(self.nodes[name]).isdisjoint(use.inputs):
+            return f"it is also the input of {_where(node)}"
+        if use.weight in self.transposed:
+            use = replace(use, layout=use.layout.of_transpose())
+        return GraphUse(node, use, rule)
+
+
+def bias_target(use: Use) -> str | None:
+    """Name the attribute that a graph's call adds as a bias."""
+    return str(use.bias.target) if isinstance(use.bias, fx.Node) else None
+
+
+def _is_transpose(node: fx.Node, dims: int) -> bool:
+    """Say whether a node swaps the last two axes of a view of a parameter, and no others."""
+    if dims < 2:
+        return False
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] == "mT" or (dims == 2 and node.args[1] in _TRANSPOSES)
+    if node.target in ("t", "T") or node.target is torch.t:
+        return dims == 2
+    axes = [axis % dims for axis in tree_leaves(node.args[1:]) if isinstance(axis, int)]
+    if node.target in ("permute", torch.permute):
+        return axes == [*range(dims - 2), dims - 1, dims - 2]
+    swaps = node.target in ("transpose", "swapaxes", torch.transpose)
+    return swaps and sorted(axes) == [dims - 2, dims - 1]
+
+
+def _takes_apart(node: fx.Node) -> bool:
+    target = node.target if isinstance(node.target, str) else node.target.__name__
+    return node.op in ("call_function", "call_method") and target in _PARTS
+
+
+def _obstacle(module: nn.Module, module_class: type[nn.Module], names: Iterable[str]) -> str | None:
+    """Say why a module cannot become a reconstructed one."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is scripted"
+    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        return "its module counts its children, and a Fisher layer would be one more"
+    own_copying = (
+        hasattr(module_class, "__deepcopy__")
+        or hasattr(module_class, "__copy__")
+        or module_class.__reduce_ex__ is not object.__reduce_ex__
+        or module_class.__reduce__ is not object.__reduce__
+    )
+    if own_copying:
+        return f"{module_class.__name__} copies itself in a way of its own"
+    needed = [f"{name}_{end}" for name in names for end in ("fisher", "prime")]
+    taken = [name for name in (*RESERVED_NAMES, *needed) if hasattr(module, name)]
+    if taken and type(module) is module_class:
+        return f"its module has an attribute {taken[0]!r}, which a reconstructed one needs"
+    return None
+
+
+def _where(node: fx.Node) -> str:
+    target = node.target if isinstance(node.target, str) else node.target.__name__
+    line = node.meta.get("line") or _innermost_line(node.stack_trace or "")
+    return f"{target} (node {node.name}{', ' if line else ''}{line})"
+
+
+def _innermost_line(stack_trace: str) -> str:
+    """Name file and line of a call in Dynamo's graph, which keeps them as text."""
+    places = re.findall(r'File "(?:.*[/\\])?([^"]+)", line (\d+)', stack_trace)
+    return ":".join(places[-1]) if places else ""

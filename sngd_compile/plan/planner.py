@@ -1,0 +1,201 @@
+"""What happens to every parameter: a site, which is reconstructed, or a skip with its reason.
+
+Analysis only: nothing here changes a graph or a tensor. A parameter that several modules share is
+one site.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from sngd_compile.config import OF_OUTPUTS, TWO_SIDED, Config
+from sngd_compile.errors import ConfigError, ModelError, PlanError
+from sngd_compile.plan.activation import Surroundings
+from sngd_compile.plan.decision import decide
+from sngd_compile.plan.matching import Findings, find
+from sngd_compile.plan.parameter_uses import Decision, Holding
+from sngd_compile.plan.records import GraphUse, ModulePlan, Place, Plan, Site, Skip, qualified
+
+Overrides = Mapping[str, Config | None]
+ConfigOf = Callable[[list[str]], Config | None]
+ClassOf = Callable[[nn.Module], type[nn.Module]]
+
+
+def make_plan(model: nn.Module, config: Config, overrides: Overrides) -> Plan:
+    """Decide for every parameter of `model`.
+
+    Args:
+        model: Any module, on any device, meta included.
+        config: For every weight that no override names.
+        overrides: Glob patterns of qualified weight names to their configuration, the last match
+            counts; None leaves the weight as it is.
+
+    Raises:
+        ModelError: `model` is no module.
+        ConfigError: `config` is none, or an override matches no parameter.
+        PlanError: A parameter ended in neither a site nor a skip.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(config, Config):
+        raise ConfigError(f"config = {config!r}: expected a Config")
+    _check_overrides(model, overrides)
+
+    def config_of(names: list[str]) -> Config | None:
+        chosen: Config | None = config
+        for pattern, override in overrides.items():
+            if any(fnmatchcase(name, pattern) for name in names):
+                chosen = override
+        return chosen
+
+    return plan_of(model, config_of, type)
+
+
+def plan_of(model: nn.Module, config_of: ConfigOf, class_of: ClassOf) -> Plan:
+    """Plan a model, or read the plan of a reconstructed network back.
+
+    Args:
+        model: The model.
+        config_of: All names of a parameter to its configuration, or None to leave it.
+        class_of: The class whose forward a module runs.
+    """
+    planner = _Planner(model, config_of, class_of)
+    for name, module in model.named_modules():
+        if any(parameter is not None for parameter in module._parameters.values()):
+            planner.add(name, module, class_of(module))
+    plan = planner.plan()
+    _check_complete(model, plan)
+    return plan
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """A module that owns parameters, and what it does with them."""
+
+    name: str
+    module: nn.Module
+    findings: Findings
+
+
+class _Planner:
+    """Collect what every module does with its parameters, then decide for each parameter once."""
+
+    def __init__(self, model: nn.Module, config_of: ConfigOf, class_of: ClassOf) -> None:
+        self.owners: list[_Owner] = []
+        self.holdings: dict[Tensor, list[Holding]] = defaultdict(list)
+        self.tied = tied_names(model)
+        self.config_of = config_of
+        self.surroundings = Surroundings(model, class_of)
+
+    def add(self, name: str, module: nn.Module, module_class: type[nn.Module]) -> None:
+        """Look at one module."""
+        owned = {n: p for n, p in module._parameters.items() if p is not None}
+        wanted = [n for n, p in owned.items() if reason_to_leave(p) is None]
+        findings = find(module, module_class, wanted)
+        index = len(self.owners)
+        self.owners.append(_Owner(name, module, findings))
+        after = partial(self.surroundings.after, name)
+        for attribute in wanted:
+            holding = Holding(index, module._parameters, attribute, findings, after)
+            self.holdings[owned[attribute]].append(holding)
+
+    def plan(self) -> Plan:
+        """Decide for every parameter."""
+        configs = {p: self.config_of(names) for p, names in self.tied.items()}
+        decisions, reasons = decide(self.holdings, configs)
+        local: dict[int, list[tuple[Site, Place]]] = defaultdict(list)
+        joined: set[Tensor] = set()
+        for weight, decision in decisions.items():
+            places = self._places(weight, decision)
+            site = decision.site(places, self._note(weight))
+            joined |= {weight} if decision.bias is None else {weight, decision.bias}
+            for holding, place in zip(self.holdings[weight], places, strict=True):
+                local[holding.owner].append((site, place))
+        plans = []
+        for index, owner in enumerate(self.owners):
+            skips = [
+                _skip(owner.name, name, p, reason_to_leave(p) or reasons[p])
+                for name, p in owner.module._parameters.items()
+                if p is not None and p not in joined
+            ]
+            graph, found = owner.findings.graph, tuple(local[index])
+            plans.append(ModulePlan(owner.name, owner.module, graph, found, tuple(skips)))
+        return Plan(tuple(plans))
+
+    def _places(self, weight: Tensor, decision: Decision) -> tuple[Place, ...]:
+        """List where a weight and its bias are, with the calls in captured graphs."""
+        places = []
+        for holding in self.holdings[weight]:
+            owner = self.owners[holding.owner]
+            uses: tuple[GraphUse, ...] | None = None
+            if owner.findings.graph is not None:
+                calls = holding.found if isinstance(holding.found, tuple) else ()
+                uses = tuple(call.against(decision.layout) for call in calls)
+            bias = _name_of(decision.bias, owner.module)
+            sees = (decision.kind in TWO_SIDED, decision.kind in OF_OUTPUTS)
+            places.append(Place(owner.name, holding.name, bias, uses, *sees))
+        return tuple(places)
+
+    def _note(self, weight: Tensor) -> str:
+        """Say why modules that hold the weight have no graph."""
+        notes = {self.owners[h.owner].findings.note for h in self.holdings[weight]}
+        return "; ".join(sorted(note for note in notes if note))
+
+
+def _name_of(parameter: Tensor | None, module: nn.Module) -> str | None:
+    named = module._parameters.items()
+    return next((n for n, p in named if p is not None and p is parameter), None)
+
+
+def _check_overrides(model: nn.Module, overrides: Overrides) -> None:
+    names = [name for names in tied_names(model).values() for name in names]
+    for pattern, override in overrides.items():
+        if override is not None and not isinstance(override, Config):
+            raise ConfigError(f"override {pattern!r}: {override!r} is neither a Config nor None")
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"override {pattern!r} matches none of the parameters {names[:20]}")
+
+
+def tied_names(model: nn.Module) -> dict[Tensor, list[str]]:
+    """List the names of every parameter; more than one where modules share it."""
+    names: dict[Tensor, list[str]] = defaultdict(list)
+    for module_name, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                names[parameter].append(qualified(module_name, name))
+    return names
+
+
+def reason_to_leave(parameter: Tensor) -> str | None:
+    """Say why a parameter cannot be reconstructed whatever its module does with it."""
+    if is_lazy(parameter):
+        return "not initialised yet: run one forward pass, then reconstruct"
+    if not parameter.requires_grad:
+        return "frozen (requires_grad=False)"
+    if parameter.numel() == 0:
+        return "it has no elements"
+    if not parameter.is_floating_point():
+        return f"its dtype {parameter.dtype} is not real floating point"
+    return None
+
+
+def _skip(module_name: str, name: str, parameter: nn.Parameter, reason: str) -> Skip:
+    shape = () if is_lazy(parameter) else tuple(parameter.shape)
+    return Skip(qualified(module_name, name), shape, reason)
+
+
+def _check_complete(model: nn.Module, plan: Plan) -> None:
+    planned = Counter(skip.name for skip in plan.skips)
+    for site in plan.sites:
+        planned.update(site.parameter_names)
+    owned = {name for names in tied_names(model).values() for name in names}
+    wrong = sorted(owned.symmetric_difference(planned)) + [n for n, k in planned.items() if k > 1]
+    if wrong:
+        raise PlanError(f"{wrong[0]}: planned {planned[wrong[0]]} times, expected once")

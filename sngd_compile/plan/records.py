@@ -1,0 +1,233 @@
+"""The records of a plan: what is reconstructed, what is not, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import fx, nn
+
+from sngd_compile.config import Config
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.layout import Layout
+from sngd_compile.rules import Use
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A parameter that stays as it is, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class GraphUse:
+    """A call in a captured graph that a weight enters.
+
+    Args:
+        node: The call.
+        use: What the rule said of it.
+        rule: Name of the rule.
+        swapped: 0; or the width of the rows, where the call takes the weight's inputs for its
+            outputs and the other way round, as an embedding tied to a head does.
+    """
+
+    node: fx.Node
+    use: Use
+    rule: str
+    swapped: int = 0
+
+    def against(self, layout: Layout) -> GraphUse:
+        """Return the use, measured against the layout that was chosen for the weight."""
+        return replace(self, swapped=self.use.layout.swapped_width(layout) or 0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module holds a reconstructed weight.
+
+    Args:
+        module_name: Qualified name of the module; "" for the model itself.
+        weight_name: Attribute name of the weight.
+        bias_name: Attribute name of the bias that joins the local Fisher, or None.
+        uses: The calls in the module's captured graph that the weight enters; None where the
+            module runs as it is and its calls are met as they happen.
+        has_output_side: Whether the gradients of the calls' outputs are observed.
+        sees_outputs: Whether the calls' outputs, which weigh the inputs, are observed with them.
+    """
+
+    module_name: str
+    weight_name: str
+    bias_name: str | None
+    uses: tuple[GraphUse, ...] | None = field(repr=False)
+    has_output_side: bool = False
+    sees_outputs: bool = False
+
+    @property
+    def name(self) -> str:
+        """Qualified name of the weight."""
+        return qualified(self.module_name, self.weight_name)
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """Qualified names of the weight and of the bias that joined."""
+        names = [self.weight_name] if self.bias_name is None else [self.weight_name, self.bias_name]
+        return [qualified(self.module_name, name) for name in names]
+
+    @property
+    def fisher_name(self) -> str:
+        """Attribute name of the Fisher layer."""
+        return f"{self.weight_name}_fisher"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A weight (and its bias) that is reconstructed: one local Fisher, however often it is used.
+
+    Args:
+        places: Every module and name that holds the weight; the first names it.
+        shape: Shape of the weight.
+        dtype: Dtype of the weight.
+        layout: How the weight is laid out as matrices.
+        rule: Name of the rule that matched.
+        kind: Local Fisher, see `Config.fisher`.
+        config: Of this weight.
+        note: Why the kind is not the configured one, or "".
+        blocks: Of a block kind, the size of each block, bias included.
+        activation: Of a unit or softmax kind, the name of what follows the layer.
+        root_reason: Which root `root="auto"` takes, and why; "" where the root was given.
+    """
+
+    places: tuple[Place, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layout: Layout
+    rule: str
+    kind: str
+    config: Config
+    note: str = ""
+    blocks: tuple[int, ...] = ()
+    activation: str = ""
+    root_reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """Qualified name of the weight."""
+        return self.places[0].name
+
+    @property
+    def weight_name(self) -> str:
+        """Attribute name of the weight where it is first."""
+        return self.places[0].weight_name
+
+    @property
+    def bias_name(self) -> str | None:
+        """Attribute name of the bias where the weight is first."""
+        return self.places[0].bias_name
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """Qualified names of the weight and of the bias that joined, in every place."""
+        return [name for place in self.places for name in place.parameter_names]
+
+    @property
+    def size(self) -> int:
+        """D, weights of one output, bias included."""
+        return self.layout.width + (self.bias_name is not None)
+
+    @property
+    def parameter_count(self) -> int:
+        """Elements of the weight and of the bias."""
+        return self.layout.all_outputs * self.size
+
+    def fisher_layer(self, device: torch.device) -> FisherLayer:
+        """Make the Fisher layer on `device`; its statistics are float32 or wider."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        has_bias = self.bias_name is not None
+        form = (self.name, self.layout, has_bias, self.kind, self.config, dtype, device)
+        return FisherLayer(
+            *form, blocks=self.blocks, activation=self.activation, root_reason=self.root_reason
+        )
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory of the Fisher layer's buffers."""
+        layer = self.fisher_layer(torch.device("meta"))
+        return sum(buffer.nbytes for buffer in layer.buffers())
+
+    @property
+    def factor_count(self) -> int:
+        """How often the factors over the inputs are there: once for each group or unit."""
+        return self.layout.all_outputs if self.kind == "unit" else self.layout.groups or 1
+
+    @property
+    def factor_sizes(self) -> tuple[int, ...]:
+        """Rows of the factors over the inputs, of one group or unit, without the bias."""
+        if self.kind == "softmax":
+            return (self.layout.outputs * self.layout.width,)
+        if self.kind != "block":
+            return (self.layout.width,)
+        return (*self.blocks[:-1], self.blocks[-1] - (self.bias_name is not None))
+
+
+@dataclass(frozen=True)
+class ModulePlan:
+    """The plan of one module that owns parameters.
+
+    Args:
+        module_name: Its qualified name.
+        module: The module.
+        graph: Its captured forward; None where its own forward runs as it is.
+        sites: The reconstructed weights, each with its place in this module.
+        skips: The parameters that stay as they are.
+    """
+
+    module_name: str
+    module: nn.Module
+    graph: fx.Graph | None
+    sites: tuple[tuple[Site, Place], ...]
+    skips: tuple[Skip, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a model: one entry per module that owns parameters."""
+
+    modules: tuple[ModulePlan, ...]
+
+    @property
+    def sites(self) -> list[Site]:
+        """All that is reconstructed, each weight once."""
+        found = (site for module in self.modules for site, _ in module.sites)
+        return list({id(site): site for site in found}.values())
+
+    @property
+    def skips(self) -> list[Skip]:
+        """All that stays as it is."""
+        return [skip for module in self.modules for skip in module.skips]
+
+    def noted(self, notes: Mapping[str, str]) -> Plan:
+        """Return the plan with notes added to the sites of these names."""
+
+        def with_note(site: Site) -> Site:
+            return replace(site, note=noted_together(site.note, notes.get(site.name, "")))
+
+        sites = {id(site): with_note(site) for site in self.sites}
+        modules = [
+            replace(module, sites=tuple((sites[id(site)], place) for site, place in module.sites))
+            for module in self.modules
+        ]
+        return Plan(tuple(modules))
+
+
+def noted_together(*texts: str) -> str:
+    """Join what is noted of one weight; empty texts say nothing."""
+    return "; ".join(text for text in texts if text)
+
+
+def qualified(module_name: str, name: str) -> str:
+    """Join the name of a module ("" for the model itself) and of its attribute."""
+    return f"{module_name}.{name}" if module_name else name

@@ -1,0 +1,88 @@
+"""Copies of Fisher layers that take over every new root, so that averages of w' are averages of w.
+
+`w = w' R`. Numbers that average `w'` of several steps mean something in the coordinates of one root
+only. So what holds an average, as an exponential one or a target network, follows the network that
+is trained: each root that this one gets, it gets too, and what it computes stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator
+from typing import Any, Protocol
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+from torch import Tensor, nn
+
+from sngd_compile.fisher.copies import is_written_to, origin_of
+from sngd_compile.fisher.decomposition import warn_once
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.training.sharding import whole
+
+
+class SiteOfModule(Protocol):
+    """A weight of a live module, see `LocalSite`."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Whose weight it is."""
+        ...
+
+    @property
+    def fisher(self) -> FisherLayer:
+        """Its local Fisher layer."""
+        ...
+
+    @property
+    def weight(self) -> Tensor:
+        """W'."""
+        ...
+
+
+_leaders: WeakKeyDictionary[FisherLayer, ReferenceType[FisherLayer]] = WeakKeyDictionary()
+_modules: WeakKeyDictionary[FisherLayer, ReferenceType[Any]] = WeakKeyDictionary()
+
+
+def let_follow(site: SiteOfModule, leader: FisherLayer) -> None:
+    """Give a site every root that `leader` will get."""
+    _leaders[site.fisher], _modules[site.fisher] = ref(leader), ref(site.module)
+
+
+def leader_of(fisher: FisherLayer) -> FisherLayer | None:
+    """Return whose roots a Fisher layer takes over, if anybody's."""
+    known = _leaders.get(fisher)
+    return None if known is None else known()
+
+
+def followers_of(leader: FisherLayer) -> Iterator[Any]:
+    """Yield the live sites that take over the roots of `leader`."""
+    for fisher, known in list(_leaders.items()):
+        if known() is leader:
+            yield from site_of_follower(fisher)
+
+
+def site_of_follower(fisher: FisherLayer) -> list[Any]:
+    """Return the site of a Fisher layer that follows another; none where its module is gone."""
+    module = _modules[fisher]()
+    return [] if module is None else [s for s in module.local_sites() if s.fisher is fisher]
+
+
+def report_averages(sites: Iterable[SiteOfModule], leaders: Container[Any]) -> None:
+    """Warn once of a copy whose weights somebody writes to, and that does not follow.
+
+    Args:
+        sites: Those that no optimizer steps.
+        leaders: Fisher layers that are about to get new roots.
+    """
+    for site in sites:
+        fisher = site.fisher
+        if leader_of(fisher) is not None or origin_of(fisher) not in leaders:
+            continue
+        total = float(whole(site.weight.detach().double().sum()))
+        if is_written_to(fisher, total):
+            warn_once(
+                fisher,
+                "averaged",
+                "the weights of this copy of a network in training were written to. Where they "
+                "average those of several steps, call sngd.follow(copy, net) once, before the "
+                "first step: w' of different roots have no average",
+            )

@@ -1,0 +1,72 @@
+"""Data parallel training: what each process has seen is added up at a refresh, and only there.
+
+Processes step together, so their refreshes fall together. No communication is added to the steps
+between.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sngd_compile.fisher.layer import ROWS, FisherLayer
+from sngd_compile.fisher.output_side import STEPS
+from sngd_compile.training.sharding import group_of, is_sharded
+
+_IGNORED = "_ddp_params_and_buffers_to_ignore"  # read by DistributedDataParallel, torch 1.8 on
+
+_groups: WeakKeyDictionary[FisherLayer, Any] = WeakKeyDictionary()
+
+
+def keep_out_of_broadcast(net: nn.Module) -> None:
+    """Tell DistributedDataParallel to leave the Fisher layers of `net` to their own process.
+
+    It would copy those of the first process over the others before every forward pass. Given both
+    for the network and for a compiled one around it.
+    """
+    layers = [(name, m) for name, m in net.named_modules() if isinstance(m, FisherLayer)]
+    own = [f"{name}.{buffer}" for name, layer in layers for buffer, _ in layer.named_buffers()]
+    before = [name for name in net.__dict__.get(_IGNORED, ()) if "_fisher." not in name]
+    names = [*before, *own, *(f"_orig_mod.{name}" for name in own)]
+    if names:
+        net.__dict__[_IGNORED] = names
+    else:
+        net.__dict__.pop(_IGNORED, None)
+
+
+def find_groups(layers: Iterable[tuple[Tensor, FisherLayer]]) -> None:
+    """Remember for each weight's Fisher layer which processes train the weight in parallel."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    groups: dict[int, Any] = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), DistributedDataParallel):
+            groups |= {id(p): thing.process_group for p in thing.module.parameters()}
+    for weight, layer in layers:
+        if is_sharded(weight):
+            _groups[layer] = group_of(weight)
+        elif id(weight) in groups:
+            _groups[layer] = groups[id(weight)]
+
+
+def add_up_(fisher: FisherLayer) -> None:
+    """Add the sums and the rows of all processes that train the weight in parallel."""
+    group = _groups.get(fisher)
+    if group is None:
+        return
+    _add_up_(fisher.sum, fisher.tally[ROWS : ROWS + 1], group)
+    if fisher.output_side is not None:
+        _add_up_(fisher.output_side.total, fisher.output_side.tally[STEPS : STEPS + 1], group)
+
+
+def _add_up_(sum: Tensor, count: Tensor, group: Any) -> None:
+    torch.distributed.all_reduce(sum, group=group)
+    everywhere = count.clone()
+    torch.distributed.all_reduce(everywhere, group=group)
+    count.copy_(everywhere)

@@ -1,0 +1,145 @@
+"""What looks wrong about a Fisher layer after some training, read off the state that it has.
+
+Nothing is counted for this during training. Symbols: G the factor, of size D, g its eigenvalues;
+lambda the damping; R the root.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.optim import SGD
+
+from sngd_compile.fisher.decomposition import root_history
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.plan.records import noted_together
+from sngd_compile.training.optimizer_hooks import optimizers_of
+from sngd_compile.training.refresh import Site
+
+ROWS_PER_INPUT = 2
+"""Fewer rows than this many times D leave the smallest eigenvalues of a factor to chance."""
+
+DAMPED_SHARE = 0.95
+"""Share of the directions below the damping from which on little is left of the factor."""
+
+LARGEST_CONDITION = 1e5
+"""Of a damped factor: above it float32 does not resolve the root (docs/numerics.md)."""
+
+UNMEASURED = ("block", "eigen")
+"""Kinds whose damping is not that of one full factor."""
+
+LARGEST_AGE = 200
+"""Steps; twice the default of `refresh_every`."""
+
+
+def notes_of(site: Site) -> str:
+    """Say what training has shown of a layer: what looks wrong, and where its roots are from."""
+    return noted_together(symptoms_of(site), root_history(site.fisher))
+
+
+def symptoms_of(site: Site) -> str:
+    """Describe what looks wrong, and what to do; "" for a layer that is well or was not trained.
+
+    Source: docs/tuning.md. Tested by tests/plan/test_symptoms.py.
+    """
+    layer = site.fisher
+    if layer.schedule.steps == 0:
+        return ""
+    found = [_unobserved(layer), _optimizer(site), _age(layer)]
+    if float(layer.average_weight):
+        found += [_rows(layer), "" if layer.kind in UNMEASURED else _damping(layer)]
+    return noted_together(*found)
+
+
+def _unobserved(layer: FisherLayer) -> str:
+    if not layer.unseen:
+        return ""
+    use = f": it enters {layer.unmatched}" if layer.unmatched else ""
+    return f"no {layer.unseen} observed in {layer.schedule.steps} steps of plain descent{use}"
+
+
+def _optimizer(site: Site) -> str:
+    others = [o for o in optimizers_of(site.weight) if not isinstance(o, SGD)]
+    if not others:
+        return ""
+    return f"{type(others[0]).__name__} steps it, so descent is not natural: use torch.optim.SGD"
+
+
+def _age(layer: FisherLayer) -> str:
+    """Date the root by the observed steps since then: a refresh by hand counts too."""
+    schedule, config = layer.schedule, layer.config
+    steps = range(schedule.steps - 1, -1, -1)
+    observed = (step for step in steps if config.is_observed(step))
+    since = list(islice(observed, schedule.observed_steps))
+    age = schedule.steps - since[-1] if since else 0
+    if age <= LARGEST_AGE:
+        return ""
+    return f"its root is {age} steps old: lower refresh_every (now {config.refresh_every})"
+
+
+def _rows(layer: FisherLayer) -> str:
+    rows, size = layer.rows_seen, layer.size
+    if layer.kind == "diagonal" or rows >= ROWS_PER_INPUT * size:
+        return ""
+    return (
+        f"{rows} rows seen for {size} inputs: too few for a full factor; take larger batches, "
+        f"lower observe_every (now {layer.config.observe_every}) or raise max_rows"
+    )
+
+
+def _damping(layer: FisherLayer) -> str:
+    config, damping = layer.config, layer.damping
+    setting = f"damping_rel_trace (now {config.damping_rel_trace:g})"
+    if config.damping_abs:
+        setting += f" or damping_abs (now {config.damping_abs:g})"
+    if bool((largest_eigenvalue(layer) <= damping).all()):
+        return (
+            f"the damping, {damping:.2g}, is above the whole factor, so steps are those of plain "
+            f"descent: lower {setting}"
+        )
+    if layer.kind == "diagonal":
+        return ""
+    condition = least_condition(layer)
+    if condition > LARGEST_CONDITION:
+        return (
+            f"its damped factor has a condition number of {condition:.0e} or more, so directions "
+            f"without data take the longest steps: raise {setting}"
+        )
+    share = damped_share(layer)
+    if share < DAMPED_SHARE:
+        return ""
+    size = layer.factor.shape[-1]
+    return (
+        f"the damping rules {share:.0%} of {size} directions: too few rows, inputs that are "
+        f"nearly constant or alike, or too much damping; {setting}"
+    )
+
+
+def largest_eigenvalue(layer: FisherLayer) -> Tensor:
+    """Bound the largest eigenvalue of `scale G` from above, `[*]`: the Frobenius norm."""
+    factor = layer.factor.double() * layer.scale
+    return factor.amax(-1) if layer.kind == "diagonal" else torch.linalg.matrix_norm(factor)
+
+
+def damped_share(layer: FisherLayer) -> float:
+    """Return the mean over directions of `lambda / (g + lambda)`, which is `lambda |R|^2 / D`.
+
+    0: the damping is far below every eigenvalue of the factor; 1: far above all but a few.
+    """
+    root = layer.root.double()
+    return float(layer.damping * root.square().sum((-2, -1)).mean() / root.shape[-1])
+
+
+def least_condition(layer: FisherLayer) -> float:
+    """Bound the condition number of the damped factor from below, the largest of the groups.
+
+    The largest eigenvalue of G is at least `|G|^2 / trace(G)`, the least of the damped factor at
+    most `D / |R|^2`.
+    """
+    factor, root = layer.factor.double() * layer.scale, layer.root.double()
+    trace = factor.diagonal(dim1=-2, dim2=-1).sum(-1)
+    largest = factor.square().sum((-2, -1)) / trace.clamp_min(torch.finfo(torch.float64).tiny)
+    inverse = root.square().sum((-2, -1)) / root.shape[-1]
+    return float(((largest + layer.damping) * inverse).max())

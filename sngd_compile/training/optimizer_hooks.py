@@ -1,0 +1,241 @@
+"""What surrounds an optimizer's step without a line of the user's: guard, count, refresh.
+
+The hooks are global, so any `torch.optim` optimizer is seen, wrapped or not. They touch an
+optimizer only where it owns parameters of a reconstructed module.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import isfinite
+from typing import Any, Protocol, cast
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from sngd_compile.errors import SngdWarning
+from sngd_compile.fisher.copies import have_origins
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.training.averaged_copies import report_averages
+from sngd_compile.training.backward import after_backward
+from sngd_compile.training.data_parallel import find_groups
+from sngd_compile.training.refresh import LocalSite, Site, change_root_, refresh_sites
+from sngd_compile.training.sharding import is_sharded, whole
+from sngd_compile.training.warnings import report_frozen_bias, report_rejected, report_unobserved
+
+
+class SiteOwner(Protocol):
+    """A reconstructed module, or the state of a parameter: it lists its live sites."""
+
+    def local_sites(self) -> Sequence[Site]:
+        """Return one record per reconstructed weight."""
+        ...
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The sites whose weights one optimizer steps, and what must hold for the list to be valid."""
+
+    sites: list[Site]
+    weights: list[Tensor]
+    owns_any: bool
+    parameter_count: int
+    generation: int
+
+
+_owners: WeakSet[Any] = WeakSet()
+_generation = 0
+_bindings: WeakKeyDictionary[Optimizer, Binding] = WeakKeyDictionary()
+_skipped: WeakSet[Optimizer] = WeakSet()
+
+
+def register_owner(owner: SiteOwner | nn.Module) -> None:
+    """Make who owns sites (a copy of one too) known to the hooks, and the hooks to torch."""
+    global _generation
+    _install_hooks()
+    _owners.add(owner)
+    _generation += 1
+
+
+def release_owner(module: nn.Module) -> None:
+    """Forget a module that was folded in place."""
+    global _generation
+    _owners.discard(module)
+    _generation += 1
+
+
+def known_optimizers() -> list[Optimizer]:
+    """Return the optimizers that have stepped parameters of reconstructed modules."""
+    return [optimizer for optimizer, binding in _bindings.items() if binding.owns_any]
+
+
+def optimizers_of(weight: Tensor) -> list[Optimizer]:
+    """Return the optimizers that have stepped one reconstructed weight and are alive."""
+    found = [(optimizer, binding.weights) for optimizer, binding in _bindings.items()]
+    return [optimizer for optimizer, weights in found if any(w is weight for w in weights)]
+
+
+def sites_of(modules: Iterable[Any]) -> list[Site]:
+    """List the live sites of those modules that are reconstructed."""
+    owners = [cast(SiteOwner, module) for module in modules if module in _owners]
+    return [site for owner in owners for site in owner.local_sites()]
+
+
+def reset_(site: LocalSite) -> None:
+    """Return a root to the identity: `w'` becomes the ordinary `w`, in float64, momenta too."""
+    change_root_(site, site.fisher.new_root(torch.float64), known_optimizers())
+    site.fisher.forget_()
+
+
+def _bind(optimizer: Optimizer) -> Binding:
+    """Return the optimizer's binding, found anew when it or the reconstructed modules changed."""
+    count = sum(len(group["params"]) for group in optimizer.param_groups)
+    known = _bindings.get(optimizer)
+    if known and known.generation == _generation and known.parameter_count == count:
+        pairs = zip(known.sites, known.weights, strict=True)
+        if all(site.weight is weight for site, weight in pairs):
+            return known
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    owned = {id(p): index for index, p in enumerate(parameters)}
+    everywhere = sites_of(_owners)
+    # In the order of the optimizer: processes that train in parallel refresh in the same one.
+    driven = [site for site in everywhere if id(site.weight) in owned]
+    driven.sort(key=lambda site: owned[id(site.weight)])
+    sites = list({id(site.fisher): site for site in driven}.values())  # shallow copies share one
+    owns_any = bool(sites) or any(id(site.bias) in owned for site in everywhere)
+    weights: list[Tensor] = [site.weight for site in sites]
+    find_groups((site.weight, site.fisher) for site in sites)
+    binding = Binding(sites, weights, owns_any, count, _generation)
+    if sites and known is None and not isinstance(optimizer, torch.optim.SGD):
+        warnings.warn(
+            f"{type(optimizer).__name__} steps {len(sites)} reconstructed weights, "
+            f"{sites[0].fisher.name} among them: it scales the gradient of w' again, so this is "
+            "not natural gradient descent. torch.optim.SGD on the same parameters is.",
+            SngdWarning,
+            stacklevel=2,
+        )
+    _bindings[optimizer] = binding
+    return binding
+
+
+def before_step(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Drop a step whose gradients are not finite, before it reaches a weight."""
+    binding = _bind(optimizer)
+    _skipped.discard(optimizer)
+    if not binding.owns_any or getattr(optimizer, "grad_scale", None) is not None:
+        return None
+    _drop_non_finite(optimizer, binding)
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        return None
+
+    def guarded() -> Any:
+        loss = closure()
+        _drop_non_finite(optimizer, binding)
+        return loss
+
+    return (args[0], guarded), {name: value for name, value in kwargs.items() if name != "closure"}
+
+
+def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Count the step of every site the optimizer drives, and refresh those that are due."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    if optimizer in _skipped or (found_inf is not None and bool(found_inf)):
+        for site in _bind(optimizer).sites:
+            site.fisher.close_step_(valid=False)
+        return
+    due, sites = [], _bind(optimizer).sites
+    report_rejected([site.fisher for site in sites if site.fisher.schedule.observing])
+    for site in sites:
+        schedule = site.fisher.schedule
+        if schedule.observing:
+            site.fisher.close_step_()
+        if schedule.advance():
+            if _is_unobserved(site):
+                report_unobserved(site.fisher)
+            report_frozen_bias(site.fisher, site.weight, site.bias)
+            due.append(site)
+    if due:
+        _report_averages([site.fisher for site in due])
+        after_backward(lambda: refresh_sites(due, known_optimizers()))
+
+
+def _report_averages(leaders: list[FisherLayer]) -> None:
+    """Look for copies of layers that are due which somebody averages."""
+    if have_origins():
+        stepped = {id(site.fisher) for known in _bindings.values() for site in known.sites}
+        others = [site for site in sites_of(_owners) if id(site.fisher) not in stepped]
+        report_averages([site for site in others if isinstance(site, LocalSite)], leaders)
+
+
+def _is_unobserved(site: Site) -> bool:
+    """Say whether a weight learns from what nobody showed to its Fisher layer."""
+    gradient, fisher = site.weight.grad, site.fisher
+    if gradient is None or not fisher.unseen or "rejected" in fisher.warned:
+        return False
+    return bool(whole(gradient.any()))  # an empty batch has a gradient too, of zeros
+
+
+def _drop_non_finite(optimizer: Optimizer, binding: Binding) -> None:
+    """Take all gradients away if one is not finite, as GradScaler skips such a step."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [_values(p.grad) for p in parameters if p.grad is not None]
+    if not gradients or _all_finite(gradients):
+        return
+    names = [
+        site.fisher.name
+        for site in binding.sites
+        if site.weight.grad is not None and not _all_finite([site.weight.grad])
+    ]
+    first_time = not any("gradient" in site.fisher.warned for site in binding.sites)
+    for site in binding.sites:
+        site.fisher.warned.add("gradient")
+    for parameter in parameters:
+        parameter.grad = None
+    _skipped.add(optimizer)
+    if first_time:
+        warnings.warn(
+            f"{names[0] if names else 'a parameter that is not reconstructed'}: its gradient is "
+            f"not finite ({len(names)} reconstructed weights are hit); the step is skipped and the "
+            "weights stay as they are. Lower the learning rate, clip, or look at the loss.",
+            SngdWarning,
+            stacklevel=2,
+        )
+
+
+def _values(gradient: Tensor) -> Tensor:
+    return gradient._values() if gradient.is_sparse else gradient
+
+
+def _all_finite(gradients: list[Tensor]) -> bool:
+    """Test one number that NaN and infinity survive; where it overflows, every element."""
+    if isfinite(float(_one_number(gradients))):
+        return True
+    return all(bool(whole(g.isfinite().all())) for g in gradients)
+
+
+def _one_number(gradients: list[Tensor]) -> Tensor:
+    """Return what is not finite if one element is not, in few launches on a GPU."""
+    if gradients[0].is_cuda and not any(map(is_sharded, gradients)):
+        return get_total_norm(gradients)
+    sums = [whole(g.sum()).float().to(gradients[0].device) for g in gradients]
+    return torch.stack(sums).sum()
+
+
+@cache
+def _install_hooks() -> None:
+    # A compiled step must not trace them: what they count is no part of its graph.
+    register_optimizer_step_pre_hook(torch.compiler.disable(before_step))
+    register_optimizer_step_post_hook(torch.compiler.disable(after_step))

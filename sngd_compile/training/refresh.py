@@ -1,0 +1,214 @@
+"""Renewing roots: the function stays, and all that lives in the coordinates of `w'` moves along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sngd_compile.fisher.copies import expect_change
+from sngd_compile.fisher.decomposition import next_roots, warn_once
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.roots.cholesky import CholeskyRoot
+from sngd_compile.fisher.roots.decompose import Root, copy_root_
+from sngd_compile.fisher.roots.pairs import Pair
+from sngd_compile.fisher.weight_map import as_matrices
+from sngd_compile.layout import Layout
+from sngd_compile.training.averaged_copies import followers_of
+from sngd_compile.training.data_parallel import add_up_
+from sngd_compile.training.sharding import put_, whole
+from sngd_compile.training.warnings import report_rejected
+from sngd_kernels.precision import exact_products
+
+LINEAR_STATES = ("momentum_buffer", "exp_avg")
+"""Optimizer states that are linear in past steps, so that they move like `w'` itself."""
+
+
+class Site(Protocol):
+    """A weight that is trained in natural coordinates: where it and its Fisher layer are."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter that the optimizer steps."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias that joins, or None."""
+        ...
+
+    @property
+    def fisher(self) -> FisherLayer:
+        """The local Fisher layer."""
+        ...
+
+    def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
+        """Give the layer another root; the function stays."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalSite:
+    """One reconstructed weight of a live module: where `w'`, `b'` and the Fisher layer are."""
+
+    module: nn.Module
+    weight_name: str
+    bias_name: str | None
+    fisher: FisherLayer
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """W', shaped like the original weight."""
+        parameter = self.module._parameters[self.weight_name]
+        assert parameter is not None
+        return parameter
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """b', or None where the local Fisher has no bias row."""
+        return None if self.bias_name is None else self.module._parameters[self.bias_name]
+
+    def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
+        """Give the layer another root and move `w'` along."""
+        change_root_(self, root, optimizers)
+
+
+def refresh_sites(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
+    """Absorb what was observed and renew the roots; one that fails leaves the old one standing.
+
+    Args:
+        sites: The reconstructed weights.
+        optimizers: Those whose states hold momenta of their parameters.
+    """
+    if sites:
+        with exact_products(sites[0].weight.device):
+            _refresh(sites, optimizers)
+
+
+def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
+    due = []
+    report_rejected([site.fisher for site in sites])
+    for site in sites:
+        site.fisher.close_step_()
+        add_up_(site.fisher)
+        if site.fisher.absorb_():
+            due.append(site)
+    for site, found in zip(due, next_roots([site.fisher for site in due]), strict=True):
+        fisher = site.fisher
+        if found is not None:
+            root, dampings = found
+            site.change_root_(root, optimizers)
+            fisher.take_dampings_(dampings)
+        elif fisher.damped():
+            warn_once(
+                fisher,
+                "singular",
+                "its damped factor is not positive definite, so its root stays as it was; raise "
+                f"damping_rel_trace (now {fisher.config.damping_rel_trace}) or damping_abs",
+            )
+
+
+@torch.no_grad()
+def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -> None:
+    """Give the layer another root and keep the function: `w' <- (w' R_old) R_new^-1`.
+
+    Momentum moves by the same map, an accumulated gradient by `g' R_old^-T R_new^T`.
+
+    Args:
+        site: The reconstructed weight.
+        root: The new root; its dtype is that of the arithmetic.
+        optimizers: Those whose states hold momenta of its parameters.
+
+    Copies that follow the layer get the same root.
+
+    Source: docs/method.md, refresh. Law 2 and the theorem tests test it.
+    """
+    dtype = next(root.buffers()).dtype
+    step, gradient = _moves(present_root(site.fisher, dtype), root, site.fisher.layout)
+    move_(site, step, dtype, site.weight, site.bias)
+    bias_gradient = None if site.bias is None else site.bias.grad
+    move_(site, gradient, dtype, site.weight.grad, bias_gradient)
+    for name in LINEAR_STATES:
+        move_(site, step, dtype, *_states(site, name, list(optimizers)))
+    copy_root_(site.fisher.root_buffers, root)
+    expect_change(site.fisher)
+    for follower in followers_of(site.fisher):
+        take_over_(follower, root)
+
+
+def take_over_(site: LocalSite, root: Root) -> None:
+    """Give a copy's layer the root of another, wherever that lies; the function stays."""
+    own = site.fisher.new_root(next(root.buffers()).dtype)
+    copy_root_(own, root)
+    change_root_(site, own, ())
+
+
+Move = Callable[[Tensor, Tensor | None], Pair]
+"""What a weight and its bias become."""
+
+
+def _moves(old: Root, new: Root, layout: Layout) -> tuple[Move, Move]:
+    """Return how `w'` and how its gradient move from one root to the next."""
+    outputs, width = layout.outputs, layout.width
+    if isinstance(old, CholeskyRoot) and isinstance(new, CholeskyRoot) and 4 * outputs >= width:
+        between = old.leading_to(new)  # pays when three pairs of enough rows are moved
+        return between.fold, between.from_prime
+
+    def step(weight: Tensor, bias: Tensor | None) -> Pair:
+        return new.unfold(*old.fold(weight, bias))
+
+    def gradient(weight: Tensor, bias: Tensor | None) -> Pair:
+        return new.to_prime(*old.from_prime(weight, bias))
+
+    return step, gradient
+
+
+def present_root(fisher: FisherLayer, dtype: torch.dtype) -> Root:
+    """Return the root in this dtype, a copy only where it has another."""
+    present = fisher.root_buffers
+    if next(present.buffers()).dtype == dtype:
+        return present
+    copied = fisher.new_root(dtype)
+    copy_root_(copied, present)
+    return copied
+
+
+def move_(
+    site: Site,
+    change: Move,
+    dtype: torch.dtype,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> None:
+    """Apply `change` in `dtype` to a pair shaped like w' and b'; a missing half counts as zero."""
+    if weight is None and bias is None:
+        return
+    full_weight = torch.zeros_like(site.weight) if weight is None else weight
+    full_bias = torch.zeros_like(site.bias) if bias is None and site.bias is not None else bias
+    layout = site.fisher.layout
+    pair = as_matrices(layout, whole(full_weight), whole(full_bias), dtype)
+    moved_weight, moved_bias = change(*pair)
+    if weight is not None:
+        put_(weight, layout.parameter(moved_weight, weight.shape))
+    if bias is not None and moved_bias is not None:
+        put_(bias, moved_bias.reshape(bias.shape))
+
+
+def _states(
+    site: LocalSite, name: str, optimizers: list[Optimizer]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Find the optimizer states called `name` of the weight and of the bias."""
+
+    def find(parameter: nn.Parameter | None) -> Tensor | None:
+        for optimizer in optimizers:
+            if parameter is not None and parameter in optimizer.state:
+                state = optimizer.state[parameter].get(name)
+                if isinstance(state, Tensor) and state.shape == parameter.shape:
+                    return state
+        return None
+
+    return find(site.weight), find(site.bias)
