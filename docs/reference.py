@@ -12,9 +12,10 @@ from typing import Any
 
 import sngd_compile
 import sngd_kernels
-from sngd_compile import explain as inspection
-from sngd_compile import layout, rules
-from sngd_compile.fisher import layer as fisher
+from sngd_compile.explain import Explanation, Graphs
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.layout import Layout
+from sngd_compile.rules import Call, Use
 
 TITLE = """\
 # API
@@ -22,14 +23,7 @@ TITLE = """\
 Generated from the docstrings by `make docs ARGS=--write`. A trailing `_` in a name means that the
 function changes its argument. Symbols: [method.md](method.md).
 """
-RECORDS: tuple[tuple[ModuleType, str], ...] = (
-    (inspection, "Explanation"),
-    (fisher, "FisherLayer"),
-    (layout, "Layout"),
-    (inspection, "Graphs"),
-    (rules, "Call"),
-    (rules, "Use"),
-)
+RECORDS: tuple[Any, ...] = (Explanation, FisherLayer, Layout, Graphs, Call, Use)
 """What the public functions return, and what a rule gets and gives."""
 
 SECTIONS = ("Args", "Attributes", "Returns", "Raises")
@@ -40,15 +34,15 @@ def reference() -> str:
     parts = [TITLE]
     for module in (sngd_compile, sngd_kernels):
         parts.append(f"## {module.__name__}\n\n{_prose(inspect.getdoc(module) or '')}\n")
-        parts += [entry(module, name) for name in sorted(module.__all__, key=_kind_of(module))]
+        names = sorted(module.__all__, key=_kind_of(module))
+        parts += [entry(getattr(module, name), name) for name in names]
     parts.append("## What is returned, and what a rule handles\n")
-    parts += [entry(module, name) for module, name in RECORDS]
+    parts += [entry(record, record.__name__) for record in RECORDS]
     return "\n".join(parts)
 
 
-def entry(module: ModuleType, name: str) -> str:
+def entry(public: Any, name: str) -> str:
     """Return the heading, the signature, the docstring and the methods of one public name."""
-    public = getattr(module, name)
     heading = f"### {name}\n\n"
     if inspect.isclass(public):
         methods = "".join(f"\n{text}" for text in _methods(public))
