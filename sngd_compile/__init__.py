@@ -19,7 +19,6 @@ from sngd_compile.explain import explain, fisher_layers, graph
 from sngd_compile.fold import fold, fold_, refresh_
 from sngd_compile.reconstruct import reconstruct
 from sngd_compile.rules import Rule, register_rule
-from sngd_compile.sampling import sample_fisher_
 
 __all__ = [
     "AlreadyReconstructedError",
@@ -41,6 +40,5 @@ __all__ = [
     "reconstruct",
     "refresh_",
     "register_rule",
-    "sample_fisher_",
     "state_dict",
 ]

@@ -69,8 +69,7 @@ def _require_alike(leader: LocalSite, site: LocalSite) -> None:
     ours, others = (s.fisher for s in (leader, site))
     if ours is others:
         raise ModelError(f"{ours.name}: a network cannot follow itself; copy.deepcopy(net) first")
-    kinds = [(layer.kind, layer.root_form, layer.has_bias) for layer in (ours, others)]
-    if leader.weight.shape != site.weight.shape or kinds[0] != kinds[1]:
+    if leader.weight.shape != site.weight.shape or ours.spec != others.spec:
         raise ModelError(
             f"{ours.name} {tuple(leader.weight.shape)}, {ours.kind}, and {others.name} "
             f"{tuple(site.weight.shape)}, {others.kind}: the copy has another local Fisher; make "

@@ -8,18 +8,10 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from sngd_compile.errors import ConfigError
+from sngd_compile.registry import KINDS, ROOTS
 
-Fisher = Literal["shared", "diagonal", "block", "unit", "softmax", "kronecker", "eigen"]
-OutputGradients = Literal["empirical", "sampled"]
 OverOutputs = Literal["sum", "mean"]
 Activation = Literal["auto", "linear", "relu", "tanh", "sigmoid", "elu", "gelu", "silu"]
-RootKind = Literal["cholesky", "symmetric", "denman_beavers", "newton_schulz", "warm", "nystrom"]
-
-TWO_SIDED = frozenset({"kronecker", "eigen"})
-"""Local Fishers with a second factor, of the gradients at a layer's outputs."""
-
-OF_OUTPUTS = frozenset({"unit", "softmax"})
-"""Local Fishers of which a layer's outputs weigh the rows."""
 
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
 
@@ -51,40 +43,28 @@ class Config:
             its diagonal alone, D numbers, whose root costs next to nothing. "block": its diagonal
             blocks of `block_size` neighbouring inputs, D * block_size numbers. "unit":
             `E[nu(a_j) x~ x~^T]` for each output a_j, O matrices, nu the Fisher information of the
-            activation that follows. "softmax": `E[(diag(p) - p p^T) (x) x~ x~^T]`, p the softmax of
-            the outputs: one matrix over all O D weights of a layer whose result the model returns,
-            as the last one of a classifier; the others take "shared". "kronecker":
-            `E[x~ x~^T] (x) E[g g^T]`, g the gradient of the loss by the outputs, as in K-FAC; a
-            layer that cannot have it takes "shared", and the plan says why. Its steps have another
-            unit: start from a learning rate of 0.003 and `damping_rel_trace=1e-2`. "eigen": the
-            same, damped as one matrix in the basis of its eigenvectors, which `root` says nothing
-            about; its trace is the product of both.
+            activation that follows. "kronecker": `E[x~ x~^T] (x) E[g g^T]`, g the gradient of the
+            loss by the outputs, as in K-FAC. Its steps have another unit: start from a learning
+            rate of 0.003 and `damping_rel_trace=1e-2`. A layer that cannot have the kind takes
+            "shared", and the plan says why. One file in `sngd_compile/fisher/kinds/` adds a kind.
         over_outputs: Whether the length of a step counts the "sum" of the squared changes of a
             layer's outputs, as the paper's metric does, or their "mean": the local Fisher divided
             by the number of outputs, all groups together. With "mean" width does not matter: twice
-            as many equal units train alike. Start from a learning rate of 0.003. "softmax",
-            "kronecker" and "eigen" measure the outputs themselves, and do not read it.
-        output_gradients: Which g the second factor is made of. "empirical": those of the loss that
-            is trained. "sampled": those of targets drawn from the model's own distribution, which
-            make it the Fisher; call `sample_fisher_` between the forward and the backward pass.
+            as many equal units train alike. Start from a learning rate of 0.003. "kronecker"
+            measures the outputs itself, and does not read it.
         block_size: Inputs in one block of `fisher="block"`, which alone reads it; integer >= 1. A
             convolution's blocks are whole input channels where one fits. The bias is in the last.
         activation: What follows a layer with `fisher="unit"`: "relu", "tanh", "sigmoid", "elu"
             (alpha 1), "gelu", "silu" or "linear"; or "auto" to find it in the forward of the
-            layer's module or of those around it. With `fisher="softmax"`, which reads it too,
-            "linear" says that the outputs are logits, whatever is found.
+            layer's module or of those around it.
         max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
             plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
-            the paper's root), or the same by iteration, "denman_beavers" or "newton_schulz", with
-            eigh where it does not converge. The trajectory is the same. "warm": one step from the
-            root before, by products alone, where that is near (residual at most 0.3), else
-            "cholesky" anew; `explain` counts both. Its residual is three quarters of the square
-            of that, or less. "nystrom": the `rank` largest eigenpairs and one number for the rest,
-            applied as two products of that width; below D of them it is another, coarser metric,
-            and so another trajectory. "auto": for each weight "cholesky", or on a GPU "warm" where
-            the factor is wide and well damped, by the weight's device when it is reconstructed;
-            moving the network later changes no root. `explain` says which, and why.
+            the paper's root), or the same by iteration, "denman_beavers", with eigh where it does
+            not converge. The trajectory is the same. "nystrom": the `rank` largest eigenpairs and
+            one number for the rest, applied as two products of that width; below D of them it is
+            another, coarser metric, and so another trajectory. One file in
+            `sngd_compile/fisher/roots/` adds a root.
         rank: Eigenpairs that `root="nystrom"` keeps, integer >= 1; D of them or more are exact.
 
     Raises:
@@ -102,13 +82,12 @@ class Config:
     damping_abs: float = 0.0
     max_rows: int | Literal["auto"] | None = "auto"
     seed: int = 0
-    fisher: Fisher = "shared"
+    fisher: str = "shared"
     over_outputs: OverOutputs = "sum"
-    output_gradients: OutputGradients = "empirical"
     block_size: int = 128
     activation: Activation = "auto"
     max_factor_bytes: int = 2**28
-    root: RootKind | Literal["auto"] = "cholesky"
+    root: str = "cholesky"
     rank: int = 64
 
     def __post_init__(self) -> None:
@@ -137,15 +116,11 @@ class Config:
         valid = rows is None or rows == "auto" or _is_integer(rows, 1)
         expected = f'an integer in {_range(1)}, None (all rows) or "auto" (4 D rows)'
         _require(self, "max_rows", valid, expected)
-        kinds_of = {"fisher": Fisher, "over_outputs": OverOutputs}
-        kinds_of |= {"output_gradients": OutputGradients, "activation": Activation}
-        roots = Literal[RootKind, "auto"]
-        for name, kinds in (kinds_of | {"root": roots}).items():
-            names = get_args(kinds)
-            _require(self, name, getattr(self, name) in names, f"one of {', '.join(names)}")
-        if self.output_gradients == "sampled":
-            two_sided = self.fisher in TWO_SIDED
-            _require(self, "fisher", two_sided, "kronecker or eigen, with sampled output_gradients")
+        names_of = {"fisher": tuple(KINDS), "root": tuple(ROOTS)}
+        names_of |= {"over_outputs": get_args(OverOutputs), "activation": get_args(Activation)}
+        for name, names in names_of.items():
+            known = isinstance(getattr(self, name), str) and getattr(self, name) in names
+            _require(self, name, known, f"one of {', '.join(names)}")
 
     @classmethod
     def paper(cls) -> Config:

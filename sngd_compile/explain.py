@@ -10,10 +10,9 @@ from sngd_compile.config import Config
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.modules.reconstructed import Reconstructed, reconstructed_modules
 from sngd_compile.plan.planner import Overrides, make_plan, plan_of
-from sngd_compile.plan.records import Plan, noted_together, qualified
+from sngd_compile.plan.records import Plan, qualified
 from sngd_compile.plan.report import dump_graph, dump_plan
 from sngd_compile.training.diagnosis import notes_of
-from sngd_compile.training.refresh import LocalSite
 
 
 class Explanation:
@@ -105,13 +104,8 @@ def _plan_of_network(net: nn.Module) -> Plan:
         return module.original_class if isinstance(module, Reconstructed) else type(module)
 
     notes = {
-        qualified(name, site.weight_name): _notes(site)
+        qualified(name, site.weight_name): notes_of(site)
         for name, module in reconstructed_modules(net).items()
         for site in module.local_sites()
     }
     return plan_of(net, config_of, class_of).noted(notes)
-
-
-def _notes(site: LocalSite) -> str:
-    """Say what only the network knows: its roots were chosen where it was reconstructed."""
-    return noted_together(site.fisher.root_reason, notes_of(site))

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sngd_compile.backend.compiled_models import COMPILED, parameters_of, states_of
-from sngd_compile.backend.natural_gradient import Form
 from sngd_compile.backend.parameter_state import ParameterState, adopt
 from sngd_compile.config import Config
 from sngd_compile.errors import ModelError
-from sngd_compile.layout import Layout
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.modules.reconstructed import reconstructed_modules
 
 State = dict[str, dict[str, Any]]
@@ -40,7 +39,7 @@ def state_dict(model: nn.Module) -> State:
     names = {id(p): own[0] for p, own in parameters_of(model).items()}
     return {
         name: {
-            "form": _saved_form(state.form),
+            "spec": state.spec.encoded,
             "rule": state.rule,
             "note": state.note,
             "bias": None if state.bias is None else names[id(state.bias)],
@@ -77,32 +76,12 @@ def _restored(name: str, saved: Mapping[str, Any], named: Mapping[str, Tensor]) 
             raise ModelError(f"the model has no parameter {needed!r}, which the state is of")
     weight = named[name]
     bias = None if saved["bias"] is None else named[saved["bias"]]
-    form = _loaded_form(saved["form"])
-    if prod(form.layout.view) != weight.numel():
+    spec = FisherSpec.decode(saved["spec"])
+    if prod(spec.layout.view) != weight.numel():
         raise ModelError(f"{name} has shape {tuple(weight.shape)}; the state is of another")
-    # The rank of a root is that of its buffers, whatever the options to come say.
-    gains = saved["fisher"].get("root_buffers.gains")
-    config = Config() if gains is None else Config(rank=gains.shape[-1])
-    fisher = form.layer(name, config, weight.device)
+    fisher = FisherLayer(name, spec, Config(root=spec.root, rank=spec.rank), weight.device)
     fisher.load_state_dict(dict(saved["fisher"]))
-    return ParameterState(weight, bias, form, fisher, saved["rule"], None, saved["note"])
-
-
-def _saved_form(form: Form) -> dict[str, Any]:
-    layout = form.layout
-    return {
-        "layout": (layout.view, layout.order, layout.matrix),
-        "has_bias": form.has_bias,
-        "kind": form.kind,
-        "root": form.root,
-        "dtype": str(form.dtype).removeprefix("torch."),
-    }
-
-
-def _loaded_form(saved: Mapping[str, Any]) -> Form:
-    layout = Layout(*(tuple(part) for part in saved["layout"]))
-    dtype = getattr(torch, saved["dtype"])
-    return Form(layout, saved["has_bias"], saved["kind"], saved["root"], dtype)
+    return ParameterState(weight, bias, fisher, saved["rule"], None, saved["note"])
 
 
 def _require_plain(model: object) -> None:

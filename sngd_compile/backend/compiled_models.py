@@ -160,7 +160,7 @@ def plan_of_compiled(model: nn.Module) -> Plan:
 
 
 def _site(state: ParameterState, named: Mapping[Tensor, Sequence[str]]) -> Site:
-    weight, bias, form = state.weight, state.bias, state.form
+    weight, bias = state.weight, state.bias
     assert weight is not None
     biases = [None] if bias is None else named[bias]
     names = named[weight]
@@ -168,4 +168,4 @@ def _site(state: ParameterState, named: Mapping[Tensor, Sequence[str]]) -> Site:
         Place("", name, biases[min(i, len(biases) - 1)], None) for i, name in enumerate(names)
     )
     shape, config = tuple(weight.shape), state.fisher.config
-    return Site(places, shape, weight.dtype, form.layout, state.rule, form.kind, config, state.note)
+    return Site(places, shape, state.spec, state.rule, config, state.note)

@@ -16,15 +16,20 @@ from torch import Tensor, fx, nn
 
 from sngd_compile.backend.compiled_models import COMPILED, note_left
 from sngd_compile.backend.frame import Frame, Reference, Slot, analyse, describe
-from sngd_compile.backend.natural_gradient import Form, inputs_of
+from sngd_compile.backend.natural_gradient import inputs_of, merged
 from sngd_compile.backend.parameter_state import ParameterState, find_modules, meet, state_of
 from sngd_compile.backend.rewrite import FrameRewriter
 from sngd_compile.config import Config
 from sngd_compile.errors import ConfigError
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.passes.runner import logged, logger, trace_artifact
 from sngd_compile.plan.report import dump_graph
 
 Run = Callable[..., Any]
+Forms = Sequence[FisherSpec | None]
+"""For each slot of a frame the local Fisher of its parameter; None leaves the gradient plain."""
+
 Inner = Callable[[fx.GraphModule, Sequence[Any]], Run]
 
 
@@ -112,7 +117,7 @@ class CompiledFrame:
         """Compile it for the states that its parameters have, or will get."""
         self.frame, self.config = frame, config
         self.forms = [_likely_form(slot, examples) for slot in frame.slots]
-        self.others: dict[tuple[Form | None, ...], Run] = {}
+        self.others: dict[tuple[FisherSpec | None, ...], Run] = {}
         module, inputs = self._rewritten(self.forms, examples)
         self.compiled = inner(module, [*examples, *inputs])
 
@@ -123,7 +128,7 @@ class CompiledFrame:
             find_modules([s for s in states if s is not None and not s.modules])
             COMPILED.name_states([state for state in states if state is not None])
         inputs = [tensor for state in states if state is not None for tensor in state.inputs()]
-        forms = [None if state is None else state.form for state in states]
+        forms = [None if state is None else state.spec for state in states]
         if forms == self.forms:
             return self.compiled(*args, *inputs)
         return self._other(tuple(forms))(*args, *inputs)
@@ -132,9 +137,9 @@ class CompiledFrame:
         weight, bias = _real(slot.weight, args), None
         if slot.bias is not None:
             bias = _real(slot.bias, args)
-        return meet(weight, bias, slot.form, self.config, (slot.name, slot.rule, slot.note))
+        return meet(weight, bias, slot.spec, self.config, (slot.name, slot.rule, slot.note))
 
-    def _other(self, forms: tuple[Form | None, ...]) -> Run:
+    def _other(self, forms: tuple[FisherSpec | None, ...]) -> Run:
         """Rewrite the frame for other forms, which a later frame brought; it runs uncompiled."""
         if forms not in self.others:
             logger.info("a compiled frame runs eagerly: another frame changed what its weights are")
@@ -142,11 +147,11 @@ class CompiledFrame:
         return self.others[forms]
 
     def _rewritten(
-        self, forms: Sequence[Form | None], examples: Sequence[Any] | None
+        self, forms: Forms, examples: Sequence[Any] | None
     ) -> tuple[fx.GraphModule, list[Tensor]]:
         """Return the rewritten graph, and examples of the inputs that it has beside the frame's."""
         wanted = [form for form in forms if form is not None]
-        layers = [form.layer("", self.config, torch.device("meta")) for form in wanted]
+        layers = [FisherLayer("", form, self.config, torch.device("meta")) for form in wanted]
         counts = [len(inputs_of(layer, layer.tally)) for layer in layers]
         rewriter = FrameRewriter(self.frame, forms, counts)
         for step in (rewriter.precondition_, rewriter.observe_):
@@ -155,7 +160,7 @@ class CompiledFrame:
         trace_artifact("sngd_graph", lambda: dump_graph(rewriter.module.graph))
         return rewriter.finished(), [] if examples is None else self._examples(forms, examples)
 
-    def _examples(self, forms: Sequence[Form | None], examples: Sequence[Any]) -> list[Tensor]:
+    def _examples(self, forms: Forms, examples: Sequence[Any]) -> list[Tensor]:
         """Make fake inputs whose sizes are fixed: real ones might become dynamic."""
         context = torch._guards.TracingContext.try_get()
         mode = None if context is None else context.fake_mode
@@ -164,18 +169,18 @@ class CompiledFrame:
             for slot, form in zip(self.frame.slots, forms, strict=True):
                 if form is not None:
                     device = _example(slot.weight, examples).device
-                    layer = form.layer("", self.config, device)
+                    layer = FisherLayer("", form, self.config, device)
                     made += inputs_of(layer, layer.schedule.gate)
         return made
 
 
-def _likely_form(slot: Slot, examples: Sequence[Any]) -> Form | None:
+def _likely_form(slot: Slot, examples: Sequence[Any]) -> FisherSpec | None:
     """Return the form that the state will have when the frame runs."""
     known = state_of(_example(slot.weight, examples))
     if known is None:
-        return slot.form
+        return slot.spec
     bias = None if slot.bias is None else _example(slot.bias, examples)
-    return known.form.merged(slot.form, bias is known.bias)
+    return merged(known.spec, slot.spec, bias is known.bias)
 
 
 def _real(reference: Reference, args: Sequence[Any]) -> Tensor:

@@ -14,13 +14,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from sngd_compile.backend.natural_gradient import Form
 from sngd_compile.config import Config
-from sngd_compile.plan.decision import decide
+from sngd_compile.fisher.spec import FisherSpec
+from sngd_compile.plan.decision import Decision, decide
 from sngd_compile.plan.matching import Findings, Found, Matcher
-from sngd_compile.plan.parameter_uses import Decision, Holding
+from sngd_compile.plan.parameter_uses import Holding
 from sngd_compile.plan.planner import reason_to_leave
-from sngd_compile.plan.records import GraphUse, noted_together
+from sngd_compile.plan.records import GraphUse
 
 Reference = int | Tensor
 """Where a frame finds a parameter when it runs: an argument's number, or the parameter."""
@@ -34,7 +34,7 @@ class Slot:
         name: Of the weight, as Dynamo has it.
         weight: Where the weight is when the frame runs.
         bias: Where the bias is, or None.
-        form: What the frame needs of its local Fisher.
+        spec: What its local Fisher is.
         rule: Name of the rule.
         note: Of the decision.
         reads: The nodes of the outer graph that hold the weight.
@@ -45,7 +45,7 @@ class Slot:
     name: str
     weight: Reference
     bias: Reference | None
-    form: Form
+    spec: FisherSpec
     rule: str
     note: str
     reads: tuple[fx.Node, ...]
@@ -120,8 +120,8 @@ def analyse(module: fx.GraphModule, examples: Sequence[Any], config: Config) -> 
 def describe(frame: Frame) -> str:
     """Return a line for every parameter of a frame: its rule and factor, or why it is left."""
     lines = [
-        f"{slot.name}: {slot.rule}, {slot.form.kind} {list(slot.form.layout.matrix)}, "
-        f"{'with' if slot.form.has_bias else 'no'} bias, {len(slot.uses)} uses"
+        f"{slot.name}: {slot.rule}, {slot.spec.kind} {list(slot.spec.layout.matrix)}, "
+        f"{'with' if slot.spec.has_bias else 'no'} bias, {len(slot.uses)} uses"
         for slot in frame.slots
     ]
     return "\n".join([*lines, *(f"{name}: left, {reason}" for name, _, reason in frame.left)])
@@ -190,13 +190,9 @@ def _slot(name: str, reader: _Reader, decision: Decision, found: Found) -> Slot:
     bias_reads: tuple[fx.Node, ...] = ()
     if decision.bias is not None:
         bias, bias_reads = reader.at(decision.bias)
-    dtype = torch.promote_types(decision.dtype, torch.float32)
-    kind, root = decision.kind, decision.config.root
-    form = Form(decision.layout, bias is not None, kind, root, dtype)
-    uses = cast(tuple[GraphUse, ...], found)
+    site, uses = decision.site, cast(tuple[GraphUse, ...], found)
     shown = reader.shown(name)
-    note = noted_together(decision.note, decision.root_reason)
-    return Slot(shown, weight, bias, form, decision.rule, note, reads, bias_reads, uses)
+    return Slot(shown, weight, bias, site.spec, site.rule, site.note, reads, bias_reads, uses)
 
 
 def _without_parts(found: Found) -> Found:

@@ -3,58 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sngd_compile.config import Config
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.observe import add_to_sum
-from sngd_compile.fisher.roots.pairs import Pair
-from sngd_compile.fisher.weight_map import RootForm, mapped
-from sngd_compile.layout import Layout
-
-Encoded = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, str, str]
+from sngd_compile.fisher.roots.base import Pair
+from sngd_compile.fisher.spec import FisherSpec
+from sngd_compile.fisher.weight_map import filled_root, mapped
 
 
-@dataclass(frozen=True)
-class Form:
-    """What a compiled frame must know of a local Fisher: all but its numbers.
-
-    Args:
-        layout: How the weight is laid out as matrices `[*, O, K]`.
-        has_bias: Whether a bias joins.
-        kind: "shared" or "diagonal".
-        root: "cholesky" or "symmetric".
-        dtype: Of the statistics and of the root.
-    """
-
-    layout: Layout
-    has_bias: bool
-    kind: str
-    root: str
-    dtype: torch.dtype
-
-    def layer(self, name: str, config: Config, device: torch.device) -> FisherLayer:
-        """Make a Fisher layer of this form, before its first observation."""
-        config = config.replace(root=self.root)
-        return FisherLayer(name, self.layout, self.has_bias, self.kind, config, self.dtype, device)
-
-    def encode(self) -> Encoded:
-        """Return plain values, which a graph can carry."""
-        layout = self.layout
-        return layout.view, layout.order, layout.matrix, self.has_bias, self.kind, self.root
-
-    def merged(self, other: Form, same_bias: bool) -> Form | None:
-        """Return the form that serves the uses of two frames, or None where they do not fit."""
-        if other.layout.swapped_width(self.layout) is None:
-            return None
-        full = other if (self.kind, other.kind) == ("diagonal", "shared") else self
-        bias = self.has_bias and other.has_bias and same_bias and self.layout == other.layout
-        wide = torch.promote_types(self.dtype, other.dtype)
-        return Form(full.layout, bias, full.kind, full.root, wide)
+def merged(one: FisherSpec, other: FisherSpec, same_bias: bool) -> FisherSpec | None:
+    """Return the local Fisher that serves the uses of two frames, or None where they do not fit."""
+    if other.layout.swapped_width(one.layout) is None:
+        return None
+    full = other if one.is_diagonal and not other.is_diagonal else one
+    bias = one.has_bias and other.has_bias and same_bias and one.layout == other.layout
+    return replace(full, has_bias=bias, dtype=torch.promote_types(one.dtype, other.dtype))
 
 
 def inputs_of(fisher: FisherLayer, gate: Tensor) -> list[Tensor]:
@@ -63,22 +31,22 @@ def inputs_of(fisher: FisherLayer, gate: Tensor) -> list[Tensor]:
 
 
 def natural(
-    weight: Tensor, bias: Tensor | None, root: Sequence[Tensor], form: Encoded
+    weight: Tensor, bias: Tensor | None, root: Sequence[Tensor], encoded: str
 ) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias as they are; their gradients are multiplied by `(G + damping)^-1`.
 
     Args:
-        weight: W, any shape that the form's layout views.
+        weight: W, any shape that the layout of the local Fisher views.
         bias: b, one number per output, or None.
         root: The buffers of the root R.
-        form: As `Form.encode` wrote it.
+        encoded: The record of the local Fisher, `FisherSpec.encoded`.
 
     Returns:
         W and b. Where they have the gradient `g`, the parameters get `g R^T R`.
 
     Source: arXiv 2412.07441: what plain descent on `w'` does to `w`. Tested by tests/backend.
     """
-    outputs = _Natural.apply(form, weight, bias, *root)  # type: ignore[no-untyped-call]
+    outputs = _Natural.apply(encoded, weight, bias, *root)  # type: ignore[no-untyped-call]
     return outputs if bias is not None else (outputs[0], None)
 
 
@@ -93,7 +61,7 @@ class _Natural(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        form: Encoded, weight: Tensor, bias: Tensor | None, *root: Tensor
+        encoded: str, weight: Tensor, bias: Tensor | None, *root: Tensor
     ) -> tuple[Tensor, ...]:
         """Return views."""
         if bias is None:
@@ -103,24 +71,22 @@ class _Natural(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep the root."""
-        ctx.form = inputs[0]
+        ctx.encoded = inputs[0]
         ctx.save_for_backward(*inputs[3:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return `g R^T R`; the root is a constant."""
         bias = gradients[1] if len(gradients) > 1 else None
-        found = _times_inverse(gradients[0], bias, ctx.saved_tensors, ctx.form)
+        found = _times_inverse(gradients[0], bias, ctx.saved_tensors, ctx.encoded)
         return (None, *found, *(None for _ in ctx.saved_tensors))
 
 
 def _times_inverse(
-    weight: Tensor, bias: Tensor | None, buffers: Sequence[Tensor], form: Encoded
+    weight: Tensor, bias: Tensor | None, buffers: Sequence[Tensor], encoded: str
 ) -> Pair:
-    view, order, matrix, _, kind, root = form
-    root_form = RootForm(kind, root, (), Layout(view, order, matrix))
-    filled = root_form.filled(bias is not None, buffers)
-    return mapped("natural", filled, root_form, weight, bias)
+    spec = FisherSpec.decode(encoded)
+    return mapped("natural", filled_root(spec, bias is not None, buffers), spec, weight, bias)
 
 
 def observe_frame(
@@ -128,7 +94,7 @@ def observe_frame(
     rule: str,
     inputs: Sequence[Tensor],
     geometry: Sequence[int],
-    form: Encoded,
+    encoded: str,
     swapped: int,
 ) -> None:
     """Add the rows of one call to `sum` and `tally`; see `observe`.
@@ -138,12 +104,11 @@ def observe_frame(
         rule: Name of the rule that makes rows of the inputs.
         inputs: The activations that meet the weight.
         geometry: Static integers of the layer, as the rule wrote them.
-        form: As `Form.encode` wrote it.
+        encoded: The record of the local Fisher, `FisherSpec.encoded`.
         swapped: As in `observe`.
     """
-    *_, has_bias, kind, _ = form
     alias = [_unversioned(tensor) for tensor in statistics]
-    add_to_sum(alias, inputs, rule, geometry, (has_bias, kind == "diagonal", swapped, ()))
+    add_to_sum(alias, inputs, None, (rule, list(geometry), encoded, swapped))
 
 
 def _unversioned(statistic: Tensor) -> Tensor:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sngd_compile.backend.natural_gradient import Form, inputs_of
+from sngd_compile.backend.natural_gradient import inputs_of, merged
 from sngd_compile.config import Config
 from sngd_compile.errors import SngdWarning
-from sngd_compile.fisher.decomposition import next_roots
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.roots.decompose import Root, copy_root_
+from sngd_compile.fisher.next_roots import next_roots
+from sngd_compile.fisher.roots.base import Root, copy_root_
 from sngd_compile.fisher.schedule import GATE_ENTRIES
+from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.training.optimizer_hooks import register_owner
 from sngd_compile.training.refresh import move_
 
@@ -39,7 +40,6 @@ class ParameterState:
     Args:
         weight: The parameter, which stays `w`.
         bias: The bias that joins, or None.
-        form: What frames know of the Fisher layer.
         fisher: The Fisher layer.
         rule: Name of the rule, for the plan.
         config: As it was asked for; None where the state was loaded and nobody asked yet.
@@ -50,7 +50,6 @@ class ParameterState:
         self,
         weight: Tensor,
         bias: Tensor | None,
-        form: Form,
         fisher: FisherLayer,
         rule: str,
         config: Config | None,
@@ -58,9 +57,14 @@ class ParameterState:
     ) -> None:
         self._weight = weakref.ref(weight)
         self._bias = None if bias is None else weakref.ref(bias)
-        self.form, self.fisher, self.rule = form, fisher, rule
+        self.fisher, self.rule = fisher, rule
         self.config, self.note = config, note
         self.modules: list[weakref.ref[nn.Module]] = []
+
+    @property
+    def spec(self) -> FisherSpec:
+        """What frames know of the Fisher layer."""
+        return self.fisher.spec
 
     @property
     def weight(self) -> Tensor | None:
@@ -139,7 +143,7 @@ def adopt(state: ParameterState) -> None:
 
 
 def meet(
-    weight: Tensor, bias: Tensor | None, form: Form, config: Config, described: Sequence[str]
+    weight: Tensor, bias: Tensor | None, spec: FisherSpec, config: Config, described: Sequence[str]
 ) -> ParameterState | None:
     """Return the state with which a frame can use a parameter; the first frame makes it.
 
@@ -149,7 +153,7 @@ def meet(
     Args:
         weight: The parameter.
         bias: The bias that joins in this frame, or None.
-        form: What this frame would like.
+        spec: The local Fisher that this frame would like.
         config: Options of the compilation.
         described: Name of the parameter, rule and note.
     """
@@ -159,18 +163,18 @@ def meet(
     name, rule, note = described
     if known is not None:
         _configure_(known, config)
-        merged = known.form.merged(form, bias is known.bias)
-        if merged == known.form:
+        common = merged(known.spec, spec, bias is known.bias)
+        if common == known.spec:
             return known
-        if merged is None:
+        if common is None:
             del STATES[weight]
             REASONS[weight] = UNFIT
             return None
-        form = merged
-        rule = rule if form.layout != known.form.layout else known.rule
-    kept_bias = bias if form.has_bias else None
-    fisher = form.layer(name, config, weight.device)
-    state = ParameterState(weight, kept_bias, form, fisher, rule, config, note)
+        spec = common
+        rule = rule if spec.layout != known.spec.layout else known.rule
+    kept_bias = bias if spec.has_bias else None
+    fisher = FisherLayer(name, spec, config, weight.device)
+    state = ParameterState(weight, kept_bias, fisher, rule, config, note)
     if known is not None:
         state.modules, fisher.name = known.modules, known.fisher.name
         _carry_over_(known.fisher, fisher)
@@ -189,9 +193,10 @@ def _carry_over_(old: FisherLayer, new: FisherLayer) -> None:
     def carried(moment: Tensor) -> Tensor:
         if new.layout.is_transposed == old.layout.is_transposed:
             size = new.size
-            return moment[..., :size] if old.kind == "diagonal" else moment[..., :size, :size]
-        trace = moment.sum() if old.kind == "diagonal" else moment.diagonal().sum()
-        identity = torch.ones(new.size) if new.kind == "diagonal" else torch.eye(new.size)
+            is_diagonal = old.spec.is_diagonal
+            return moment[..., :size] if is_diagonal else moment[..., :size, :size]
+        trace = old.spec.definition.diagonal(moment).sum()
+        identity = torch.ones(new.size) if new.spec.is_diagonal else torch.eye(new.size)
         return identity.to(moment) * (trace / old.layout.width)
 
     new.sum.copy_(carried(old.sum))
@@ -210,7 +215,7 @@ def _configure_(state: ParameterState, config: Config) -> None:
     fisher = state.fisher
     if state.config is None:
         state.config = config
-        kept = {"root": state.form.root, "rank": fisher.config.rank}
+        kept = {"root": state.spec.root, "rank": state.spec.rank}
         fisher.config = fisher.schedule.config = config.replace(**kept)
         steps = (fisher.schedule.steps, fisher.schedule.observed_steps)
         fisher.schedule.configure_(fisher.config, fisher.size, *steps)

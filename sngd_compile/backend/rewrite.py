@@ -9,9 +9,8 @@ from typing import Any, cast
 from torch import fx
 
 from sngd_compile.backend.frame import Frame, Region, Slot
-from sngd_compile.backend.natural_gradient import Form, natural, observe_frame
-from sngd_compile.fisher.observe import STATISTICS
-from sngd_compile.rules import RULES
+from sngd_compile.backend.natural_gradient import natural, observe_frame
+from sngd_compile.fisher.spec import FisherSpec
 
 STATISTICS_INPUTS = 3
 """Sum, tally and gate come first among a slot's inputs; the buffers of the root follow."""
@@ -28,7 +27,9 @@ class FrameRewriter:
         counts: How many tensors each slot reads of its Fisher layer.
     """
 
-    def __init__(self, frame: Frame, forms: Sequence[Form | None], counts: Sequence[int]) -> None:
+    def __init__(
+        self, frame: Frame, forms: Sequence[FisherSpec | None], counts: Sequence[int]
+    ) -> None:
         """Copy the graphs and declare the inputs."""
         self.copied: dict[fx.Node, fx.Node] = {}
         self.module = self._copy(frame.module)
@@ -59,7 +60,7 @@ class FrameRewriter:
             with graph.inserting_before(first):
                 weight = self._held(slot.reads[0])
                 bias = self._held(bias_reads[0]) if bias_reads else None
-                arguments = (weight, bias, root, form.encode())
+                arguments = (weight, bias, root, form.encoded)
                 pair = graph.call_function(natural, arguments)
                 halves = [graph.call_function(operator.getitem, (pair, i)) for i in (0, 1)]
             for reads, half in zip((slot.reads, bias_reads), halves, strict=True):
@@ -75,12 +76,11 @@ class FrameRewriter:
             for call in slot.uses:
                 if call.node in self.silent:
                     continue
-                STATISTICS[call.rule] = RULES[call.rule]
                 node = self.copied[call.node]
                 inputs = tuple(self.copied[cast(fx.Node, i)] for i in call.use.inputs)
                 statistics = self._statistics(node.graph, slot)
                 use = call.against(form.layout)
-                arguments = (statistics, call.rule, inputs, use.use.geometry, form.encode())
+                arguments = (statistics, call.rule, inputs, use.use.geometry, form.encoded)
                 with node.graph.inserting_after(node):
                     node.graph.call_function(observe_frame, (*arguments, use.swapped))
 

@@ -1,76 +1,21 @@
-"""The one op of a reconstructed graph that changes something: it adds to `sum` and `count`."""
+"""The one op of a reconstructed graph that changes something: it adds to `sum` and `tally`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sngd_compile.fisher.blocks import matrices
 from sngd_compile.fisher.layer import REJECTED, ROWS, FisherLayer
 from sngd_compile.fisher.samples import draw, finite_samples
 from sngd_compile.fisher.schedule import MOST_ROWS, OBSERVING
+from sngd_compile.fisher.spec import FisherSpec
+from sngd_compile.fisher.statistics import Statistics
+from sngd_compile.registry import RULES
 
 
-class Statistics(Protocol):
-    """What a rule knows about turning activations into a second moment."""
-
-    @property
-    def least_samples(self) -> int:
-        """Fewest samples that stand for a batch."""
-        ...
-
-    @property
-    def takes_halves(self) -> bool:
-        """Whether rows are entries of the samples, so that sums of halves are exact in float32."""
-        ...
-
-    def samples(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> list[Tensor]:
-        """Return the activations with one sample per index of axis 0."""
-        ...
-
-    def rows_per_sample(self, samples: Sequence[Tensor], geometry: Sequence[int]) -> int:
-        """Return how many rows one sample gives."""
-        ...
-
-    def rows(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
-        """Return the rows, `[N, K]` or `[groups, N, K]`."""
-        ...
-
-    def second_moment(
-        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
-    ) -> Tensor:
-        """Add the sum of the rows' outer products to `out`."""
-        ...
-
-    def diagonal(
-        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
-    ) -> Tensor:
-        """Add the sum of the rows' squares to `out`."""
-        ...
-
-    def block_moments(
-        self,
-        samples: Sequence[Tensor],
-        geometry: Sequence[int],
-        bias: bool,
-        out: Sequence[Tensor],
-    ) -> None:
-        """Add to each of `out` the sum of the outer products of its block of the rows."""
-        ...
-
-    def output_rows(self, outputs: Tensor, geometry: Sequence[int]) -> Tensor:
-        """Return outputs, or their gradient, as rows of one layer or of groups."""
-        ...
-
-
-STATISTICS: dict[str, Statistics] = {}
-"""Rules by name; the observing op carries the name in its graph."""
-
-
-def observe(
+def observe(  # noqa: PLR0913, PLR0917 - a node of a graph is flat
     fisher: FisherLayer,
     rule: str,
     inputs: Sequence[Tensor],
@@ -78,6 +23,7 @@ def observe(
     observing: bool,
     swapped: int = 0,
     group: int | None = None,
+    output: Tensor | None = None,
 ) -> None:
     """Add the rows of one forward pass to the Fisher layer's sum and count.
 
@@ -90,37 +36,32 @@ def observe(
         swapped: 0; or, for a use in which the weight's inputs are its outputs and the other way
             round, the width of the rows.
         group: The one group that the rows belong to; None for all that the rule makes.
+        output: What the call returns, for a kind of Fisher that sees outputs.
     """
     # Eager execution asks the gate before it pays for a dispatch; a graph leaves that to the op.
     if observing and (torch.compiler.is_compiling() or fisher.schedule.observing):
         sum = fisher.sum if group is None else fisher.sum[group]
         statistics = (sum, fisher.tally, fisher.schedule.gate)
-        diagonal = fisher.kind == "diagonal"
-        form = (fisher.has_bias, diagonal, swapped, fisher.blocks)
-        add_to_sum(statistics, inputs, rule, geometry, form)
+        add_to_sum(statistics, inputs, output, (rule, list(geometry), fisher.spec.encoded, swapped))
 
 
 def add_to_sum(
     statistics: Sequence[Tensor],
     inputs: Sequence[Tensor],
-    rule: str,
-    geometry: Sequence[int],
-    form: tuple[bool, bool, int, Sequence[int]],
+    output: Tensor | None,
+    form: tuple[str, list[int], str, int],
 ) -> None:
     """Call the op.
 
     Args:
         statistics: Sum, tally and gate.
         inputs: As in `observe`.
-        rule: As in `observe`.
-        geometry: As in `observe`.
-        form: Bias, diagonal, swapped and blocks, as in `observe_`.
+        output: As in `observe`.
+        form: Rule, geometry, the encoded record of the local Fisher, and swapped.
     """
-    sum, tally, gate = statistics
     plain = [tensor.detach() for tensor in inputs]
-    bias, diagonal, swapped, blocks = form
-    arguments = (sum, tally, gate, plain, rule, list(geometry), bias, diagonal, swapped)
-    torch.ops.sngd.observe_(*arguments, list(blocks))
+    seen = None if output is None else output.detach()
+    torch.ops.sngd.observe_(*statistics, plain, seen, *form)
 
 
 def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
@@ -128,44 +69,45 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     tally: Tensor,
     gate: Tensor,
     inputs: Sequence[Tensor],
+    output: Tensor | None,
     rule: str,
     geometry: Sequence[int],
-    bias: bool,
-    diagonal: bool,
+    encoded: str,
     swapped: int,
-    blocks: Sequence[int],
 ) -> None:
-    """Add `sum_n x~_n x~_n^T` to `sum` and N to `tally[ROWS]`, if the gate is open.
+    """Add what the kind of Fisher makes of N rows to `sum`, and N to `tally[ROWS]`.
 
-    Of blocks, none or the size of each, only those on the diagonal are added. A swapped use has
-    rows over the outputs: every output's Fisher is a multiple of the identity, on average
-    `sum_n |x_n|^2 / swapped`. A pass with a number that is not finite adds to `tally[REJECTED]`
-    alone. A forward pass that activation checkpointing repeats inside the backward pass is not
-    counted again. The arithmetic is float32 or wider whatever the activations are: what takes
-    halves multiplies them exactly.
+    Nothing is added while the gate is shut, nor for a forward pass that activation checkpointing
+    repeats inside the backward pass: it has been counted. A swapped use has rows over the outputs:
+    every output's Fisher is a multiple of the identity, on average `sum_n |x_n|^2 / swapped`. A
+    pass with a number that is not finite adds to `tally[REJECTED]` alone. The arithmetic is float32
+    or wider whatever the activations are: what takes halves multiplies them exactly.
     """
-    if is_shut(gate):
+    if not int(gate[OBSERVING]) or torch._C._current_graph_task_id() != -1:
         return
-    statistics = STATISTICS[rule]
+    statistics: Statistics = RULES[rule]
     samples = statistics.samples(inputs, geometry)
     rows_each = statistics.rows_per_sample(samples, geometry)
     if samples[0].shape[0] * rows_each == 0:
         return
-    samples = draw(samples, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
-    samples, finite = finite_samples(samples, sum.dtype, statistics.takes_halves)
+    seen = samples if output is None else [*samples, statistics.output_rows(output, geometry)]
+    seen = draw(seen, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
+    # The kinds that see outputs weigh the rows in float32 or wider.
+    takes_halves = statistics.takes_halves and output is None
+    seen, finite = finite_samples(seen, sum.dtype, takes_halves)
+    samples, outputs = (seen, None) if output is None else (seen[:-1], seen[-1])
+    spec = FisherSpec.decode(encoded)
 
     def add_(total: Tensor) -> None:
-        parts = matrices(total, blocks) if blocks else [total]
-        _add_rows(statistics, samples, geometry, bias, parts, diagonal, swapped)
+        if swapped:
+            squares = statistics.diagonal(samples, geometry, False, total.new_zeros(swapped))
+            spec.definition.add_to_diagonal(spec, total, squares.sum() / swapped)
+        else:
+            spec.definition.add_rows(spec, statistics, samples, outputs, geometry, total)
 
     add_if_finite_(sum, finite, add_)
     tally[ROWS].add_(finite * (samples[0].shape[0] * rows_each))
     tally[REJECTED].add_(~finite)
-
-
-def is_shut(gate: Tensor) -> bool:
-    """Say whether nothing is to be observed now, or a checkpoint repeats what has been."""
-    return not int(gate[OBSERVING]) or torch._C._current_graph_task_id() != -1
 
 
 def add_if_finite_(sum: Tensor, finite: Tensor, add_: Callable[[Tensor], None]) -> None:
@@ -174,7 +116,7 @@ def add_if_finite_(sum: Tensor, finite: Tensor, add_: Callable[[Tensor], None]) 
     A device is not waited for: the rows are added to zeros there, and those to the sum or not. Not
     even rows of zeros may be added instead, since their bias is 1.
     """
-    if answers_at_once(sum.device):
+    if reads_without_sync(sum.device):
         if finite:
             add_(sum)
         return
@@ -183,32 +125,9 @@ def add_if_finite_(sum: Tensor, finite: Tensor, add_: Callable[[Tensor], None]) 
     sum.add_(torch.where(finite, added, 0))
 
 
-def answers_at_once(device: torch.device) -> bool:
+def reads_without_sync(device: torch.device) -> bool:
     """Say whether a number on the device can be asked for without waiting for what is queued."""
     return device.type == "cpu"
-
-
-def _add_rows(
-    statistics: Statistics,
-    samples: Sequence[Tensor],
-    geometry: Sequence[int],
-    bias: bool,
-    parts: Sequence[Tensor],
-    diagonal: bool,
-    swapped: int,
-) -> None:
-    """Add the rows to a full or diagonal sum, or to several, those of its blocks."""
-    if swapped:
-        squares = statistics.diagonal(samples, geometry, False, parts[0].new_zeros(swapped))
-        for part in parts:
-            target = part if diagonal else part.diagonal(dim1=-2, dim2=-1)
-            target.add_(squares.sum() / swapped)
-    elif diagonal:
-        statistics.diagonal(samples, geometry, bias, parts[0])
-    elif len(parts) > 1:
-        statistics.block_moments(samples, geometry, bias, parts)
-    else:
-        statistics.second_moment(samples, geometry, bias, parts[0])
 
 
 # Every step of a compiled graph comes here, mostly to find the gate shut: `custom_op` would take
@@ -216,8 +135,8 @@ def _add_rows(
 # Strides of inputs are left as they come, or inductor would copy channels-last images every step.
 torch.library.define(
     "sngd::observe_",
-    "(Tensor(a!) sum, Tensor(b!) tally, Tensor gate, Tensor[] inputs, str rule, SymInt[] geometry, "
-    "bool bias, bool diagonal, SymInt swapped, SymInt[] blocks) -> ()",
+    "(Tensor(a!) sum, Tensor(b!) tally, Tensor gate, Tensor[] inputs, Tensor? output, str rule, "
+    "SymInt[] geometry, str encoded, SymInt swapped) -> ()",
     tags=(torch.Tag.cudagraph_unsafe, torch.Tag.flexible_layout),
 )
 torch.library.impl("sngd::observe_", "default", observe_)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 import sngd_kernels
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.observe import STATISTICS
 from sngd_compile.fisher.output_side import SAMPLES, OutputSide
 from sngd_compile.fisher.samples import draw
-from sngd_compile.fisher.schedule import BACKWARD, MOST_ROWS
+from sngd_compile.fisher.schedule import MOST_ROWS, OBSERVING
+from sngd_compile.registry import RULES
 
 
 def observe_gradient(
@@ -91,9 +91,9 @@ def observe_gradient_(
     gradient that is not finite adds nothing. The products are float32 or wider, of rows that are
     divided by their largest entry.
     """
-    if not int(gate[BACKWARD]):
+    if not int(gate[OBSERVING]):
         return
-    statistics = STATISTICS[rule]
+    statistics = RULES[rule]
     rows = statistics.output_rows(gradient, geometry)
     if rows.numel() == 0:
         return

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sngd_compile.fisher.average import absorb_
 from sngd_compile.layout import Layout
 
-SAMPLES, STEPS, DRAWS = 0, 1, 2  # entries of OutputSide.tally
+SAMPLES, STEPS = 0, 1  # entries of OutputSide.tally
 
 
 class OutputSide(nn.Module):
@@ -19,8 +19,7 @@ class OutputSide(nn.Module):
 
     The sum is over all samples and positions of a step. A loss is a mean over N samples, so the
     gradient of one of them is `N g`, and B is the mean over samples of the sum over positions of
-    its outer products: it does not depend on the batch size. Sampled gradients are those of a sum
-    over draws, and `B = sum g g^T / draws`. Everything is float64, so that
+    its outer products: it does not depend on the batch size. Everything is float64, so that
     gradients of 1e-12 and far less keep their digits.
 
     Args:
@@ -54,7 +53,7 @@ class OutputSide(nn.Module):
         ):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64, device=device))
         self.register_buffer("absolute_damping", torch.ones((), dtype=torch.float64, device=device))
-        self.register_buffer("tally", torch.zeros(3, dtype=torch.int64, device=device))
+        self.register_buffer("tally", torch.zeros(2, dtype=torch.int64, device=device))
 
     @property
     def damping(self) -> float:
@@ -68,9 +67,8 @@ class OutputSide(nn.Module):
 
     @torch.no_grad()
     def close_step_(self) -> None:
-        """Count the present step: its B needs the number of all its samples, or of all draws."""
-        samples, draws = self.tally[SAMPLES].double(), self.tally[DRAWS].double()
-        self.total.addcmul_(self.sum, torch.where(draws > 0, 1.0 / draws, samples))
+        """Count the present step: its B needs the number of all its samples."""
+        self.total.addcmul_(self.sum, self.tally[SAMPLES].double())
         self.tally[STEPS].add_(self.tally[SAMPLES] > 0)
         self.discard_step_()
 
@@ -78,7 +76,6 @@ class OutputSide(nn.Module):
         """Forget the present step."""
         self.sum.zero_()
         self.tally[SAMPLES].zero_()
-        self.tally[DRAWS].zero_()
 
     @torch.no_grad()
     def absorb_(self, kept: float) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.roots.pairs import Pair
+from sngd_compile.fisher.roots.base import Pair
 from sngd_compile.fisher.weight_map import mapped, visibly_mapped
 
 
@@ -27,7 +27,7 @@ def fold(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | None) -
 
     Source: arXiv 2412.07441, `w = G^(-1/2) w'`. Law 1 and law 3 test it.
     """
-    return mapped("fold", fisher.root_buffers, fisher.root_form, weight_prime, bias_prime)
+    return mapped("fold", fisher.root_buffers, fisher.spec, weight_prime, bias_prime)
 
 
 def fold_half(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | None) -> Pair:
@@ -89,7 +89,7 @@ def local_embedding(
     """
     looked_up = F.embedding(indices, weight_prime, padding_idx)
     wide = torch.promote_types(weight_prime.dtype, fisher.factor.dtype)
-    if fisher.kind == "diagonal" and fisher.layout.is_transposed:
+    if fisher.spec.is_diagonal and fisher.layout.is_transposed:
         gain = fisher.root_buffers.get_buffer("gain")[indices]
         return (looked_up.to(wide) * gain[..., None]).to(weight_prime.dtype)
     if indices.numel() >= weight_prime.shape[0]:

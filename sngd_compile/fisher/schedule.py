@@ -7,8 +7,8 @@ from torch import Tensor
 
 from sngd_compile.config import Config
 
-OBSERVING, SEED, MOST_ROWS, BACKWARD = range(4)  # entries of Schedule.gate
-GATE_ENTRIES = 4
+OBSERVING, SEED, MOST_ROWS = range(3)  # entries of Schedule.gate
+GATE_ENTRIES = 3
 ALL_ROWS = -1  # value of MOST_ROWS
 
 
@@ -20,9 +20,9 @@ class Schedule:
         size: D, weights of one output, bias included.
 
     Attributes:
-        gate: int64 `[4]` on the host: whether to observe now, the seed of the drawn rows, how many
-            at the most, and whether backward passes are observed now. A tensor, read at run time,
-            so that a change of step neither recompiles a graph nor waits for a device.
+        gate: int64 `[3]` on the host: whether to observe now, the seed of the drawn rows, and how
+            many at the most. A tensor, read at run time, so that a change of step neither
+            recompiles a graph nor waits for a device.
         steps: Optimizer steps done.
         observed_steps: Of these, how many were observed since the last refresh.
     """
@@ -55,14 +55,6 @@ class Schedule:
             self._write_gate()
         return self.config.is_refreshed(self.steps)
 
-    def open_backward(self) -> None:
-        """Let the output side see the gradients of backward passes, sampled ones, from now on."""
-        self.gate[BACKWARD] = int(self.observing)
-
-    def close_backward(self) -> None:
-        """Let it see no more of them."""
-        self.gate[BACKWARD] = 0
-
     def state(self) -> Tensor:
         """Return steps and observed steps, as a tensor that every checkpoint format takes."""
         return torch.tensor([self.steps, self.observed_steps], device="cpu")
@@ -70,5 +62,3 @@ class Schedule:
     def _write_gate(self) -> None:
         self.gate[OBSERVING] = int(self.observing)
         self.gate[SEED] = self.config.seed + self.steps
-        empirical = self.config.output_gradients == "empirical"
-        self.gate[BACKWARD] = int(self.observing and empirical)

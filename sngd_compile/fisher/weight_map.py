@@ -3,59 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from sngd_compile.config import Config
-from sngd_compile.fisher.roots.decompose import Root
-from sngd_compile.fisher.roots.new_root import identity_root
-from sngd_compile.fisher.roots.pairs import Pair
-from sngd_compile.fisher.roots.triangular import FEW
+from sngd_compile.fisher.roots.base import Pair, Root
+from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.transforms import carrying_tangents, takes_opaque_ops
 from sngd_compile.layout import Layout
-
-Encoded = tuple[str, str, Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
-
-
-@dataclass(frozen=True)
-class RootForm:
-    """What a root is but for its numbers.
-
-    Args:
-        kind: Of the local Fisher.
-        root: The configured root, see `Config`.
-        blocks: Of a block kind, the size of each block, bias included.
-        layout: How the weight is laid out as matrices.
-    """
-
-    kind: str
-    root: str
-    blocks: tuple[int, ...]
-    layout: Layout
-
-    @property
-    def is_elementwise(self) -> bool:
-        """Whether no weight of an output meets another, but its bias."""
-        return self.kind == "diagonal" or self.layout.width == 1
-
-    @property
-    def pays_as_op(self) -> bool:
-        """Whether a map takes longer than calling an op for it does."""
-        return not self.is_elementwise and self.layout.outputs > FEW
-
-    def encode(self) -> Encoded:
-        """Return plain values, which a graph can carry."""
-        layout = self.layout
-        return self.kind, self.root, self.blocks, layout.view, layout.order, layout.matrix
-
-    def filled(self, has_bias: bool, buffers: Sequence[Tensor]) -> Root:
-        """Return a root of this form that holds these buffers, without a copy."""
-        return cast(Root, _with_buffers(_empty_root(self, has_bias), iter(buffers)))
-
 
 Map = Callable[[Root, Tensor, Tensor | None], Pair]
 
@@ -75,7 +33,7 @@ ADJOINT = {"fold": "to_prime", "to_prime": "fold", "natural": "natural"}
 """The map that each one's gradients take; the root is a constant."""
 
 
-def mapped(name: str, root: Root, form: RootForm, weight: Tensor, bias: Tensor | None) -> Pair:
+def mapped(name: str, root: Root, spec: FisherSpec, weight: Tensor, bias: Tensor | None) -> Pair:
     """Apply one of `MAPS` to a weight and its bias, float32 or wider, autocast or not.
 
     A compiler that sees what the map does writes a kernel for every slice and sum of every
@@ -86,17 +44,17 @@ def mapped(name: str, root: Root, form: RootForm, weight: Tensor, bias: Tensor |
     Args:
         name: Of the map.
         root: The root.
-        form: Its form.
+        spec: Of the local Fisher.
         weight: Any shape that the layout views.
         bias: One number per output, or None.
 
     Returns:
         Both, of the shapes and dtypes given.
     """
-    if takes_opaque_ops() and form.pays_as_op:
-        opaque = torch.ops.sngd.map_weight(weight, bias, _buffers_of(root), name, *form.encode())
+    if takes_opaque_ops() and spec.pays_as_op:
+        opaque = torch.ops.sngd.map_weight(weight, bias, _buffers_of(root), name, spec.encoded)
         return opaque[0], None if bias is None else opaque[1]
-    return visibly_mapped(name, root, form.layout, weight, bias)
+    return visibly_mapped(name, root, spec.layout, weight, bias)
 
 
 def _buffers_of(root: nn.Module) -> list[Tensor]:
@@ -144,27 +102,25 @@ def _dense(parameter: Tensor) -> Tensor:
 
 
 def map_weight(
-    weight: Tensor, bias: Tensor | None, root: Sequence[Tensor], name: str, *encoded: Any
+    weight: Tensor, bias: Tensor | None, root: Sequence[Tensor], name: str, encoded: str
 ) -> list[Tensor]:
-    """Apply one of `MAPS`; see `mapped`. `root` are its buffers, `encoded` is its form."""
-    kind, method, *sizes = encoded
-    form = _decoded(kind, method, *map(tuple, sizes))
-    pair = visibly_mapped(name, form.filled(bias is not None, root), form.layout, weight, bias)
+    """Apply one of `MAPS`; see `mapped`. `root` are its buffers, `encoded` is the record."""
+    spec = FisherSpec.decode(encoded)
+    held = filled_root(spec, bias is not None, root)
+    pair = visibly_mapped(name, held, spec.layout, weight, bias)
     return [part.contiguous() for part in pair if part is not None]
 
 
-@cache
-def _decoded(kind: str, root: str, blocks: tuple[int, ...], *sizes: tuple[int, ...]) -> RootForm:
-    """Return the form that was encoded; most of what an op of a small weight took was making it."""
-    return RootForm(kind, root, blocks, Layout(*sizes))
+def filled_root(spec: FisherSpec, has_bias: bool, buffers: Sequence[Tensor]) -> Root:
+    """Return a root that holds these buffers, without a copy."""
+    return cast(Root, _with_buffers(_empty_root(spec, has_bias), iter(buffers)))
 
 
 @cache
-def _empty_root(form: RootForm, has_bias: bool) -> Root:
-    """Make a root without numbers."""
-    config, nowhere = Config(root=cast(Any, form.root)), torch.device("meta")
-    rest = (form.layout, has_bias, form.blocks, torch.float32, nowhere)
-    return identity_root(form.kind, config, *rest)
+def _empty_root(spec: FisherSpec, has_bias: bool) -> Root:
+    """Make a root without numbers: most of what an op of a small weight took was making it."""
+    spec = replace(spec, has_bias=has_bias)
+    return spec.definition.first_root(spec, torch.float32, torch.device("meta"))
 
 
 def _with_buffers(root: nn.Module, buffers: Iterator[Tensor]) -> nn.Module:
@@ -180,18 +136,16 @@ def _with_buffers(root: nn.Module, buffers: Iterator[Tensor]) -> nn.Module:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    _, _, root, ctx.name, *ctx.form = inputs
+    _, _, root, ctx.name, ctx.encoded = inputs
     ctx.save_for_backward(*root)
 
 
 def _backward(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Any, ...]:
     given = gradients[1] if len(gradients) > 1 else None
     root = list(ctx.saved_tensors)
-    options = ADJOINT[ctx.name], *ctx.form
-    found = torch.ops.sngd.map_weight(gradients[0], given, root, *options)
+    found = torch.ops.sngd.map_weight(gradients[0], given, root, ADJOINT[ctx.name], ctx.encoded)
     bias = None if given is None else found[1]
-    # Torch takes an empty list for one of tensors, and wants one back.
-    return (found[0], bias, [None] * len(root), *([] if v == [] else None for v in options))
+    return (found[0], bias, [None] * len(root), None, None)
 
 
 def _fake(weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
@@ -202,8 +156,7 @@ def _fake(weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
 # Strides are left as they come: inductor would write a kernel that turns them.
 torch.library.define(
     "sngd::map_weight",
-    "(Tensor weight, Tensor? bias, Tensor[] root, str name, str kind, str method, "
-    "int[] blocks, int[] view, int[] order, int[] matrix) -> Tensor[]",
+    "(Tensor weight, Tensor? bias, Tensor[] root, str name, str encoded) -> Tensor[]",
     tags=(torch.Tag.flexible_layout,),
 )
 torch.library.impl("sngd::map_weight", "default", carrying_tangents(map_weight))

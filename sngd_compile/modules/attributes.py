@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.reparameterise import fold_half
-from sngd_compile.fisher.roots.pairs import Pair
+from sngd_compile.fisher.roots.base import Pair
 from sngd_compile.fisher.transforms import are_transforms_active
 from sngd_compile.modules.folded_weight import folded_weight, guarded_weight, is_in_forward
 from sngd_compile.modules.writable_weight import writable

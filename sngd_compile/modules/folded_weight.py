@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from sngd_compile.config import OF_OUTPUTS
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.observe import observe
@@ -198,7 +197,7 @@ def _show_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
 def _show(weight: FoldedWeight, use: Use, rule: str) -> bool:
     """Observe a use; return whether it fits the way in which the weight is laid out."""
     fisher, layout = weight.fisher, use.layout
-    if fisher.kind in OF_OUTPUTS:  # which are not seen here
+    if fisher.spec.definition.sees_outputs:  # which are not seen here
         return False
     if weight.is_transposed:
         layout = layout.of_transpose()

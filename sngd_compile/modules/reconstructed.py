@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.observe import STATISTICS
 from sngd_compile.modules.attributes import Names, attributes_of, fisher_of, folded_pairs
 from sngd_compile.modules.composites import members_of
 from sngd_compile.modules.program import Program
@@ -24,7 +23,7 @@ from sngd_compile.passes.runner import logger, trace_artifact
 from sngd_compile.plan.matching import RESERVED_NAMES
 from sngd_compile.plan.records import ModulePlan, Plan
 from sngd_compile.plan.report import dump_graph, dump_plan
-from sngd_compile.rules import RULES, runs_known_forward
+from sngd_compile.rules import runs_known_forward
 from sngd_compile.training.averaged_models import watch_averages
 from sngd_compile.training.optimizer_hooks import register_owner, release_owner, reset_
 from sngd_compile.training.refresh import LocalSite
@@ -126,7 +125,6 @@ class Reconstructed(nn.Module):
     def __setstate__(self, state: Any) -> None:
         """Make a copy or a loaded module known to the hooks; capture what a file left out."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        STATISTICS.update(RULES)
         if self.program is None:
             self.__dict__["program"] = _program_of(self)
         watch_averages()
@@ -149,7 +147,6 @@ class Reconstructed(nn.Module):
 
 def reconstruct_(plan: Plan) -> None:
     """Rewrite the planned modules in place; modules that share a weight share its Fisher layer."""
-    STATISTICS.update(RULES)  # before any forward: a compiled one cannot add to a table
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("plan\n%s", dump_plan(plan))
     trace_artifact("sngd_plan", lambda: dump_plan(plan))

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from sngd_compile.config import OF_OUTPUTS, TWO_SIDED
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.plan.matching import bias_target, find
 from sngd_compile.plan.records import Place
@@ -43,6 +42,5 @@ def match_again(
         )
         if not fits:
             return None
-        kind = layers[name].kind
-        places.append(Place("", name, bias, uses, kind in TWO_SIDED, kind in OF_OUTPUTS))
+        places.append(Place("", name, bias, uses, layers[name].spec))
     return (findings.graph, places) if findings.graph is not None else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sngd_compile.fisher.copies import expect_change
-from sngd_compile.fisher.roots.pairs import Pair
+from sngd_compile.fisher.roots.base import Pair
 from sngd_compile.fisher.weight_map import as_matrices
 from sngd_compile.training.refresh import LocalSite, move_, present_root
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 
-from sngd_compile.fisher.observe import STATISTICS, observe
+from sngd_compile.fisher.observe import observe
 from sngd_compile.fisher.observe_gradient import observe_gradient
-from sngd_compile.fisher.observe_units import observe_units
 from sngd_compile.plan.records import GraphUse, Place
-from sngd_compile.rules import RULES
 
 
 def observe_(graph: fx.Graph, places: Sequence[Place]) -> None:
@@ -23,14 +22,13 @@ def observe_(graph: fx.Graph, places: Sequence[Place]) -> None:
     """
     for place in places:
         for call in place.uses or ():
-            STATISTICS[call.rule] = RULES[call.rule]
             with graph.inserting_after(call.node):
                 training = graph.get_attr("observing")
             with graph.inserting_after(training):
                 fisher = graph.get_attr(place.fisher_name)
             with graph.inserting_after(fisher):
                 _observe_inputs_(graph, place, call, fisher, training)
-            if place.has_output_side:
+            if place.definition.has_output_side:
                 _observe_gradient_(graph, call, fisher, training)
 
 
@@ -39,13 +37,10 @@ def _observe_inputs_(
 ) -> None:
     """Show the inputs of a call; to a local Fisher that its outputs weigh, its output with them."""
     use = call.use
-    if place.sees_outputs:
-        graph.call_function(
-            observe_units, (fisher, call.rule, use.inputs, call.node, use.geometry, training)
-        )
-        return
     arguments = (fisher, call.rule, use.inputs, use.geometry, training)
-    graph.call_function(observe, arguments + ((call.swapped,) if call.swapped else ()))
+    swapped = (call.swapped,) if call.swapped else ()
+    options: dict[str, Any] = {"output": call.node} if place.definition.sees_outputs else {}
+    graph.call_function(observe, (*arguments, *swapped), options)
 
 
 def _observe_gradient_(graph: fx.Graph, call: GraphUse, fisher: fx.Node, training: fx.Node) -> None:

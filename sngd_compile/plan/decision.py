@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, fx
 
-from sngd_compile.config import TWO_SIDED, Config
+from sngd_compile.config import Config
+from sngd_compile.fisher.kinds.diagonal import Diagonal
+from sngd_compile.fisher.kinds.shared import Shared
+from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.layout import Layout
-from sngd_compile.plan.fisher_kind import blocks_of, by_unit
-from sngd_compile.plan.logits import of_logits
 from sngd_compile.plan.matching import UNUSED, Found
-from sngd_compile.plan.parameter_uses import Decision, Holding, hidden_outputs
-from sngd_compile.plan.records import GraphUse
-from sngd_compile.plan.root_choice import with_root
+from sngd_compile.plan.parameter_uses import Holding, WeightUses
+from sngd_compile.plan.records import GraphUse, Site
 from sngd_compile.rules import GUESS, RULES, Planned
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a weight: its site, which does not know its places yet, and its bias."""
+
+    site: Site
+    bias: Tensor | None
 
 
 def decide(
@@ -34,18 +42,12 @@ def decide(
         if isinstance(found, str):
             reasons[parameter] = found
             continue
-        bias = _common_bias(found[0], held)
-        if bias not in free or not _joins(bias, found[0], held, holdings):
+        kind, uses = found
+        bias = _common_bias(uses.layout, held)
+        if bias not in free or not _joins(bias, uses.layout, held, holdings):
             bias = None
         free.discard(bias)
-        decision = _decision(parameter, bias, held, *found)
-        if decision.kind in TWO_SIDED:
-            decision = _two_sided(decision, held)
-        elif decision.kind == "unit":
-            decision = by_unit(decision, held)
-        elif decision.kind == "softmax":
-            decision = of_logits(decision, held)
-        decisions[parameter] = with_root(decision, parameter.device)
+        decisions[parameter] = Decision(_site(kind, bias is not None, uses), bias)
     return decisions, reasons
 
 
@@ -55,7 +57,8 @@ Candidate = tuple[Layout, str, str]
 
 def _decide_weight(
     parameter: Tensor, held: Sequence[Holding], config: Config | None
-) -> tuple[Layout, str, str, Config] | str:
+) -> tuple[str, WeightUses] | str:
+    """Return the kind that is wanted for a weight and its uses, or why it is left."""
     usable = [h.found for h in held if not isinstance(h.found, str)]
     refused = [h.found for h in held if isinstance(h.found, str)]
     refused = [text for text in refused if text != UNUSED] or ([] if usable else refused)
@@ -65,12 +68,13 @@ def _decide_weight(
         return "left out by an override"
     candidates = list(_candidates(usable))
     sure = [c for c in candidates if c[2] != GUESS] or candidates
-    full = [c for c in sure if c[1] != "diagonal"]
+    full = [c for c in sure if c[1] != Diagonal.name]
     layout, _, rule = (full or sure)[0]
     if any(c[0].swapped_width(layout) is None for c in sure):
         kinds = sorted({c[2] for c in sure})
         return f"its uses read it in ways that do not fit together ({', '.join(kinds)})"
-    return layout, "diagonal" if not full else config.fisher, rule, config
+    kind = config.fisher if full else Diagonal.name
+    return kind, WeightUses(parameter, layout, rule, config, held)
 
 
 def _candidates(usable: Iterable[Found]) -> Iterable[Candidate]:
@@ -82,49 +86,24 @@ def _candidates(usable: Iterable[Found]) -> Iterable[Candidate]:
                 yield use.use.layout, RULES[use.rule].kind, use.rule
 
 
-def _decision(
-    weight: Tensor,
-    bias: Tensor | None,
-    held: Sequence[Holding],
-    layout: Layout,
-    kind: str,
-    rule: str,
-    config: Config,
-) -> Decision:
-    """Take a diagonal where the full factor, or the one in blocks, is too large."""
-    dtype, shape, note = weight.dtype, tuple(weight.shape), ""
-    size = layout.width + (bias is not None)
-    blocks: tuple[int, ...] = ()
-    if kind == "block":
-        blocks, note = blocks_of(shape, layout, rule, bias is not None, config, held)
-        kind = "block" if blocks else "shared"
-    entries = sum(block**2 for block in blocks or (size,))
-    bytes_of_factor = (layout.groups or 1) * entries * max(4, dtype.itemsize)
-    if kind != "diagonal" and bytes_of_factor > config.max_factor_bytes:
-        full = "a full factor" if kind != "block" else "a factor in blocks"
-        kind, blocks = "diagonal", ()
+def _site(kind: str, has_bias: bool, uses: WeightUses) -> Site:
+    """Take the kind that is wanted, another where that is unavailable, a diagonal at the last."""
+    config, dtype = uses.config, uses.weight.dtype
+    spec = FisherSpec.of(uses.layout, has_bias, kind, config, dtype)
+    choice = spec.definition.choose(spec, uses)
+    if isinstance(choice, str):
+        spec = FisherSpec.of(uses.layout, has_bias, Shared.name, config, dtype)
+        note = f'fisher = "{kind}" is unavailable here; using "{Shared.name}": {choice}'
+    else:
+        spec, note = choice.spec, choice.note
+    size, limit = spec.definition.factor_bytes(spec), config.max_factor_bytes
+    if size > limit and not spec.is_diagonal:
         note = (
-            f"{full} of {bytes_of_factor:,} bytes is above max_factor_bytes = "
-            f"{config.max_factor_bytes:,}: only its diagonal is kept"
+            f"{spec.definition.factor_words} of {size:,} bytes is above max_factor_bytes = "
+            f"{limit:,}: only its diagonal is kept"
         )
-    return Decision(bias, shape, dtype, layout, rule, kind, config, note, blocks)
-
-
-def _two_sided(decision: Decision, held: Sequence[Holding]) -> Decision:
-    """Take one side where the output side cannot be had, and say why."""
-    reason = _without_outputs(decision, held)
-    return decision.kept_shared(reason) if reason else decision
-
-
-def _without_outputs(decision: Decision, held: Sequence[Holding]) -> str:
-    """Say why the gradients at the outputs of a weight's calls cannot be observed, or ""."""
-    layout, limit = decision.layout, decision.config.max_factor_bytes
-    bytes_of_factor = (layout.groups or 1) * layout.outputs**2 * 8
-    if bytes_of_factor > limit:
-        return f"a factor of its outputs, {bytes_of_factor:,} bytes, is above max_factor_bytes"
-    if decision.dtype == torch.float16:
-        return "w' would be as small as the gradients, which float16 cannot hold; use bfloat16"
-    return hidden_outputs(held, layout)
+        spec = FisherSpec.of(uses.layout, has_bias, Diagonal.name, config, dtype)
+    return Site((), tuple(uses.weight.shape), spec, uses.rule, config, note)
 
 
 def _common_bias(layout: Layout, held: Sequence[Holding]) -> Tensor | None:

@@ -1,19 +1,25 @@
-"""Who holds a parameter, and what is decided for it."""
+"""Who holds a parameter, what is done with it there, and what a kind of local Fisher may ask."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, fx
 
 from sngd_compile.config import Config
+from sngd_compile.fisher.kinds.base import Follows
 from sngd_compile.layout import Layout
-from sngd_compile.plan.activation import Following, common
+from sngd_compile.plan.activation import common
 from sngd_compile.plan.matching import Findings, Found
-from sngd_compile.plan.records import Place, Site, noted_together
 from sngd_compile.rules import RULES
+from sngd_compile.rules.convolution import Convolution
+from sngd_compile.rules.transposed_convolution import TransposedConvolution
+
+WITH_TAPS = (Convolution.name, TransposedConvolution.name)
+"""Rules of weights `[., ., *kernel]`, the taps of an input channel being neighbours."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Holding:
     parameters: Mapping[str, Tensor | None]
     name: str
     findings: Findings
-    after: Callable[[fx.Node], Following] | None = None
+    after: Callable[[fx.Node], Follows] | None = None
 
     @property
     def found(self) -> Found:
@@ -46,74 +52,62 @@ class Holding:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What becomes of a weight; see `Site`."""
+class WeightUses:
+    """All uses of one weight, see `Uses`, which a kind of local Fisher decides on.
 
-    bias: Tensor | None
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    Args:
+        weight: The weight.
+        layout: How it is laid out as matrices.
+        rule: Name of the rule that matched.
+        config: Of this weight.
+        held: Who holds it.
+    """
+
+    weight: Tensor
     layout: Layout
     rule: str
-    kind: str
     config: Config
-    note: str
-    blocks: tuple[int, ...] = ()
-    activation: str = ""
-    root_reason: str = ""
+    held: Sequence[Holding]
 
-    def kept_shared(self, reason: str) -> Decision:
-        """Return the decision with "shared" for a kind that is not to be had, and say why."""
-        return replace(self, kind="shared", note=not_to_be_had(self.kind, reason))
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weight."""
+        return self.weight.dtype
 
-    def site(self, places: tuple[Place, ...], note: str) -> Site:
-        """Return the site, with one more note."""
-        notes = noted_together(self.note, note, self.root_reason)
-        return Site(
-            places,
-            self.shape,
-            self.dtype,
-            self.layout,
-            self.rule,
-            self.kind,
-            self.config,
-            notes,
-            self.blocks,
-            self.activation,
-            self.root_reason,
+    @property
+    def taps(self) -> int:
+        """Neighbouring weights that belong to one input channel; 1 but for convolutions."""
+        return prod(self.weight.shape[2:]) if self.rule in WITH_TAPS else 1
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its calls are in a frame compiled with `backend="sngd"`."""
+        return any(holding.is_compiled for holding in self.held)
+
+    def what_follows(self) -> Follows:
+        """Say what follows every call of the weight."""
+        return common(
+            holding.after(call.node)
+            for holding in self.held
+            if holding.after is not None and isinstance(holding.found, tuple)
+            for call in holding.found
         )
 
+    def hidden_outputs(self) -> str:
+        """Say why the outputs of the weight's calls cannot be seen, or ""."""
+        reasons = (self._hidden_outputs(holding) for holding in self.held)
+        return next((reason for reason in reasons if reason), "")
 
-def what_follows(held: Sequence[Holding]) -> Following:
-    """Say what follows every call of a weight."""
-    return common(
-        holding.after(call.node)
-        for holding in held
-        if holding.after is not None and isinstance(holding.found, tuple)
-        for call in holding.found
-    )
-
-
-def not_to_be_had(kind: str, reason: str) -> str:
-    """Note that "shared" stands in for a local Fisher."""
-    return f'fisher = "{kind}" is not to be had, "shared" is kept: {reason}'
-
-
-def hidden_outputs(held: Iterable[Holding], layout: Layout) -> str:
-    """Say why the outputs of a weight's calls cannot be seen, or ""."""
-    reasons = (_hidden_outputs(holding, layout) for holding in held)
-    return next((reason for reason in reasons if reason), "")
-
-
-def _hidden_outputs(holding: Holding, layout: Layout) -> str:
-    """Say why the outputs of the calls in one module cannot be seen, or ""."""
-    uses = holding.found if isinstance(holding.found, tuple) else ()
-    if holding.is_compiled:
-        return "a frame compiled with backend='sngd' observes inputs only; use reconstruct"
-    if holding.findings.graph is None:
-        return "its module's forward runs as it is, and its outputs are not seen"
-    for call in uses:
-        if not RULES[call.rule].has_output_rows:
-            return f"the rule {call.rule} does not say what rows its outputs have"
-        if call.use.layout.swapped_width(layout):
-            return "one of its calls takes its inputs for its outputs"
-    return ""
+    def _hidden_outputs(self, holding: Holding) -> str:
+        """Say why the outputs of the calls in one module cannot be seen, or ""."""
+        uses = holding.found if isinstance(holding.found, tuple) else ()
+        if holding.is_compiled:
+            return "a frame compiled with backend='sngd' observes inputs only; use reconstruct"
+        if holding.findings.graph is None:
+            return "its module's forward runs as it is, and its outputs are not seen"
+        for call in uses:
+            if not RULES[call.rule].has_output_rows:
+                return f"the rule {call.rule} does not say what rows its outputs have"
+            if call.use.layout.swapped_width(self.layout):
+                return "one of its calls takes its inputs for its outputs"
+        return ""

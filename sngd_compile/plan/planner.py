@@ -8,20 +8,29 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sngd_compile.config import OF_OUTPUTS, TWO_SIDED, Config
+from sngd_compile.config import Config
 from sngd_compile.errors import ConfigError, ModelError, PlanError
 from sngd_compile.plan.activation import Surroundings
-from sngd_compile.plan.decision import decide
+from sngd_compile.plan.decision import Decision, decide
 from sngd_compile.plan.matching import Findings, find
-from sngd_compile.plan.parameter_uses import Decision, Holding
-from sngd_compile.plan.records import GraphUse, ModulePlan, Place, Plan, Site, Skip, qualified
+from sngd_compile.plan.parameter_uses import Holding
+from sngd_compile.plan.records import (
+    GraphUse,
+    ModulePlan,
+    Place,
+    Plan,
+    Site,
+    Skip,
+    noted_together,
+    qualified,
+)
 
 Overrides = Mapping[str, Config | None]
 ConfigOf = Callable[[list[str]], Config | None]
@@ -114,7 +123,8 @@ class _Planner:
         joined: set[Tensor] = set()
         for weight, decision in decisions.items():
             places = self._places(weight, decision)
-            site = decision.site(places, self._note(weight))
+            note = noted_together(decision.site.note, self._note(weight))
+            site = replace(decision.site, places=places, note=note)
             joined |= {weight} if decision.bias is None else {weight, decision.bias}
             for holding, place in zip(self.holdings[weight], places, strict=True):
                 local[holding.owner].append((site, place))
@@ -137,10 +147,9 @@ class _Planner:
             uses: tuple[GraphUse, ...] | None = None
             if owner.findings.graph is not None:
                 calls = holding.found if isinstance(holding.found, tuple) else ()
-                uses = tuple(call.against(decision.layout) for call in calls)
+                uses = tuple(call.against(decision.site.layout) for call in calls)
             bias = _name_of(decision.bias, owner.module)
-            sees = (decision.kind in TWO_SIDED, decision.kind in OF_OUTPUTS)
-            places.append(Place(owner.name, holding.name, bias, uses, *sees))
+            places.append(Place(owner.name, holding.name, bias, uses, decision.site.spec))
         return tuple(places)
 
     def _note(self, weight: Tensor) -> str:

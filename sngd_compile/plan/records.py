@@ -9,7 +9,9 @@ import torch
 from torch import fx, nn
 
 from sngd_compile.config import Config
+from sngd_compile.fisher.kinds.base import FisherKind
 from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.layout import Layout
 from sngd_compile.rules import Use
 
@@ -55,21 +57,25 @@ class Place:
         bias_name: Attribute name of the bias that joins the local Fisher, or None.
         uses: The calls in the module's captured graph that the weight enters; None where the
             module runs as it is and its calls are met as they happen.
-        has_output_side: Whether the gradients of the calls' outputs are observed.
-        sees_outputs: Whether the calls' outputs, which weigh the inputs, are observed with them.
+        spec: What the local Fisher of the weight is; None before that is decided.
     """
 
     module_name: str
     weight_name: str
     bias_name: str | None
     uses: tuple[GraphUse, ...] | None = field(repr=False)
-    has_output_side: bool = False
-    sees_outputs: bool = False
+    spec: FisherSpec | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
         """Qualified name of the weight."""
         return qualified(self.module_name, self.weight_name)
+
+    @property
+    def definition(self) -> FisherKind:
+        """What the kind of its local Fisher means."""
+        assert self.spec is not None  # decided before any graph is rewritten
+        return self.spec.definition
 
     @property
     def parameter_names(self) -> list[str]:
@@ -90,28 +96,28 @@ class Site:
     Args:
         places: Every module and name that holds the weight; the first names it.
         shape: Shape of the weight.
-        dtype: Dtype of the weight.
-        layout: How the weight is laid out as matrices.
+        spec: What its local Fisher is.
         rule: Name of the rule that matched.
-        kind: Local Fisher, see `Config.fisher`.
         config: Of this weight.
         note: Why the kind is not the configured one, or "".
-        blocks: Of a block kind, the size of each block, bias included.
-        activation: Of a unit or softmax kind, the name of what follows the layer.
-        root_reason: Which root `root="auto"` takes, and why; "" where the root was given.
     """
 
     places: tuple[Place, ...]
     shape: tuple[int, ...]
-    dtype: torch.dtype
-    layout: Layout
+    spec: FisherSpec
     rule: str
-    kind: str
     config: Config
     note: str = ""
-    blocks: tuple[int, ...] = ()
-    activation: str = ""
-    root_reason: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Local Fisher, see `Config.fisher`."""
+        return self.spec.kind
+
+    @property
+    def layout(self) -> Layout:
+        """How the weight is laid out as matrices."""
+        return self.spec.layout
 
     @property
     def name(self) -> str:
@@ -136,7 +142,7 @@ class Site:
     @property
     def size(self) -> int:
         """D, weights of one output, bias included."""
-        return self.layout.width + (self.bias_name is not None)
+        return self.spec.size
 
     @property
     def parameter_count(self) -> int:
@@ -144,13 +150,8 @@ class Site:
         return self.layout.all_outputs * self.size
 
     def fisher_layer(self, device: torch.device) -> FisherLayer:
-        """Make the Fisher layer on `device`; its statistics are float32 or wider."""
-        dtype = torch.promote_types(self.dtype, torch.float32)
-        has_bias = self.bias_name is not None
-        form = (self.name, self.layout, has_bias, self.kind, self.config, dtype, device)
-        return FisherLayer(
-            *form, blocks=self.blocks, activation=self.activation, root_reason=self.root_reason
-        )
+        """Make the Fisher layer on `device`."""
+        return FisherLayer(self.name, self.spec, self.config, device)
 
     @property
     def state_bytes(self) -> int:
@@ -159,18 +160,14 @@ class Site:
         return sum(buffer.nbytes for buffer in layer.buffers())
 
     @property
-    def factor_count(self) -> int:
-        """How often the factors over the inputs are there: once for each group or unit."""
-        return self.layout.all_outputs if self.kind == "unit" else self.layout.groups or 1
+    def step_work(self) -> int:
+        """Multiply-adds that the root adds to a step, at the most."""
+        return self.spec.definition.step_work(self.spec)
 
     @property
-    def factor_sizes(self) -> tuple[int, ...]:
-        """Rows of the factors over the inputs, of one group or unit, without the bias."""
-        if self.kind == "softmax":
-            return (self.layout.outputs * self.layout.width,)
-        if self.kind != "block":
-            return (self.layout.width,)
-        return (*self.blocks[:-1], self.blocks[-1] - (self.bias_name is not None))
+    def refresh_work(self) -> int:
+        """Multiply-adds of a refresh, about."""
+        return self.spec.definition.refresh_work(self.spec)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
-from sngd_compile.plan.cost import refresh_work, step_work
 from sngd_compile.plan.records import Plan, Site
 
 
@@ -57,20 +56,9 @@ def dump_difference(before: str, after: str) -> str:
 
 def _site_row(site: Site) -> tuple[str, ...]:
     name = site.name + ("" if site.bias_name is None else f" + {site.bias_name}")
-    fisher = f"{site.kind} {_factors(site)}"
-    work = (_count(step_work(site)), _count(refresh_work(site)))
+    fisher = f"{site.kind} {site.spec.definition.factor_text(site.spec)}"
+    work = (_count(site.step_work), _count(site.refresh_work))
     return (name, _shape(site.shape), site.rule, fisher, _bytes(site.state_bytes), *work)
-
-
-def _factors(site: Site) -> str:
-    """Return number and size of a site's factors over its inputs, bias included."""
-    is_one = site.layout.groups is None and site.kind != "unit"
-    groups = "" if is_one else f"{site.factor_count} x "
-    if not site.blocks:
-        rows = site.size * site.layout.outputs if site.kind == "softmax" else site.size
-        return f"{groups}{rows}"
-    blocks = f"{len(site.blocks) - 1} x {site.blocks[0]} + {site.blocks[-1]}"
-    return f"{groups}({blocks})" if groups else blocks
 
 
 def _assignment(node: fx.Node) -> str:

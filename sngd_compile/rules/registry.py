@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from sngd_compile.errors import RuleError
+from sngd_compile.registry import RULES as RULES
 from sngd_compile.rules.base import Rule
-
-RULES: dict[str, Rule] = {}
-"""Rules by name, in the order they were registered."""
 
 _by_target: dict[Any, Rule] = {}
 

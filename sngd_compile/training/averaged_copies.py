@@ -14,8 +14,8 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 from torch import Tensor, nn
 
 from sngd_compile.fisher.copies import is_written_to, origin_of
-from sngd_compile.fisher.decomposition import warn_once
 from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.next_roots import warn_once
 from sngd_compile.training.sharding import whole
 
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 from itertools import islice
 
 import torch
-from torch import Tensor
 from torch.optim import SGD
 
-from sngd_compile.fisher.decomposition import root_history
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.plan.records import noted_together
 from sngd_compile.training.optimizer_hooks import optimizers_of
@@ -27,19 +25,11 @@ DAMPED_SHARE = 0.95
 LARGEST_CONDITION = 1e5
 """Of a damped factor: above it float32 does not resolve the root (docs/numerics.md)."""
 
-UNMEASURED = ("block", "eigen")
-"""Kinds whose damping is not that of one full factor."""
-
 LARGEST_AGE = 200
 """Steps; twice the default of `refresh_every`."""
 
 
 def notes_of(site: Site) -> str:
-    """Say what training has shown of a layer: what looks wrong, and where its roots are from."""
-    return noted_together(symptoms_of(site), root_history(site.fisher))
-
-
-def symptoms_of(site: Site) -> str:
     """Describe what looks wrong, and what to do; "" for a layer that is well or was not trained.
 
     Source: docs/tuning.md. Tested by tests/plan/test_symptoms.py.
@@ -49,7 +39,7 @@ def symptoms_of(site: Site) -> str:
         return ""
     found = [_unobserved(layer), _optimizer(site), _age(layer)]
     if float(layer.average_weight):
-        found += [_rows(layer), "" if layer.kind in UNMEASURED else _damping(layer)]
+        found += [_rows(layer), _damping(layer)]
     return noted_together(*found)
 
 
@@ -81,7 +71,7 @@ def _age(layer: FisherLayer) -> str:
 
 def _rows(layer: FisherLayer) -> str:
     rows, size = layer.rows_seen, layer.size
-    if layer.kind == "diagonal" or rows >= ROWS_PER_INPUT * size:
+    if layer.spec.is_diagonal or rows >= ROWS_PER_INPUT * size:
         return ""
     return (
         f"{rows} rows seen for {size} inputs: too few for a full factor; take larger batches, "
@@ -94,12 +84,15 @@ def _damping(layer: FisherLayer) -> str:
     setting = f"damping_rel_trace (now {config.damping_rel_trace:g})"
     if config.damping_abs:
         setting += f" or damping_abs (now {config.damping_abs:g})"
-    if bool((largest_eigenvalue(layer) <= damping).all()):
+    largest = layer.spec.definition.largest_eigenvalue(layer.factor.double() * layer.scale)
+    if largest is None:
+        return ""
+    if bool((largest <= damping).all()):
         return (
             f"the damping, {damping:.2g}, is above the whole factor, so steps are those of plain "
             f"descent: lower {setting}"
         )
-    if layer.kind == "diagonal":
+    if layer.spec.is_diagonal:
         return ""
     condition = least_condition(layer)
     if condition > LARGEST_CONDITION:
@@ -112,15 +105,9 @@ def _damping(layer: FisherLayer) -> str:
         return ""
     size = layer.factor.shape[-1]
     return (
-        f"the damping rules {share:.0%} of {size} directions: too few rows, inputs that are "
+        f"damping dominates {share:.0%} of {size} directions: too few rows, inputs that are "
         f"nearly constant or alike, or too much damping; {setting}"
     )
-
-
-def largest_eigenvalue(layer: FisherLayer) -> Tensor:
-    """Bound the largest eigenvalue of `scale G` from above, `[*]`: the Frobenius norm."""
-    factor = layer.factor.double() * layer.scale
-    return factor.amax(-1) if layer.kind == "diagonal" else torch.linalg.matrix_norm(factor)
 
 
 def damped_share(layer: FisherLayer) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,13 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sngd_compile.fisher.copies import expect_change
-from sngd_compile.fisher.decomposition import next_roots, warn_once
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.roots.cholesky import CholeskyRoot
-from sngd_compile.fisher.roots.decompose import Root, copy_root_
-from sngd_compile.fisher.roots.pairs import Pair
+from sngd_compile.fisher.next_roots import next_roots, warn_once
+from sngd_compile.fisher.roots.base import Change, Root, copy_root_
 from sngd_compile.fisher.weight_map import as_matrices
-from sngd_compile.layout import Layout
 from sngd_compile.training.averaged_copies import followers_of
 from sngd_compile.training.data_parallel import add_up_
 from sngd_compile.training.sharding import put_, whole
@@ -128,7 +125,9 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
     Source: docs/method.md, refresh. Law 2 and the theorem tests test it.
     """
     dtype = next(root.buffers()).dtype
-    step, gradient = _moves(present_root(site.fisher, dtype), root, site.fisher.layout)
+    layout = site.fisher.layout
+    present = present_root(site.fisher, dtype)
+    step, gradient = present.moves_to(root, layout.outputs, layout.width)
     move_(site, step, dtype, site.weight, site.bias)
     bias_gradient = None if site.bias is None else site.bias.grad
     move_(site, gradient, dtype, site.weight.grad, bias_gradient)
@@ -147,26 +146,6 @@ def take_over_(site: LocalSite, root: Root) -> None:
     change_root_(site, own, ())
 
 
-Move = Callable[[Tensor, Tensor | None], Pair]
-"""What a weight and its bias become."""
-
-
-def _moves(old: Root, new: Root, layout: Layout) -> tuple[Move, Move]:
-    """Return how `w'` and how its gradient move from one root to the next."""
-    outputs, width = layout.outputs, layout.width
-    if isinstance(old, CholeskyRoot) and isinstance(new, CholeskyRoot) and 4 * outputs >= width:
-        between = old.leading_to(new)  # pays when three pairs of enough rows are moved
-        return between.fold, between.from_prime
-
-    def step(weight: Tensor, bias: Tensor | None) -> Pair:
-        return new.unfold(*old.fold(weight, bias))
-
-    def gradient(weight: Tensor, bias: Tensor | None) -> Pair:
-        return new.to_prime(*old.from_prime(weight, bias))
-
-    return step, gradient
-
-
 def present_root(fisher: FisherLayer, dtype: torch.dtype) -> Root:
     """Return the root in this dtype, a copy only where it has another."""
     present = fisher.root_buffers
@@ -179,7 +158,7 @@ def present_root(fisher: FisherLayer, dtype: torch.dtype) -> Root:
 
 def move_(
     site: Site,
-    change: Move,
+    change: Change,
     dtype: torch.dtype,
     weight: Tensor | None,
     bias: Tensor | None,

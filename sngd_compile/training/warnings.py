@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sngd_compile.fisher.decomposition import warn_once
 from sngd_compile.fisher.layer import REJECTED, FisherLayer
+from sngd_compile.fisher.next_roots import warn_once
 
 
 def report_rejected(fishers: Sequence[FisherLayer]) -> None:
@@ -35,8 +35,6 @@ def _report_rejected(fisher: FisherLayer, rejected: int) -> None:
 def report_unobserved(fisher: FisherLayer) -> None:
     """Warn once by name when a layer trains but what it needs never meets a rule."""
     used = f": it enters {fisher.unmatched}, which no rule understands" if fisher.unmatched else ""
-    is_sampled = fisher.config.output_gradients == "sampled" and fisher.rows_seen
-    used = ": call sample_fisher_ between forward and backward" if is_sampled else used
     warn_once(
         fisher,
         "unobserved",

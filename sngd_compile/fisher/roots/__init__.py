@@ -1,1 +1,7 @@
-"""Roots `R` of the inverse of a damped factor, `R^T R = G^-1`: one kind of root a file."""
+"""Roots `R` of the inverse of a damped factor: whatever lies in this folder is registered."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

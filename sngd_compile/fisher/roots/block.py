@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from sngd_compile.fisher.roots.kronecker import FullRoot
-from sngd_compile.fisher.roots.pairs import Pair
-
-Change = Callable[[Tensor, Tensor | None], Pair]
+from sngd_compile.fisher.roots.base import Change, FactorRoot, Pair, Root
 
 
-class BlockRoot(nn.Module):
+class BlockRoot(Root):
     """The root `R = diag(R_1, ..., R_n)` of a factor in n blocks, at least two.
 
     Args:
@@ -25,7 +22,7 @@ class BlockRoot(nn.Module):
     Source: docs/method.md, local Fishers. Law 7 tests `R (G + damping) R^T = I`.
     """
 
-    def __init__(self, head: FullRoot, tail: FullRoot, sizes: Sequence[int]) -> None:
+    def __init__(self, head: FactorRoot, tail: FactorRoot, sizes: Sequence[int]) -> None:
         """Hold both."""
         super().__init__()
         self.head, self.tail = head, tail
@@ -33,7 +30,7 @@ class BlockRoot(nn.Module):
         self.has_bias = tail.has_bias
 
     @property
-    def sides(self) -> list[FullRoot]:
+    def sides(self) -> list[FactorRoot]:
         """The roots that are decomposed one by one."""
         return [self.head, self.tail]
 

@@ -6,13 +6,16 @@ All tensors may have a leading groups axis.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from sngd_compile.fisher.roots.pairs import Pair, identity
+import sngd_kernels
+from sngd_compile.fisher.roots.base import Change, Decomposition, FactorRoot, Pair
+from sngd_compile.fisher.roots.pairs import identity
 from sngd_compile.fisher.roots.triangular import (
     multiply,
     multiply_transposed,
@@ -21,9 +24,11 @@ from sngd_compile.fisher.roots.triangular import (
     solve_transposed,
 )
 from sngd_compile.fisher.transforms import carrying_tangents, takes_opaque_ops
+from sngd_compile.registry import register_root
 
 
-class CholeskyRoot(nn.Module):
+@register_root("cholesky")
+class CholeskyRoot(FactorRoot):
     """The root `R = L^-1` of a Cholesky factorisation that takes the bias first.
 
     With `x~ = (x, 1)`, mean `m = E[x] / g^2` and `g^2 = E[1] + damping` the Schur complement of the
@@ -57,18 +62,25 @@ class CholeskyRoot(nn.Module):
         groups: int | None,
         dtype: torch.dtype,
         device: torch.device,
+        rank: int = 1,
     ) -> None:
         """Start as the identity."""
-        super().__init__()
+        super().__init__(size, has_bias, groups, dtype, device, rank)
         lead = () if groups is None else (groups,)
         width = size - 1 if has_bias else size
-        self.has_bias = has_bias
         self.register_buffer("inverse", identity(width, groups, dtype, device))
         self.register_buffer("gain", torch.ones(*lead, 1, dtype=dtype, device=device))
         self.register_buffer("shift", torch.zeros(*lead, width, dtype=dtype, device=device))
 
-    def take_(self, root: Tensor) -> None:
+    @classmethod
+    def decompose(cls, damped: Tensor, roots: Sequence[Any]) -> Decomposition:
+        """Factorise, the bias first, and invert the factor."""
+        root, info = sngd_kernels.cholesky_inverse_ex(damped, bias=roots[0].has_bias)
+        return Decomposition((root,), info)
+
+    def take_(self, *parts: Tensor) -> None:
         """Become the root `R` `[*, D, D]`, the bias last."""
+        (root,) = parts
         if not self.has_bias:
             self.inverse = root
             self.shift = root.new_zeros(root.shape[:-1])
@@ -114,6 +126,17 @@ class CholeskyRoot(nn.Module):
             bias = bias / self.gain
             weight = weight + bias[..., None] * self.shift[..., None, :]
         return solve_transposed(self.inverse, weight), bias
+
+    def moves_to(self, new: Any, outputs: int, width: int) -> tuple[Change, Change]:
+        """Return how `w'` and its gradient move: by one product of both triangles, or by each.
+
+        Here the product of both roots is exact enough, since a triangular solve is stable by rows;
+        it pays when three pairs of enough rows are moved.
+        """
+        if isinstance(new, CholeskyRoot) and 4 * outputs >= width:
+            between = self.leading_to(new)
+            return between.fold, between.from_prime
+        return super().moves_to(new, outputs, width)
 
     def leading_to(self, new: CholeskyRoot) -> CholeskyRoot:
         """Return `R R_new^-1`, the map from `w'` of this root to `w'` of a new one.

@@ -1,12 +1,20 @@
-"""The root of a diagonal factor: one positive number per weight of an output."""
+"""The root of a diagonal factor: one positive number per weight of an output.
+
+It has no name in `Config.root`: a diagonal has this root, whatever is configured.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sngd_compile.fisher.roots.pairs import Pair, SelfAdjointRoot
+import sngd_kernels
+from sngd_compile.fisher.roots.base import Decomposition, Pair
+from sngd_compile.fisher.roots.pairs import SelfAdjointRoot
 
 
 class DiagonalRoot(SelfAdjointRoot):
@@ -31,16 +39,22 @@ class DiagonalRoot(SelfAdjointRoot):
         groups: int | None,
         dtype: torch.dtype,
         device: torch.device,
+        rank: int = 1,
     ) -> None:
         """Start as the identity."""
-        super().__init__()
-        self.has_bias = has_bias
+        super().__init__(size, has_bias, groups, dtype, device, rank)
         lead = () if groups is None else (groups,)
         self.register_buffer("gain", torch.ones(*lead, size, dtype=dtype, device=device))
 
-    def take_(self, root: Tensor) -> None:
+    @classmethod
+    def decompose(cls, damped: Tensor, roots: Sequence[Any]) -> Decomposition:
+        """Take the reciprocal square root of every number."""
+        root, info = sngd_kernels.diagonal_root_ex(damped)
+        return Decomposition((root,), info)
+
+    def take_(self, *parts: Tensor) -> None:
         """Become the root of this diagonal, `[*, D]`, the bias last."""
-        self.gain = root
+        (self.gain,) = parts
 
     def matrix(self) -> Tensor:
         """Return the diagonal of `R`, `[*, D]`, the bias last."""

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from sngd_compile.fisher.roots.cholesky import CholeskyRoot
-from sngd_compile.fisher.roots.dense import DenseRoot
-from sngd_compile.fisher.roots.low_rank import LowRankRoot
-from sngd_compile.fisher.roots.pairs import Pair, join, split
-from sngd_compile.fisher.roots.symmetric import SymmetricRoot
-
-FullRoot = CholeskyRoot | SymmetricRoot | DenseRoot | LowRankRoot
+from sngd_compile.fisher.roots.base import Change, FactorRoot, Pair, Root
+from sngd_compile.fisher.roots.pairs import join, split
 
 
-class KroneckerRoot(nn.Module):
+class KroneckerRoot(Root):
     """Two local Fisher layers: `R_A` on the inputs of a layer, `R_B^T` on its outputs.
 
     With `w = R_B^T w' R_A` the gradient of `w'` is `R_B g R_A^T`, so a step of plain gradient
@@ -29,14 +22,14 @@ class KroneckerRoot(nn.Module):
     Tested by tests/fishers/test_kronecker.py.
     """
 
-    def __init__(self, input_root: FullRoot, output_root: FullRoot) -> None:
+    def __init__(self, input_root: FactorRoot, output_root: FactorRoot) -> None:
         """Hold both."""
         super().__init__()
         self.input_root, self.output_root = input_root, output_root
         self.has_bias = input_root.has_bias
 
     @property
-    def sides(self) -> list[FullRoot]:
+    def sides(self) -> list[FactorRoot]:
         """The roots that are decomposed one by one."""
         return [self.input_root, self.output_root]
 
@@ -69,9 +62,7 @@ class KroneckerRoot(nn.Module):
         return self.output_root.fold(self.input_root.linear(rows, weight, bias), None)[0]
 
 
-def _on_outputs(
-    change: Callable[[Tensor, Tensor | None], Pair], weight: Tensor, bias: Tensor | None
-) -> Pair:
+def _on_outputs(change: Change, weight: Tensor, bias: Tensor | None) -> Pair:
     """Apply a map of rows to the columns of `[W b]`, `[*, O, K]` and `[*, O]`."""
     changed_weight, changed_bias = split(change(join(weight, bias).mT, None)[0].mT, bias)
     return changed_weight.contiguous(), changed_bias

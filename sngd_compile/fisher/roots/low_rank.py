@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sngd_compile.fisher.roots.pairs import Pair, SelfAdjointRoot, join, split
+import sngd_kernels
+from sngd_compile.fisher.roots.base import Decomposition, Pair
+from sngd_compile.fisher.roots.pairs import SelfAdjointRoot, join, split
+from sngd_compile.registry import register_root
 
 
+@register_root("nystrom")
 class LowRankRoot(SelfAdjointRoot):
     """The symmetric root `R = t (I + U diag(s) U^T)`, `U` `[D, r]` with orthonormal columns.
 
@@ -39,16 +46,26 @@ class LowRankRoot(SelfAdjointRoot):
         rank: int = 1,
     ) -> None:
         """Start as the identity."""
-        super().__init__()
-        self.has_bias = has_bias
+        super().__init__(size, has_bias, groups, dtype, device, rank)
         lead, kept = () if groups is None else (groups,), min(rank, size)
         vectors = torch.eye(size, kept, dtype=dtype, device=device).expand(*lead, -1, -1).clone()
         self.register_buffer("vectors", vectors)
         self.register_buffer("gains", torch.ones(*lead, kept, dtype=dtype, device=device))
 
-    def take_(self, vectors: Tensor, gains: Tensor) -> None:
+    @classmethod
+    def decompose(cls, damped: Tensor, roots: Sequence[Any]) -> Decomposition:
+        """Find the largest eigenpairs, and one number for the rest."""
+        *parts, info = sngd_kernels.nystrom_root_ex(damped, roots[0].gains.shape[-1])
+        return Decomposition(tuple(parts), info)
+
+    def take_(self, *parts: Tensor) -> None:
         """Become the root of these eigenvectors `[*, D, r]` and gains `[*, r]`, the tail last."""
-        self.vectors, self.gains = vectors, gains
+        self.vectors, self.gains = parts
+
+    @classmethod
+    def step_work(cls, elements: int, width: int, rank: int) -> int:
+        """Count two skinny products, each way."""
+        return 4 * elements * min(rank, width)
 
     def matrix(self) -> Tensor:
         """Return `R` `[*, D, D]`, the bias last."""

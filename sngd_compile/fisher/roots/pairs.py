@@ -1,17 +1,14 @@
-"""A weight and its bias: the pair that every root maps, and what several kinds of root share.
+"""A weight and its bias as one matrix, and what several kinds of root share.
 
 Legend: O outputs, K weights of one output, D = K + 1 with a bias (last), K without.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-Pair = tuple[Tensor, Tensor | None]
-"""`W [*, O, K]` and `b [*, O]`, or no bias."""
+from sngd_compile.fisher.roots.base import FactorRoot, Pair
 
 
 def join(weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -33,16 +30,8 @@ def identity(size: int, groups: int | None, dtype: torch.dtype, device: torch.de
     return eye if groups is None else eye.expand(groups, size, size).clone()
 
 
-class SelfAdjointRoot(nn.Module):
+class SelfAdjointRoot(FactorRoot):
     """A root with `R = R^T`: gradients move as weights do, the other way round."""
-
-    @abstractmethod
-    def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
-        """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
-
-    @abstractmethod
-    def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
-        """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
 
     def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g R^T` that `w'` has where `w` has `g`."""

@@ -1,0 +1,225 @@
+"""The extension point for local Fishers: shape, first root, damping, cost, and how one is observed.
+
+Legend: O outputs, K weights of one output, D = K + 1 with a bias (last), K without; G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from sngd_compile.config import Config
+from sngd_compile.fisher.output_side import OutputSide
+from sngd_compile.fisher.roots.base import Root
+from sngd_compile.fisher.spec import FisherSpec
+from sngd_compile.fisher.statistics import Statistics
+from sngd_compile.registry import ROOTS
+
+Damped = tuple[Tensor, float]
+"""A matrix to decompose, and the damping that is in it."""
+
+
+@dataclass(frozen=True)
+class Follows:
+    """What follows every call of a weight: the name of an activation ("" for none), and why."""
+
+    activation: str
+    reason: str
+
+
+class Uses(Protocol):
+    """What the plan knows of a weight beside its layout, for a kind to decide on."""
+
+    @property
+    def config(self) -> Config:
+        """The configuration of the weight."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weight."""
+        ...
+
+    @property
+    def taps(self) -> int:
+        """Neighbouring weights that belong to one input: the taps of a convolution, else 1."""
+        ...
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its calls are in a frame compiled with `backend="sngd"`."""
+        ...
+
+    def hidden_outputs(self) -> str:
+        """Say why the outputs of its calls cannot be seen, or ""."""
+        ...
+
+    def what_follows(self) -> Follows:
+        """Say which activation follows every call."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A local Fisher that a weight can have, with a note for the plan."""
+
+    spec: FisherSpec
+    note: str = ""
+
+
+class FisherKind:
+    """One kind of local Fisher: a subclass with a `name`, registered by `@register_kind`.
+
+    The defaults are those of one full matrix over the inputs of a layer, one for each group; what a
+    subclass shares with it, it need not write. There is one instance, without state.
+
+    Attributes:
+        name: As in `Config.fisher`.
+        is_diagonal: Whether factor and root are held as their diagonals.
+        sees_outputs: Whether a layer's outputs are shown with its inputs.
+        has_output_side: Whether the gradients at the outputs are observed too, in the backward.
+        measures_outputs: Whether the unit of its steps is that of the outputs, so that
+            `Config.over_outputs` has nothing to say.
+        factor_words: What its factor is called where it is too large.
+    """
+
+    name: ClassVar[str]
+    is_diagonal: ClassVar[bool] = False
+    sees_outputs: ClassVar[bool] = False
+    has_output_side: ClassVar[bool] = False
+    measures_outputs: ClassVar[bool] = False
+    factor_words: ClassVar[str] = "a full factor"
+
+    # ---- the plan
+
+    def choose(self, spec: FisherSpec, uses: Uses) -> Choice | str:
+        """Complete the record of a weight that is to have this kind, or say why it cannot.
+
+        Args:
+            spec: With this kind; what the configuration says is filled in.
+            uses: What else the plan knows of the weight.
+        """
+        return Choice(spec)
+
+    def factor_bytes(self, spec: FisherSpec) -> int:
+        """Return the memory of the factor over one group's inputs, times the groups."""
+        return (spec.layout.groups or 1) * spec.size**2 * spec.dtype.itemsize
+
+    def factor_text(self, spec: FisherSpec) -> str:
+        """Return number and size of the factors over the inputs, bias included."""
+        groups = spec.layout.groups
+        return f"{spec.size}" if groups is None else f"{groups} x {spec.size}"
+
+    # ---- the numbers
+
+    def factor_shape(self, spec: FisherSpec) -> tuple[int, ...]:
+        """Return the shape of the factor over the inputs, as `FisherLayer.factor` holds it."""
+        return (*spec.lead, spec.size, spec.size)
+
+    def first_root(self, spec: FisherSpec, dtype: torch.dtype, device: torch.device) -> Root:
+        """Return the root with which a Fisher layer starts, the identity."""
+        return spec.new_root(spec.size, spec.has_bias, spec.layout.groups, dtype, device)
+
+    def output_side(self, spec: FisherSpec, device: torch.device) -> OutputSide | None:
+        """Return where the gradients at the outputs are summed, if they are."""
+        return OutputSide(spec.layout, device) if self.has_output_side else None
+
+    def parts(self, spec: FisherSpec, factor: Tensor) -> list[Tensor]:
+        """Return views of a factor: the matrices `[*, D, D]` that are decomposed one by one."""
+        return [factor]
+
+    def diagonal(self, part: Tensor) -> Tensor:
+        """Return the diagonal of one part, `[*, D]`, a view."""
+        return part.diagonal(dim1=-2, dim2=-1)
+
+    def damped(
+        self, spec: FisherSpec, factor: Tensor, outputs: OutputSide | None, config: Config
+    ) -> tuple[Damped, ...]:
+        """Return `scale G + damping` part by part; () for a factor of zeros, undamped.
+
+        float32 serves while the damping bounds the condition number by 1e4, float64 beyond that.
+
+        Args:
+            spec: Of the layer.
+            factor: G.
+            outputs: The output side, of a kind that has one.
+            config: With the strength of the damping.
+        """
+        trace = _trace([self.diagonal(part) for part in self.parts(spec, factor)]) * spec.scale
+        damping = config.damping_rel_trace * trace + config.damping_abs
+        if damping == 0.0 and trace == 0.0:
+            return ()
+        narrow = factor.dtype == torch.float32 and damping >= 1e-4 * trace
+        dtype = torch.float32 if narrow else torch.float64
+        parts = self.parts(spec, torch.mul(factor.to(dtype), spec.scale))
+        for part in parts:
+            self.diagonal(part).add_(damping)
+        return tuple((part, damping) for part in parts)
+
+    def largest_eigenvalue(self, factor: Tensor) -> Tensor | None:
+        """Bound the largest eigenvalue of a factor from above, `[*]`; None where nothing does."""
+        norm: Tensor = torch.linalg.matrix_norm(factor)
+        return norm
+
+    # ---- the observation
+
+    def add_rows(
+        self,
+        spec: FisherSpec,
+        statistics: Statistics,
+        samples: Sequence[Tensor],
+        outputs: Tensor | None,
+        geometry: Sequence[int],
+        sum: Tensor,
+    ) -> None:
+        """Add what one forward pass has shown to a sum that is shaped like the factor.
+
+        Args:
+            spec: Of the layer.
+            statistics: The rule that makes rows of the samples.
+            samples: The activations that meet the weight, one sample for each index of axis 0.
+            outputs: Where `sees_outputs`, the layer's outputs as rows of the rule.
+            geometry: Static integers of the layer, as the rule wrote them.
+            sum: Of one group or of all.
+        """
+        statistics.second_moment(samples, geometry, spec.has_bias, sum)
+
+    def add_to_diagonal(self, spec: FisherSpec, sum: Tensor, value: Tensor) -> None:
+        """Add a multiple of the identity, as a use that swaps inputs and outputs does."""
+        for part in self.parts(spec, sum):
+            self.diagonal(part).add_(value)
+
+    # ---- the cost
+
+    def factor_widths(self, spec: FisherSpec) -> tuple[int, ...]:
+        """Return the rows of each factor over the inputs of one group, without the bias."""
+        return (spec.layout.width,)
+
+    def factor_count(self, spec: FisherSpec) -> int:
+        """Return how often those factors are there."""
+        return spec.layout.groups or 1
+
+    def step_work(self, spec: FisherSpec) -> int:
+        """Count the multiply-adds that the root adds to a step, at the most."""
+        elements, root = prod(spec.layout.matrix), ROOTS[spec.root]
+        widths = [max(self.factor_widths(spec))]
+        widths += [spec.layout.outputs] if self.has_output_side else []
+        return sum(root.step_work(elements, width, spec.rank) for width in widths)
+
+    def refresh_work(self, spec: FisherSpec) -> int:
+        """Count the multiply-adds of a refresh, about: a Cholesky factor, then w', g', momentum."""
+        elements, sizes = prod(spec.layout.matrix), self.factor_widths(spec)
+        other = spec.layout.outputs if self.has_output_side else 0
+        cubes = sum(size**3 for size in sizes) + other**3
+        return self.factor_count(spec) * cubes // 3 + 9 * elements * (max(sizes) + other) // 2
+
+
+def _trace(diagonals: Sequence[Tensor]) -> float:
+    """Return the trace of a factor from the diagonals of its parts, for groups their mean."""
+    groups = diagonals[-1][..., 0].numel()
+    return sum(float(diagonal.sum(-1).double().sum()) for diagonal in diagonals) / groups

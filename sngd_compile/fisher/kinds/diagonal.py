@@ -1,0 +1,67 @@
+"""The diagonal of `E[x~ x~^T]`: D numbers, whose root costs next to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from sngd_compile.fisher.kinds.base import FisherKind
+from sngd_compile.fisher.roots.base import Root
+from sngd_compile.fisher.roots.diagonal import DiagonalRoot
+from sngd_compile.fisher.spec import FisherSpec
+from sngd_compile.fisher.statistics import Statistics
+from sngd_compile.registry import register_kind
+
+
+@register_kind
+class Diagonal(FisherKind):
+    """Exact for embeddings, whose rows are indicators; elsewhere what is left of a large factor.
+
+    Source: docs/method.md, local Fishers. Tested by tests/fishers/test_diagonal.py.
+    """
+
+    name = "diagonal"
+    is_diagonal = True
+
+    def factor_bytes(self, spec: FisherSpec) -> int:
+        """Return the memory of D numbers a group."""
+        return (spec.layout.groups or 1) * spec.size * spec.dtype.itemsize
+
+    def factor_shape(self, spec: FisherSpec) -> tuple[int, ...]:
+        """Return `[*, D]`."""
+        return (*spec.lead, spec.size)
+
+    def first_root(self, spec: FisherSpec, dtype: torch.dtype, device: torch.device) -> Root:
+        """Return a diagonal, whatever kind of root is configured."""
+        return DiagonalRoot(spec.size, spec.has_bias, spec.layout.groups, dtype, device)
+
+    def diagonal(self, part: Tensor) -> Tensor:
+        """Return it as it is held."""
+        return part
+
+    def largest_eigenvalue(self, factor: Tensor) -> Tensor:
+        """Return the largest number."""
+        return factor.amax(-1)
+
+    def add_rows(
+        self,
+        spec: FisherSpec,
+        statistics: Statistics,
+        samples: Sequence[Tensor],
+        outputs: Tensor | None,
+        geometry: Sequence[int],
+        sum: Tensor,
+    ) -> None:
+        """Add the squares of the rows."""
+        statistics.diagonal(samples, geometry, spec.has_bias, sum)
+
+    def step_work(self, spec: FisherSpec) -> int:
+        """Count one product for each weight, each way."""
+        return 2 * prod(spec.layout.matrix)
+
+    def refresh_work(self, spec: FisherSpec) -> int:
+        """Count w', its gradient and its momentum, there and back."""
+        return 6 * prod(spec.layout.matrix)

@@ -1,0 +1,73 @@
+"""The next roots of many Fisher layers, those of one shape in one call."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sngd_compile.errors import SngdWarning
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.roots.base import FactorRoot, Root, decompose_all_
+
+NextRoot = tuple[Root, tuple[float, ...]]
+"""A root and the damping in it, of a kronecker kind on each of its two sides."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One matrix of a batch: whose it is, and the root that it fills."""
+
+    layer: FisherLayer
+    root: FactorRoot
+    damped: Tensor
+
+
+@torch.no_grad()
+def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
+    """Decompose the damped factors.
+
+    Args:
+        layers: Any kinds and shapes; those that agree in both are one batch.
+
+    Returns:
+        For each layer the root and its damping; None where the factor has no root: it is zero and
+        undamped, or not positive definite. The present root then stays.
+    """
+    batches: dict[Any, list[_Entry]] = defaultdict(list)
+    next_: list[NextRoot | None] = []
+    for layer in layers:
+        damped = layer.damped()
+        if not damped:
+            next_.append(None)
+            continue
+        # They are filled by the decomposition: an identity would be written for nothing.
+        empty = layer.new_root(damped[0][0].dtype, torch.device("meta"))
+        next_.append((empty, tuple(damping for _, damping in damped)))
+        for root, (matrix, _) in zip(empty.sides, damped, strict=True):
+            shape = (root.has_bias, matrix.shape, matrix.dtype, matrix.device)
+            batches[type(root), layer.spec.rank, *shape].append(_Entry(layer, root, matrix))
+    rootless: set[int] = set()
+    for batch in batches.values():
+        definite, reason = decompose_all_([e.root for e in batch], [e.damped for e in batch])
+        for entry, fine in zip(batch, definite, strict=True):
+            if not fine:
+                rootless.add(id(entry.root))
+            elif reason:
+                warn_once(entry.layer, "fallback", f"{reason}. eigh was taken instead")
+    return [
+        None if found is None or any(id(side) in rootless for side in found[0].sides) else found
+        for found in next_
+    ]
+
+
+def warn_once(layer: FisherLayer, kind: str, text: str) -> None:
+    """Warn by name, the first time that this kind of thing happens to this layer."""
+    if kind not in layer.warned:
+        layer.warned.add(kind)
+        warnings.warn(f"{layer.name}: {text}.", SngdWarning, stacklevel=3)

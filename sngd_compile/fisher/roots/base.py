@@ -1,0 +1,184 @@
+"""The extension point for roots `R` of the inverse of a damped factor, `R^T R = G^-1`.
+
+Legend: O outputs, K weights of one output, D = K + 1 with a bias (last), K without. Tensors may
+have a leading groups axis. With `w = [W b]`, `w' = [W' b']`, a root gives four maps:
+
+    fold            w  = w' R           unfold            w' = w R^-1
+    to_prime        g' = g R^T          from_prime        g  = g' R^-T        (gradients)
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Pair = tuple[Tensor, Tensor | None]
+"""`W [*, O, K]` and `b [*, O]`, or no bias."""
+
+Change = Callable[[Tensor, Tensor | None], Pair]
+"""A map of weights and biases, `[*, O, K]` and `[*, O]`."""
+
+
+class Root(nn.Module):
+    """The root of a local Fisher: of one factor, or put together from the roots of several."""
+
+    has_bias: bool
+
+    @property
+    @abstractmethod
+    def sides(self) -> Sequence[FactorRoot]:
+        """The roots that are decomposed one by one, in the order of `FisherKind.damped`."""
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """Return `R`, shaped like the factor, the bias last."""
+
+    def output_matrix(self) -> Tensor | None:
+        """Return `R_B` `[*, O, O]`, where a root acts on the outputs too."""
+        return None
+
+    @abstractmethod
+    def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
+
+    @abstractmethod
+    def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
+
+    @abstractmethod
+    def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
+
+    @abstractmethod
+    def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
+
+    @abstractmethod
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
+
+    def moves_to(self, new: Any, outputs: int, width: int) -> tuple[Change, Change]:
+        """Return how `w'` moves to the coordinates of a new root, and how its gradient does.
+
+        `w'_new = (w' R) R_new^-1`, in two steps: their product would lose what the condition
+        numbers of both roots take.
+
+        Args:
+            new: A root of the same kind and shape.
+            outputs: O, for a kind of root whose fastest way depends on it.
+            width: K, likewise.
+        """
+
+        def step(weight: Tensor, bias: Tensor | None) -> Pair:
+            moved: Pair = new.unfold(*self.fold(weight, bias))
+            return moved
+
+        def gradient(weight: Tensor, bias: Tensor | None) -> Pair:
+            moved: Pair = new.to_prime(*self.from_prime(weight, bias))
+            return moved
+
+        return step, gradient
+
+
+class FactorRoot(Root):
+    """The root of one factor: a subclass a file, with a name by `@register_root`.
+
+    Args:
+        size: D, weights of one output, bias included.
+        has_bias: Whether the last coordinate is the bias.
+        groups: Leading axis; None for none.
+        dtype: float32 or float64.
+        device: Where the buffers live.
+        rank: Eigenpairs to keep, for a root of low rank.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        has_bias: bool,
+        groups: int | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        rank: int = 1,
+    ) -> None:
+        """Start as the identity: a subclass registers its buffers."""
+        super().__init__()
+        self.has_bias = has_bias
+
+    @property
+    def sides(self) -> Sequence[FactorRoot]:
+        """Itself."""
+        return [self]
+
+    @classmethod
+    @abstractmethod
+    def decompose(cls, damped: Tensor, roots: Sequence[Any]) -> Decomposition:
+        """Find the roots of matrices of one shape, in one call.
+
+        Args:
+            damped: Symmetric `[B, ..., D, D]` (a diagonal root: `[B, ..., D]`), damping included.
+            roots: Which will take them, B of this class.
+        """
+
+    @abstractmethod
+    def take_(self, *parts: Tensor) -> None:
+        """Become the root that `decompose` found: its parts, without the axis B."""
+
+    @classmethod
+    def step_work(cls, elements: int, width: int, rank: int) -> int:
+        """Count the multiply-adds that applying it adds to a step: here, one triangle each way.
+
+        Args:
+            elements: Of the weight.
+            width: D, rows of the factor.
+            rank: As above.
+        """
+        return elements * width
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """What became of matrices that were decomposed in one call.
+
+    Args:
+        parts: What a root is made of, with the axis B in front.
+        info: `[B, ...]`, 0 where a matrix was definite, so that it has a root.
+        fallback_reason: "", or why another method had to stand in for the one that was asked for.
+    """
+
+    parts: tuple[Tensor, ...]
+    info: Tensor
+    fallback_reason: str = ""
+
+
+@torch.no_grad()
+def decompose_all_(roots: Sequence[FactorRoot], damped: Sequence[Tensor]) -> tuple[list[bool], str]:
+    """Become the roots of matrices of one shape, in one call.
+
+    Args:
+        roots: Of one class, shape, dtype and device.
+        damped: A damped factor for each.
+
+    Returns:
+        For each whether its matrix was definite, otherwise it stays as it was; and "", or why
+        another method had to stand in.
+    """
+    batch = damped[0][None] if len(damped) == 1 else torch.stack([*damped])
+    found = type(roots[0]).decompose(batch, roots)
+    definite = (found.info == 0).reshape(len(roots), -1).all(1).tolist()
+    for root, good, *parts in zip(roots, definite, *found.parts, strict=True):
+        if good:
+            root.take_(*parts)
+    return definite, found.fallback_reason
+
+
+@torch.no_grad()
+def copy_root_(root: Root, source: Root) -> None:
+    """Write the buffers of `source` into those of `root`, in place and in their dtype."""
+    for name, buffer in root.named_buffers():
+        buffer.copy_(source.get_buffer(name))

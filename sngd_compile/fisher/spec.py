@@ -1,0 +1,139 @@
+"""What a local Fisher is but for its numbers: one record for plans, graphs, layers and files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from sngd_compile.config import Config
+from sngd_compile.fisher.roots.base import FactorRoot
+from sngd_compile.fisher.roots.triangular import FEW
+from sngd_compile.layout import Layout
+from sngd_compile.registry import KINDS, ROOTS
+
+if TYPE_CHECKING:  # a name only: the kinds are made of the record
+    from sngd_compile.fisher.kinds.base import FisherKind
+
+
+@dataclass(frozen=True)
+class FisherSpec:
+    """Describe the local Fisher of one weight (and its bias) and the root of its inverse.
+
+    Args:
+        layout: How the weight is laid out as matrices `[*, O, K]`.
+        has_bias: Whether the last coordinate of a row is the bias's 1.
+        kind: Name of the kind of local Fisher, see `Config.fisher`.
+        root: Name of the kind of root, see `Config.root`.
+        dtype: Of the statistics and of the root; float32 or float64.
+        rank: Eigenpairs that a root of low rank keeps.
+        blocks: Of a factor in blocks, the size of each block, bias included.
+        activation: Where a layer's outputs weigh its rows, the name of what follows the layer.
+        scale: Multiple of the factor that is damped and inverted, see `Config.over_outputs`.
+
+    Attributes: found once, since Dynamo, which traces what reads them, follows no registry.
+        encoded: All of the above as one string, which ops in a graph and checkpoints carry.
+        is_diagonal: Whether factor and root are held as their diagonals.
+        pays_as_op: Whether a map of the weight takes longer than calling an op for it does.
+    """
+
+    layout: Layout
+    has_bias: bool
+    kind: str
+    root: str
+    dtype: torch.dtype
+    rank: int = 1
+    blocks: tuple[int, ...] = ()
+    activation: str = ""
+    scale: float = 1.0
+    encoded: str = field(init=False, repr=False, compare=False)
+    is_diagonal: bool = field(init=False, repr=False, compare=False)
+    pays_as_op: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Find the attributes."""
+        is_diagonal = self.definition.is_diagonal
+        is_elementwise = is_diagonal or self.layout.width == 1
+        pays_as_op = not is_elementwise and self.layout.outputs > FEW
+        for name, value in (
+            ("encoded", self._encode()),
+            ("is_diagonal", is_diagonal),
+            ("pays_as_op", pays_as_op),
+        ):
+            object.__setattr__(self, name, value)  # the record is frozen
+
+    @classmethod
+    def of(
+        cls, layout: Layout, has_bias: bool, kind: str, config: Config, dtype: torch.dtype
+    ) -> FisherSpec:
+        """Describe what a configuration asks for.
+
+        Args:
+            layout: As above.
+            has_bias: As above.
+            kind: Name of the kind; not always the configured one.
+            config: Of the weight.
+            dtype: Of the weight; the statistics are float32 or wider.
+        """
+        is_mean = config.over_outputs == "mean" and not KINDS[kind].measures_outputs
+        return cls(
+            layout,
+            has_bias,
+            kind,
+            config.root,
+            torch.promote_types(dtype, torch.float32),
+            config.rank,
+            scale=1.0 / layout.all_outputs if is_mean else 1.0,
+        )
+
+    @property
+    def definition(self) -> FisherKind:
+        """What the kind of local Fisher means."""
+        definition: FisherKind = KINDS[self.kind]
+        return definition
+
+    @property
+    def size(self) -> int:
+        """D, weights of one output, bias included."""
+        return self.layout.width + self.has_bias
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The leading axis of a factor: the groups, where there are any."""
+        return () if self.layout.groups is None else (self.layout.groups,)
+
+    def new_root(
+        self,
+        size: int,
+        has_bias: bool,
+        groups: int | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> FactorRoot:
+        """Make the identity root of one factor `[*, size, size]`, of the kind that is wanted."""
+        made: type[FactorRoot] = ROOTS[self.root]
+        return made(size, has_bias, groups, dtype, device, self.rank)
+
+    def _encode(self) -> str:
+        layout, dtype = self.layout, str(self.dtype).removeprefix("torch.")
+        head = (self.kind, self.root, dtype, self.has_bias, self.rank, self.scale)
+        shape = (layout.view, layout.order, layout.matrix)
+        return json.dumps((*head, self.activation, self.blocks, *shape), separators=(",", ":"))
+
+    @staticmethod
+    @lru_cache(maxsize=4096)
+    def decode(text: str) -> FisherSpec:
+        """Return the record of an `encoded`; cached, since ops of small weights ask often.
+
+        Raises:
+            ValueError: The text is no such record, or names a kind or root that is not registered.
+        """
+        kind, root, dtype, has_bias, rank, scale, activation, blocks, *shape = json.loads(text)
+        if kind not in KINDS or root not in ROOTS or dtype not in ("float32", "float64"):
+            raise ValueError(f"no local Fisher {kind!r} with root {root!r} in {dtype!r}")
+        layout = Layout(*(tuple(part) for part in shape))
+        make = partial(FisherSpec, layout, has_bias, kind, root, getattr(torch, dtype), rank)
+        return make(tuple(blocks), activation, scale)
