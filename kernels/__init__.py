@@ -25,7 +25,6 @@ from .moments.unit_second_moment import unit_second_moment
 from .roots.cholesky_inverse import cholesky_inverse, cholesky_inverse_ex
 from .roots.diagonal_root import diagonal_root_ex
 from .roots.eigen_root import eigen_root_ex
-from .roots.eigenpairs import eigenpairs_ex
 from .roots.iterations import denman_beavers, newton_schulz, warm_root
 from .roots.matmul_nt import matmul_nt
 from .roots.nystrom import nystrom_root_ex
@@ -48,7 +47,6 @@ __all__ = [
     "denman_beavers",
     "diagonal_root_ex",
     "eigen_root_ex",
-    "eigenpairs_ex",
     "explain",
     "matmul_nt",
     "newton_schulz",

@@ -47,7 +47,6 @@ WITHOUT_KERNEL = {
     "diagonal_root_ex": "PyTorch's pointwise call is one kernel already",
     "nystrom_root_ex": "its products and factors are torch.linalg's",
     "eigen_root_ex": "an eigendecomposition is torch.linalg's",
-    "eigenpairs_ex": "an eigendecomposition is torch.linalg's",
 }
 """Operations that take PyTorch's own calls on every device, whatever SNGD_KERNELS says, and why."""
 

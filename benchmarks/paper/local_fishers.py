@@ -68,14 +68,11 @@ EMPIRICAL = (1e-2, 1e-3, 1e-4, 1e-5)
 """Rates of metrics that shrink with the gradients, so that steps grow."""
 
 SAMPLED = (1e-1, 1e-2, 1e-3, 1e-4)
-EIGEN = sngd.Config(fisher="eigen")
 
 FISHERS = (
     contender("shared", ONE_SIDED, sngd.Config()),
     contender("kronecker", EMPIRICAL, TWO_SIDED),
-    contender("eigen", EMPIRICAL, EIGEN),
     contender("kronecker, sampled", SAMPLED, TWO_SIDED.replace(output_gradients="sampled")),
-    contender("eigen, sampled", SAMPLED, EIGEN.replace(output_gradients="sampled")),
 )
 
 

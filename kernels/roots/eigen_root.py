@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from ..precision import exact_products
-from .eigenpairs import eigenpairs_ex
+from .cholesky_inverse import check_square
+from .factors import flaws
 
 
 def eigen_root_ex(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,11 +27,19 @@ def eigen_root_ex(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: arXiv 2412.07441, `w = G^(-1/2) w'`. Checked by tests/ops/test_eigen_root.py.
     """
-    eigenvalues, eigenvectors, info = eigenpairs_ex(matrices)
+    check_square(matrices)
+    lead, shape = matrices.shape[:-2], matrices.shape
+    batch = matrices.detach().reshape(lead.numel(), *shape[-2:])
+    info = flaws(batch)
+    # One matrix that is not finite would have the solver fail for all of them, and float32 fails
+    # on factors with many equal eigenvalues.
+    identity = torch.eye(shape[-1], dtype=torch.float64, device=batch.device)
+    usable = torch.where((info == 0)[:, None, None], batch.double(), identity)
+    eigenvalues, eigenvectors = torch.linalg.eigh(usable)
     least_positive = (eigenvalues <= 0).sum(-1, dtype=torch.int32)
-    info = torch.where(info == 0, least_positive, info)
+    info = torch.where(info == 0, least_positive, info).view(lead)
     with exact_products(matrices.device):
-        half = eigenvectors * eigenvalues.pow(-0.25)[..., None, :]
-        root = (half @ half.mT).to(matrices.dtype)
+        half = eigenvectors * eigenvalues.clamp(min=0.0).pow(-0.25)[..., None, :]
+        root = (half @ half.mT).to(matrices.dtype).view(shape)
     root = root.triu() + root.triu(1).mT
     return root.masked_fill((info != 0)[..., None, None], torch.nan), info

@@ -1,4 +1,4 @@
-"""What the local Fishers with an output side keep: in files, in copies, over skipped steps."""
+"""What `Config(fisher="kronecker")` keeps: in files, in copies, over skipped steps."""
 
 import copy
 import io
@@ -26,9 +26,9 @@ def step(net: nn.Module, optimizer: torch.optim.SGD, number: int, scale: float =
     optimizer.step()
 
 
-def start(fisher: str = "kronecker") -> tuple[nn.Module, torch.optim.SGD]:
+def start() -> tuple[nn.Module, torch.optim.SGD]:
     """Reconstruct a network that refreshes every other step."""
-    net = sngd.reconstruct(MLP(), CONFIG.replace(fisher=fisher, refresh_every=2))
+    net = sngd.reconstruct(MLP(), CONFIG.replace(refresh_every=2))
     return net, torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
 
 
@@ -39,17 +39,16 @@ def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
 
 
 @float64
-@pytest.mark.parametrize("fisher", ["kronecker", "eigen"])
 @pytest.mark.parametrize("way", ["state dict", "pickle", "copy"])
-def test_a_resumed_run_goes_on_as_the_first_would_have(way, fisher):
-    net, optimizer = start(fisher)
+def test_a_resumed_run_goes_on_as_the_first_would_have(way):
+    net, optimizer = start()
     for number in range(5):
         step(net, optimizer, number)
     if way == "state dict":
         file = io.BytesIO()
         torch.save((net.state_dict(), optimizer.state_dict()), file)
         file.seek(0)
-        resumed, other = start(fisher)
+        resumed, other = start()
         saved = torch.load(file, weights_only=True)
         resumed.load_state_dict(saved[0])
     else:
@@ -66,9 +65,8 @@ def test_a_resumed_run_goes_on_as_the_first_would_have(way, fisher):
 
 
 @float64
-@pytest.mark.parametrize("kind", ["kronecker", "eigen"])
-def test_loading_a_plain_checkpoint_returns_both_roots_to_the_identity(kind):
-    net, optimizer = start(kind)
+def test_loading_a_plain_checkpoint_returns_both_roots_to_the_identity():
+    net, optimizer = start()
     for number in range(3):
         step(net, optimizer, number)
     plain = MLP()

@@ -7,18 +7,15 @@ import torch
 from torch import Tensor
 
 from bug import caught_by, wrap
-from sngd_compile import Config
 from sngd_compile.fisher import layer as fisher
 from sngd_compile.fisher.output_side import DRAWS, SAMPLES, OutputSide
-from sngd_compile.fisher.roots.eigen import EigenRoot
 from sngd_compile.fisher.roots.kronecker import KroneckerRoot
 from sngd_compile.fisher.schedule import Schedule
 from sngd_compile.rules.convolution import Convolution
 from sngd_compile.sampling import RESIDUALS
 
-LAWS = ("tests/rules/test_linear.py", "-k", "output_side and kronecker")
+LAWS = ("tests/rules/test_linear.py", "-k", "output_side")
 SAMPLED = ("tests/fishers/test_sampled.py",)
-EIGEN = ("tests/rules/test_linear.py", "-k", "output_side and eigen")
 OF_CONVOLUTIONS = ("tests/rules/test_convolution.py", "-k", "output_side")
 
 
@@ -60,34 +57,6 @@ def damping_not_shared_by_pi() -> None:
         return (first + (same - one) * eyes[0], same), (second + (same - other) * eyes[1], same)
 
     wrap(fisher, "share", damped)
-
-
-@caught_by(EIGEN)
-def gradient_moved_like_a_weight_in_the_eigenbasis() -> None:
-    """An accumulated gradient moves by the map of the weights."""
-    EigenRoot.to_prime, EigenRoot.from_prime = EigenRoot.unfold, EigenRoot.fold
-
-
-@caught_by(EIGEN)
-def gain_of_the_factors_instead_of_the_product() -> None:
-    """Every factor is damped by the root of the damping."""
-
-    def gain(root: EigenRoot, damping: float) -> Tensor:
-        outputs, inputs = (b.values + damping**0.5 for b in (root.output_basis, root.input_basis))
-        return (outputs[..., :, None] * inputs[..., None, :]).rsqrt()
-
-    EigenRoot._gain = gain
-
-
-@caught_by(EIGEN)
-def damping_of_a_product_squared() -> None:
-    """The relative damping of the product is taken by factor: its square."""
-
-    def whole(original: Any, inputs: Tensor, outputs: Tensor, config: Config) -> Any:
-        squared = config.damping_rel_trace**2
-        return original(inputs, outputs, config.replace(damping_rel_trace=squared))
-
-    wrap(fisher, "keep_whole", whole)
 
 
 @caught_by(SAMPLED)

@@ -40,6 +40,13 @@ def test_each_matrix_without_a_root_is_told_apart() -> None:
     assert root.view(6, 9)[1:].isnan().all()
 
 
+def test_many_equal_eigenvalues_are_no_difficulty_in_float32() -> None:
+    rows = torch.randn(2, 200)
+    root, info = eigen_root_ex(rows.T @ rows + torch.eye(200))
+    assert info == 0
+    assert root.isfinite().all()
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 3), (2, 0, 0)])
 def test_nothing(shape: tuple[int, ...]) -> None:
     root, info = eigen_root_ex(torch.zeros(shape))

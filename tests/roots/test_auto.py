@@ -103,12 +103,11 @@ def test_the_condition_of_a_damped_factor_is_within_the_bound(size, fisher, on_a
     assert worst > 0.9 * bound
 
 
-@pytest.mark.parametrize("fisher", ["diagonal", "eigen"])
-def test_what_has_no_such_root_asks_for_none(fisher, on_a_gpu):
-    plan = sngd.explain(mlp(), AUTO.replace(fisher=fisher))
+def test_what_has_no_such_root_asks_for_none(on_a_gpu):
+    plan = sngd.explain(mlp(), AUTO.replace(fisher="diagonal"))
     assert on_a_gpu == []
     assert 'root = "auto"' not in str(plan)
-    train(sngd.reconstruct(mlp(), AUTO.replace(fisher=fisher)))
+    train(sngd.reconstruct(mlp(), AUTO.replace(fisher="diagonal")))
 
 
 @pytest.mark.parametrize("fisher", ["shared", "block", "unit", "softmax", "kronecker"])

@@ -28,7 +28,6 @@ FORMS = {
     "unit": RootForm("unit", "cholesky", (), PLAIN),
     "softmax": RootForm("softmax", "symmetric", (), TRANSPOSED),
     "kronecker": RootForm("kronecker", "cholesky", (), PLAIN),
-    "eigen": RootForm("eigen", "cholesky", (), GROUPED),
 }
 SMALL = [name for name, form in FORMS.items() if form.layout.width < BLOCK]
 

@@ -30,7 +30,6 @@ FISHERS = {
     "block": EVERY_STEP.replace(fisher="block", block_size=2),
     "unit": EVERY_STEP.replace(fisher="unit", activation="tanh"),
     "kronecker": EVERY_STEP.replace(fisher="kronecker", damping_rel_trace=1e-2),
-    "eigen": EVERY_STEP.replace(fisher="eigen", damping_rel_trace=1e-2),
 }
 
 

@@ -21,7 +21,6 @@ FISHERS = {
     "diagonal": EVERY_STEP.replace(fisher="diagonal"),
     "unit": EVERY_STEP.replace(fisher="unit", activation="tanh"),
     "kronecker": EVERY_STEP.replace(fisher="kronecker", damping_rel_trace=1e-2),
-    "eigen": EVERY_STEP.replace(fisher="eigen", damping_rel_trace=1e-2),
 }
 
 

@@ -65,24 +65,3 @@ class KroneckerLayer(Layer):
         pi = ((traces[0] / sizes[0]) / (traces[1] / sizes[1])).sqrt()
         self.inverse = torch.linalg.inv(factor + pi * strength.sqrt() * torch.eye(sizes[0]))
         self.output_inverse = torch.linalg.inv(other + strength.sqrt() / pi * torch.eye(sizes[1]))
-
-
-class DenseLayer(KroneckerLayer):
-    """A layer whose gradient is multiplied by `(B (x) A + damping)^-1`, written out."""
-
-    dense: Tensor | None = None
-
-    def precondition(self, gradient: Tensor) -> Tensor:
-        """Solve with the whole matrix of every group; before the first refresh there is none."""
-        if self.dense is None:
-            return gradient
-        columns = gradient.reshape(len(self.dense), -1, 1)
-        return torch.linalg.solve(self.dense, columns).reshape(gradient.shape)
-
-    def invert(self, factor: Tensor, config: Config) -> None:
-        """Damp the product by a part of its trace."""
-        other = self.output_average / self.output_weight
-        product = torch.stack([torch.kron(b, a) for a, b in zip(factor, other, strict=True)])
-        trace = product.diagonal(dim1=-2, dim2=-1).sum(-1).mean()
-        damping = config.damping_rel_trace * trace + config.damping_abs
-        self.dense = product + damping * torch.eye(product.shape[-1])

@@ -91,7 +91,7 @@ def test_empirical_output_factors_are_the_oracles(network, shape):
 def test_sampled_output_factors_are_those_of_its_exact_fisher(network, shape, monkeypatch):
     model, data = network(), batches(shape)
     expected = covariances(model, data, "type-2", "gradient_covariances")
-    config = Config(max_rows=None, fisher="eigen", output_gradients="sampled")
+    config = Config(max_rows=None, fisher="kronecker", output_gradients="sampled")
     net = sngd.reconstruct(model, config)
     for inputs, _ in data:
         show_all(net, net(inputs), "categorical", monkeypatch)

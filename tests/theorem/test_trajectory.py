@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import sngd_compile as sngd
 from sngd_compile import Config
 from theorem.descent import Layer, NaturalDescent
-from theorem.kfac import DenseLayer, KroneckerLayer
+from theorem.kfac import KroneckerLayer
 from theorem.networks import MLP, ConvNet, Residual, batch, loss
 from theorem.units import softmax_layers, unit_layers
 
@@ -119,21 +119,6 @@ SETTINGS += [
         clip=0.14,
         refresh_after_part=0,
     ),
-    *(
-        Setting(name=f"eigen-{name}", sgd=HEAVY_BALL, clip=0.1, config={"fisher": "eigen"} | config)
-        for name, config in [
-            ("relative", {}),
-            ("absolute", {"damping_rel_trace": 0.0, "damping_abs": 0.1}),
-        ]
-    ),
-    Setting(
-        name="eigen-refresh-between-micro-batches",
-        sgd=HEAVY_BALL | SLOW | {"lr": 0.05},
-        config={"fisher": "eigen", "ema_decay": 0.0},
-        parts=(8, 5),
-        clip=0.14,
-        refresh_after_part=0,
-    ),
 ]
 
 
@@ -178,7 +163,7 @@ def test_sgd_on_the_network_is_natural_descent_on_the_model(network, setting):
     config, sgd = configuration(setting), {"lr": 0.05, **setting.sgd}
     net = sngd.reconstruct(model, config)
     optimizer = torch.optim.SGD(net.parameters(), **sgd)
-    layers = {"kronecker": KroneckerLayer, "eigen": DenseLayer, "unit": unit_layers(model)}
+    layers = {"kronecker": KroneckerLayer, "unit": unit_layers(model)}
     layers["softmax"] = softmax_layers(model, config.activation == "linear")
     layer = layers.get(config.fisher, Layer)
     reference = NaturalDescent(model, config, sgd, setting.clip, layer)
