@@ -6,7 +6,7 @@ python benchmarks/micro/numerics.py
 import platform
 from collections.abc import Iterator
 from itertools import product
-from typing import Annotated, get_args
+from typing import Annotated
 
 import torch
 import typer
@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import sngd_compile as sngd
-from sngd_compile.config import RootKind
+from sngd_compile.registry import ROOTS
 
 INPUTS, OUTPUTS, ROWS = 256, 64, 2048
 DAMPINGS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
@@ -51,7 +51,7 @@ def of_the_root() -> Iterator[tuple[str, ...]]:
     """The largest entry of `R (G + damping) R^T - I`, in float64, for every kind of root."""
     for dtype, damping in product(DTYPES[:2], DAMPINGS):
         cells, condition = [], ""
-        for kind in get_args(RootKind):
+        for kind in ROOTS:
             config = sngd.Config(damping_rel_trace=damping, root=kind, max_rows=None)
             net = observed(dtype, config, rows(dtype, decades=4.0))
             fisher = sngd.fisher_layers(net)["weight"]
@@ -107,7 +107,7 @@ def main(refreshes: Annotated[int, typer.Option(min=1)] = 1000) -> None:
     console.print(f"python {platform.python_version()}, {platform.machine()}, one thread")
     show(
         "R (G + damping) R^T - I, largest entry",
-        ("dtype", "damping_rel_trace", "condition", *get_args(RootKind)),
+        ("dtype", "damping_rel_trace", "condition", *ROOTS),
         of_the_root(),
     )
     columns = ("dtype", "16 rows", f"{ROWS} rows")

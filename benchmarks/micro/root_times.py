@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import product
 from statistics import median
-from typing import Annotated, get_args
+from typing import Annotated
 
 import torch
 import typer
@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 import sngd_compile as sngd
-from sngd_compile.config import RootKind
-from sngd_compile.fisher.decomposition import NextRoot, next_roots
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.roots.decompose import copy_root_
+from sngd_compile.fisher.next_roots import NextRoot, next_roots
+from sngd_compile.fisher.roots.base import copy_root_
+from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.layout import Layout
+from sngd_compile.registry import ROOTS
 
 OUTPUTS, TIMED = 64, 9
 WIDTHS = {"cpu": (64, 256, 1024), "cuda": (64, 128, 256, 512, 1024, 2048, 4096)}
@@ -31,12 +32,11 @@ SLOW = ("symmetric", "denman_beavers", "newton_schulz")
 console = Console(width=220)
 
 
-def layer_of(dtype: torch.dtype, kind: RootKind, width: int, device: torch.device) -> FisherLayer:
+def layer_of(dtype: torch.dtype, kind: str, width: int, device: torch.device) -> FisherLayer:
     """A Fisher layer that has seen correlated rows and has no root yet."""
     config = sngd.Config(root=kind, damping_rel_trace=1e-3)
-    layer = FisherLayer(
-        "layer", Layout.plain((OUTPUTS, width)), False, "shared", config, dtype, device
-    )
+    spec = FisherSpec.of(Layout.plain((OUTPUTS, width)), False, "shared", config, dtype)
+    layer = FisherLayer("layer", spec, config, device)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4 * width, width, generator=generator, dtype=dtype).to(device)
     x *= torch.logspace(0, -2, width, dtype=dtype, device=device)
@@ -66,7 +66,7 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def time_of_a_root(dtype: torch.dtype, kind: RootKind, width: int, device: torch.device) -> str:
+def time_of_a_root(dtype: torch.dtype, kind: str, width: int, device: torch.device) -> str:
     """Time a root of a layer that has had one before, near by."""
     layer = layer_of(dtype, kind, width, device)
     found: list[NextRoot | None] = []
@@ -80,7 +80,7 @@ def time_of_a_root(dtype: torch.dtype, kind: RootKind, width: int, device: torch
     return timed(device, lambda: found.extend(next_roots([layer])), take)
 
 
-def time_of_applying(dtype: torch.dtype, kind: RootKind, width: int, device: torch.device) -> str:
+def time_of_applying(dtype: torch.dtype, kind: str, width: int, device: torch.device) -> str:
     """Time the product of as many rows as the layer has inputs with its root."""
     layer = layer_of(dtype, kind, width, device)
     (found,) = next_roots([layer])
@@ -89,7 +89,7 @@ def time_of_applying(dtype: torch.dtype, kind: RootKind, width: int, device: tor
     return timed(device, lambda: found[0].fold(rows, None))
 
 
-def lines(device: torch.device, kinds: tuple[RootKind, ...]) -> Iterator[tuple[str, ...]]:
+def lines(device: torch.device, kinds: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """One line for each width and dtype."""
     for what, call in (("found", time_of_a_root), ("applied", time_of_applying)):
         for dtype, width in product((torch.float32, torch.float64), WIDTHS[device.type]):
@@ -99,7 +99,7 @@ def lines(device: torch.device, kinds: tuple[RootKind, ...]) -> Iterator[tuple[s
             yield what, str(dtype)[6:], str(width), *cells
 
 
-def too_slow(kind: RootKind, width: int) -> bool:
+def too_slow(kind: str, width: int) -> bool:
     """Whether a kind takes seconds for such a matrix."""
     return kind in SLOW and width > LARGEST_OF_ITERATIONS
 
@@ -114,7 +114,7 @@ def described(device: torch.device) -> str:
 def main(device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu") -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    where, kinds = torch.device(device), get_args(RootKind)
+    where, kinds = torch.device(device), ROOTS
     table = Table("root", "dtype", "D", *kinds, title_justify="left")
     table.title = "one root, milliseconds: median (least to largest)"
     for line in lines(where, kinds):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import sngd_compile as sngd
-from sngd_compile.plan.cost import refresh_work
 from workloads import Workload
 
 IMAGES = 16
@@ -67,7 +66,7 @@ def work_of(workload: Workload) -> Iterator[LayerWork]:
             count * elements * (2 if number == 0 else 3),
             min(on_rows, elements * site.layout.width),
             min(count, most) * site.size**2 // 2,
-            refresh_work(site),
+            site.refresh_work,
         )
 
 

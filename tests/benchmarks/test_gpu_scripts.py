@@ -1,7 +1,5 @@
 """The scripts that time a GPU, run on a CPU with tiny sizes; no time is judged."""
 
-from typing import get_args
-
 import pytest
 import torch
 from torch import nn
@@ -9,7 +7,7 @@ from torch import nn
 from gpu import gpu_steps
 from gpu.gpu_steps import GpuWorkload
 from micro import root_times
-from sngd_compile.config import RootKind
+from sngd_compile.registry import ROOTS
 
 HOST = torch.device("cpu")
 
@@ -40,11 +38,11 @@ def test_a_line_of_both_contenders(half):
 def test_every_kind_of_root_has_its_column(monkeypatch, thread_count):
     monkeypatch.setitem(root_times.WIDTHS, "cpu", (3,))
     monkeypatch.setattr(root_times, "TIMED", 2)
-    rows = list(root_times.lines(HOST, get_args(RootKind)))
+    rows = list(root_times.lines(HOST, ROOTS))
     assert [row[:3] for row in rows] == [
         (what, dtype, "3") for what in ("found", "applied") for dtype in ("float32", "float64")
     ]
-    assert all(len(row) == 3 + len(get_args(RootKind)) for row in rows)
+    assert all(len(row) == 3 + len(ROOTS) for row in rows)
     assert all("to" in cell for row in rows for cell in row[3:])
 
 

@@ -1,7 +1,6 @@
 """Training on a GPU walks the path that it walks on a CPU."""
 
 import copy
-from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 import sngd_compile as sngd
 from device import DEVICE, SETTING, assert_same_state, batch, on_both, train
 from sngd_compile import SngdWarning
-from sngd_compile.config import RootKind
+from sngd_compile.registry import ROOTS
 from theorem.networks import MLP, ConvNet, Residual
 from zoo import ZOO, ZooCase
 
@@ -47,7 +46,7 @@ def test_it_follows_the_cpu(network, kind):
 
 
 @wide
-@pytest.mark.parametrize("root", [*get_args(RootKind), "auto"])
+@pytest.mark.parametrize("root", [*ROOTS, "auto"])
 def test_every_root(root):
     host, net = on_both(MLP(), SETTING.replace(root=root))
     expected = train(host, MLP.input_shape)

@@ -10,7 +10,7 @@ import sngd_compile as sngd
 from laws import conv_case, every_block_law, linear_case
 from laws.case import Case
 from sngd_compile import Config
-from sngd_compile.fisher.blocks import block_sizes
+from sngd_compile.fisher.kinds.block import block_sizes
 from theorem.networks import MLP, ConvNet, batch, loss
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -1,4 +1,4 @@
-"""Where a local Fisher with two sides is not to be had, "shared" is taken; the plan says why."""
+"""Where a local Fisher with two sides is unavailable, "shared" is used; the plan says why."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_a_layer_that_cannot_have_it_says_why(model, reason, config):
     assert {site.kind for site in explained.sites} == {"shared"}
     for site in explained.sites:
         assert any(part in site.note for part in reason.split("|")), site.note
-        assert f'fisher = "{config.fisher}" is not to be had, "shared" is kept' in site.note
+        assert f'fisher = "{config.fisher}" is unavailable here; using "shared"' in site.note
     text = str(explained)
     assert all(site.note in text for site in explained.sites)
     net = sngd.reconstruct(model, config)

@@ -150,7 +150,7 @@ def test_shared_is_kept_where_none_is_found_and_the_plan_says_why(model, name, r
     found = plan_of(model)
     activation, note = found[name if name.startswith("weight") else f"{name}.weight"]
     assert activation == ""
-    assert note.startswith('fisher = "unit" is not to be had, "shared" is kept: ')
+    assert note.startswith('fisher = "unit" is unavailable here; using "shared": ')
     assert any(part in note for part in reason.split("|")), note
 
 

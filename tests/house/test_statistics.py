@@ -18,8 +18,9 @@ OBSERVING = [
     PACKAGE / "fisher" / f"{name}.py" for name in ("observe", "observe_gradient", "samples")
 ]
 REFRESHING = [
-    *(PACKAGE / "fisher" / f"{name}.py" for name in ("average", "decomposition", "output_side")),
-    PACKAGE / "fisher" / "roots" / "decompose.py",
+    *(PACKAGE / "fisher" / f"{name}.py" for name in ("average", "next_roots", "output_side")),
+    *(PACKAGE / "fisher" / "kinds").glob("*.py"),
+    *(PACKAGE / "fisher" / "roots" / f"{name}.py" for name in ("base", "symmetric")),
     PACKAGE / "training" / "refresh.py",
 ]
 COMPOSITES = [PACKAGE / "modules" / f"{name}.py" for name in ("attention", "recurrent")]

@@ -10,7 +10,6 @@ from torch import Tensor
 import sngd_compile as sngd
 from laws.case import Case
 from sngd_compile import Config, Rule
-from sngd_compile.fisher.observe import STATISTICS
 from sngd_compile.rules import RULES
 
 
@@ -65,14 +64,12 @@ class Spy:
 @contextmanager
 def spies(seen: list[RecordedUse]) -> Iterator[None]:
     """Spy on every rule for a while."""
-    tables = [(table, dict(table)) for table in (STATISTICS, RULES)]
-    for table, rules in tables:
-        table.update({name: Spy(rule, seen) for name, rule in rules.items()})
+    rules = dict(RULES)
+    RULES.update({name: Spy(rule, seen) for name, rule in rules.items()})
     try:
         yield
     finally:
-        for table, rules in tables:
-            table.update(rules)
+        RULES.update(rules)
 
 
 def recorded_uses(case: Case) -> list[RecordedUse]:

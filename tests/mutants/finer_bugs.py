@@ -1,19 +1,17 @@
-"""Bugs in the local Fishers that divide a layer or take it whole: blocks, units, logits."""
+"""Bugs in the local Fishers that divide a layer: into blocks of inputs, into units."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import sngd_compile.plan.fisher_kind
-import sngd_compile.plan.logits
+import sngd_kernels
 from bug import caught_by, wrap
-from sngd_compile.fisher import observe_units
+from sngd_compile.fisher import observe
 from sngd_compile.fisher.information import INFORMATION
+from sngd_compile.fisher.kinds import block
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.roots.block import BlockRoot
-from sngd_compile.fisher.roots.softmax import SoftmaxRoot
 from sngd_compile.fisher.roots.unit import UnitRoot
 from sngd_compile.plan import activation as following
 from sngd_compile.rules import Rule
@@ -22,8 +20,6 @@ BLOCK = ("tests/fishers/test_block.py",)
 BLOCK_PLAN = (*BLOCK, "-k", "plan")
 UNIT = ("tests/fishers/test_unit.py",)
 UNIT_PLAN = ("tests/fishers/test_unit_plan.py",)
-SOFTMAX = ("tests/fishers/test_softmax.py",)
-SOFTMAX_PLAN = ("tests/fishers/test_softmax_plan.py",)
 
 
 @caught_by(BLOCK)
@@ -42,7 +38,7 @@ def bias_in_no_block() -> None:
 def blocks_ignore_channels() -> None:
     """A convolution's blocks are cut without regard to its channels."""
     wrap(
-        sngd_compile.plan.fisher_kind,
+        block,
         "block_sizes",
         lambda original, width, size, taps, has_bias: original(width, size, 1, has_bias),
     )
@@ -96,19 +92,21 @@ def units_see_other_rows_than_their_outputs() -> None:
 
     def shifted(original: Any, samples: Any, *arguments: Any) -> Any:
         drawn = original(samples, *arguments)
-        return [*drawn[:-1], drawn[-1].roll(1, 0)]
+        return drawn if len(drawn) == 1 else [*drawn[:-1], drawn[-1].roll(1, 0)]
 
-    wrap(observe_units, "draw", shifted)
+    wrap(observe, "draw", shifted)
 
 
 @caught_by(UNIT)
 def units_have_the_mean_weight() -> None:
     """Every unit weighs the rows by the mean of all."""
 
-    def add(original: Any, rows: Tensor, nu: Tensor, bias: bool, sum: Tensor) -> Any:
-        return original(rows, nu.mean(-1, keepdim=True).expand_as(nu), bias, sum)
+    add = sngd_kernels.unit_second_moment
 
-    wrap(observe_units, "_add_units", add)
+    def averaged(rows: Tensor, nu: Tensor, **options: Any) -> Any:
+        return add(rows, nu.mean(-1, keepdim=True).expand_as(nu), **options)
+
+    sngd_kernels.unit_second_moment = averaged
 
 
 @caught_by(UNIT)
@@ -129,38 +127,3 @@ def one_reader_of_two() -> None:
     """An activation is found although something else reads the pre-activation too."""
     common = following.common
     following.common = lambda found: common(sorted(found, key=lambda one: not one.activation)[:1])
-
-
-@caught_by(SOFTMAX)
-def classes_are_independent() -> None:
-    """The local Fisher of logits forgets that probabilities sum to 1."""
-
-    def add(original: Any, rows: Tensor, p: Tensor, bias: bool, sum: Tensor) -> Any:
-        diagonal = observe_units._add_units
-        blocks = torch.zeros(p.shape[1], *2 * (sum.shape[-1] // p.shape[1],), dtype=sum.dtype)
-        diagonal(rows, p - p.square(), bias, blocks)
-        sum.add_(torch.block_diag(*blocks))
-
-    wrap(observe_units, "_add_softmax", add)
-
-
-@caught_by(SOFTMAX)
-def logits_laid_out_by_input() -> None:
-    """A refresh unfolds the weights of logits one input after the other."""
-
-    def unfold(original: Any, root: SoftmaxRoot, weight: Tensor, bias: Tensor | None) -> Any:
-        turned = weight.mT.reshape(weight.shape)
-        changed, changed_bias = original(root, turned, bias)
-        return changed.reshape(weight.mT.shape).mT.contiguous(), changed_bias
-
-    wrap(SoftmaxRoot, "unfold", unfold)
-
-
-@caught_by(SOFTMAX_PLAN)
-def any_result_is_a_logit() -> None:
-    """A layer is taken for one of logits whatever follows it."""
-    wrap(
-        sngd_compile.plan.logits,
-        "what_follows",
-        lambda original, held: replace(original(held), activation=following.RETURNED),
-    )

@@ -1,7 +1,5 @@
 """The memory that `explain` prints is the memory that the network holds."""
 
-from typing import get_args
-
 import pytest
 import torch
 from torch import nn
@@ -9,8 +7,7 @@ from torch import nn
 import sngd_compile as sngd
 from api import EVERY_STEP, mlp, train
 from sngd_compile import Config
-from sngd_compile.config import RootKind
-from sngd_compile.plan.cost import refresh_work, step_work
+from sngd_compile.registry import ROOTS
 
 LAYERS = {
     "linear": lambda dtype: nn.Linear(7, 3, dtype=dtype),
@@ -21,7 +18,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("root", get_args(RootKind))
+@pytest.mark.parametrize("root", ROOTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_state_bytes_are_those_of_the_buffers(kind, dtype, root):
@@ -32,7 +29,7 @@ def test_state_bytes_are_those_of_the_buffers(kind, dtype, root):
     assert site.parameter_count == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("root", get_args(RootKind))
+@pytest.mark.parametrize("root", ROOTS)
 def test_training_takes_no_more_memory(root):
     net = sngd.reconstruct(mlp(), EVERY_STEP.replace(root=root))
     before = sum(buffer.nbytes for buffer in net.buffers())
@@ -43,5 +40,5 @@ def test_training_takes_no_more_memory(root):
 
 def test_work_grows_with_the_layer():
     small, large = (sngd.explain(nn.Linear(k, 3)).sites[0] for k in (8, 16))
-    assert step_work(large) == 4 * step_work(small) == 3 * 16**2
-    assert 4 < refresh_work(large) / refresh_work(small) < 8
+    assert large.step_work == 4 * small.step_work == 3 * 16**2
+    assert 4 < large.refresh_work / small.refresh_work < 8

@@ -1,33 +1,39 @@
 """The opaque ops of a graph are the maps of the roots that they stand for, gradients included."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
-from sngd_compile import Config
-from sngd_compile.fisher.roots.new_root import identity_root
 from sngd_compile.fisher.roots.triangular import BLOCK
-from sngd_compile.fisher.weight_map import ADJOINT, MAPS, RootForm, mapped
+from sngd_compile.fisher.spec import FisherSpec
+from sngd_compile.fisher.weight_map import ADJOINT, MAPS, mapped
 from sngd_compile.layout import Layout
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 PLAIN, TRANSPOSED = Layout.plain((5, 7)), Layout.transposed((7, 5))
 GROUPED = Layout.plain((6, 3, 2), groups=2)
+
+
+def a_form(kind, root, blocks, layout):
+    """Describe a local Fisher with a bias; `blocks` include it."""
+    return FisherSpec(layout, True, kind, root, torch.float64, rank=3, blocks=blocks)
+
+
 FORMS = {
-    "cholesky": RootForm("shared", "cholesky", (), PLAIN),
-    "cholesky, transposed": RootForm("shared", "cholesky", (), TRANSPOSED),
-    "cholesky, groups": RootForm("shared", "cholesky", (), GROUPED),
-    "cholesky, wide": RootForm("shared", "cholesky", (), Layout.plain((17, BLOCK + 3))),
-    "symmetric": RootForm("shared", "symmetric", (), PLAIN),
-    "warm": RootForm("shared", "warm", (), GROUPED),
-    "nystrom": RootForm("shared", "nystrom", (), TRANSPOSED),
-    "diagonal": RootForm("diagonal", "cholesky", (), GROUPED),
-    "block": RootForm("block", "cholesky", (3, 3, 2), PLAIN),
-    "unit": RootForm("unit", "cholesky", (), PLAIN),
-    "softmax": RootForm("softmax", "symmetric", (), TRANSPOSED),
-    "kronecker": RootForm("kronecker", "cholesky", (), PLAIN),
+    "cholesky": a_form("shared", "cholesky", (), PLAIN),
+    "cholesky, transposed": a_form("shared", "cholesky", (), TRANSPOSED),
+    "cholesky, groups": a_form("shared", "cholesky", (), GROUPED),
+    "cholesky, wide": a_form("shared", "cholesky", (), Layout.plain((17, BLOCK + 3))),
+    "symmetric": a_form("shared", "symmetric", (), PLAIN),
+    "nystrom": a_form("shared", "nystrom", (), TRANSPOSED),
+    "diagonal": a_form("diagonal", "cholesky", (), GROUPED),
+    "block": a_form("block", "cholesky", (3, 3, 2), PLAIN),
+    "unit": a_form("unit", "cholesky", (), PLAIN),
+    "kronecker": a_form("kronecker", "cholesky", (), PLAIN),
 }
 SMALL = [name for name, form in FORMS.items() if form.layout.width < BLOCK]
 
@@ -35,12 +41,12 @@ SMALL = [name for name, form in FORMS.items() if form.layout.width < BLOCK]
 def a_root(form, has_bias):
     """Return a root of this form with numbers of no meaning, triangles where it has them."""
     blocks = form.blocks[:-1] + tuple(b - (not has_bias) for b in form.blocks[-1:])
-    config, cpu = Config(root=form.root), torch.device("cpu")
-    root = identity_root(form.kind, config, form.layout, has_bias, blocks, torch.float64, cpu)
+    form = replace(form, has_bias=has_bias, blocks=blocks)
+    root = form.definition.first_root(form, form.dtype, torch.device("cpu"))
     for name, buffer in root.named_buffers():
         noise = torch.randn_like(buffer)
         buffer.add_(noise.tril() if name.endswith("inverse") else noise)
-    return RootForm(form.kind, form.root, blocks, form.layout), root
+    return form, root
 
 
 def a_pair(form, has_bias):
@@ -52,7 +58,7 @@ def a_pair(form, has_bias):
 def opaque(name, form, root):
     """Return the op as a function of the weight and the bias."""
     buffers = list(root.buffers())
-    return lambda *pair: torch.ops.sngd.map_weight(*pair, buffers, name, *form.encode())
+    return lambda *pair: torch.ops.sngd.map_weight(*pair, buffers, name, form.encoded)
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -95,13 +101,13 @@ def test_gradients_of_gradients(form):
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_what_torch_asks_of_an_op(form, has_bias):
     form, root = a_root(FORMS[form], has_bias)
-    arguments = (*a_pair(form, has_bias), list(root.buffers()), "fold", *form.encode())
+    arguments = (*a_pair(form, has_bias), list(root.buffers()), "fold", form.encoded)
     opcheck(torch.ops.sngd.map_weight.default, arguments)
 
 
 def test_strides_do_not_matter():
     layout = Layout.plain((5, 3, 2, 3))
-    form, root = a_root(RootForm("shared", "cholesky", (), layout), True)
+    form, root = a_root(a_form("shared", "cholesky", (), layout), True)
     weight, bias = torch.randn(5, 3, 2, 3), torch.randn(5)
     function = opaque("to_prime", form, root)
     turned = weight.contiguous(memory_format=torch.channels_last)

@@ -2,7 +2,6 @@
 
 import copy
 import io
-from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 
 import sngd_compile as sngd
 from sngd_compile import Config
-from sngd_compile.config import RootKind
+from sngd_compile.registry import ROOTS
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -47,7 +46,7 @@ def start(root):
     return net, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
 
 
-@pytest.mark.parametrize("root", get_args(RootKind))
+@pytest.mark.parametrize("root", ROOTS)
 @pytest.mark.parametrize("stop", [0, 1, 2, 5, 7])
 def test_resuming_is_not_stopping(stop, root):
     run = start(root)
