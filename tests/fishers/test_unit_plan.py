@@ -174,9 +174,6 @@ def test_a_shared_module_needs_one_activation_in_all_its_places():
 def test_a_given_activation_is_taken_as_it_is():
     found = plan_of(nn.Linear(3, 2), UNIT.replace(activation="gelu"))
     assert found["weight"] == ("gelu", "its units are gelu: as configured")
-    linear = plan_of(nn.Linear(3, 2), UNIT.replace(activation="linear"))
-    assert linear["weight"][0] == ""
-    assert "a linear unit's Fisher is that of all" in linear["weight"][1]
 
 
 def test_factors_above_the_limit_are_shared_and_then_diagonal():

@@ -8,7 +8,6 @@ def test_linear(law, case, root):
 """
 
 from laws.case import Case, conv_case, conv_rows, linear_case, linear_rows
-from laws.logits import SoftmaxCase
 from laws.suite import factor_is_the_jacobians_moment
 from laws.table import LAWS, every_block_law, every_law, every_output_law
 from laws.two_sided_table import every_two_sided_law
@@ -17,7 +16,6 @@ from laws.units import UnitCase
 __all__ = [
     "LAWS",
     "Case",
-    "SoftmaxCase",
     "UnitCase",
     "conv_case",
     "conv_rows",

@@ -12,13 +12,11 @@ CLASSES = 3
 class MLP(nn.Module):
     """Three linear layers of which the middle one is called twice, around a skip connection.
 
-    Of every network `activations` says what follows a layer, by the layer's name, and `logits` of
-    which layer the network returns the result.
+    Of every network `activations` says what follows a layer, by the layer's name.
     """
 
     input_shape = (5,)
     activations: typing.ClassVar = {"first": "tanh", "middle": "tanh"}
-    logits = "last"
 
     def __init__(self):
         super().__init__()
@@ -55,7 +53,6 @@ class Residual(nn.Module):
 
     input_shape = (2, 5, 4)
     activations: typing.ClassVar = {"stem": "tanh", "body": "tanh"}
-    logits = None
 
     def __init__(self):
         super().__init__()
@@ -77,7 +74,6 @@ class ConvNet(nn.Sequential):
 
     input_shape = (3, 7, 6)
     activations: typing.ClassVar = {"0": "silu", "2": "tanh"}
-    logits = "6"
 
     def __init__(self):
         super().__init__(

@@ -13,7 +13,7 @@ from sngd_compile import Config
 from theorem.descent import Layer, NaturalDescent
 from theorem.kfac import KroneckerLayer
 from theorem.networks import MLP, ConvNet, Residual, batch, loss
-from theorem.units import softmax_layers, unit_layers
+from theorem.units import unit_layers
 
 pytestmark = pytest.mark.usefixtures("float64")
 STEPS = 24
@@ -70,14 +70,6 @@ SETTINGS = [
             config={"fisher": fisher, "block_size": 3, "over_outputs": "mean", "damping_abs": 0.01},
         )
         for fisher in ("shared", "diagonal", "block", "unit")
-    ),
-    Setting(name="softmax", sgd=HEAVY_BALL, config={"fisher": "softmax"}),
-    Setting(
-        name="softmax-everywhere-symmetric-micro-batches",
-        sgd=HEAVY_BALL | {"weight_decay": 0.05},
-        parts=(4, 7, 2),
-        clip=0.3,
-        config={"fisher": "softmax", "activation": "linear", "root": "symmetric"},
     ),
     Setting(name="thin", sgd=HEAVY_BALL, config={"observe_every": 3, "early_observations": (1,)}),
     Setting(name="unseen", sgd=HEAVY_BALL, config={"observe_every": 9, "refresh_every": 2}),
@@ -164,7 +156,6 @@ def test_sgd_on_the_network_is_natural_descent_on_the_model(network, setting):
     net = sngd.reconstruct(model, config)
     optimizer = torch.optim.SGD(net.parameters(), **sgd)
     layers = {"kronecker": KroneckerLayer, "unit": unit_layers(model)}
-    layers["softmax"] = softmax_layers(model, config.activation == "linear")
     layer = layers.get(config.fisher, Layer)
     reference = NaturalDescent(model, config, sgd, setting.clip, layer)
     for step in range(STEPS):

@@ -94,16 +94,15 @@ def test_the_damped_factor_is_divided_by_all_outputs(fisher, groups):
     torch.testing.assert_close(mean.root, 3 * total.root, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("fisher", ["softmax", "kronecker"])
-def test_what_measures_the_outputs_itself_does_not_read_it(fisher):
+def test_what_measures_the_outputs_itself_does_not_read_it():
     torch.manual_seed(0)
     layer, x = nn.Linear(4, 6), torch.randn(20, 4)
     roots = []
     for over_outputs in ("sum", "mean"):
-        net = sngd.reconstruct(layer, Config(fisher=fisher, over_outputs=over_outputs))
+        net = sngd.reconstruct(layer, Config(fisher="kronecker", over_outputs=over_outputs))
         net(x).square().mean().backward()
         fisher_layer = sngd.fisher_layers(sngd.refresh_(net))["weight"]
-        assert fisher_layer.kind == fisher
+        assert fisher_layer.kind == "kronecker"
         roots.append(fisher_layer.root)
     assert torch.equal(*roots)
 
