@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bug import caught_by, wrap
-from sngd_compile.fisher import layer as fisher
+from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.output_side import DRAWS, SAMPLES, OutputSide
 from sngd_compile.fisher.roots.kronecker import KroneckerRoot
 from sngd_compile.fisher.schedule import Schedule
@@ -50,13 +50,16 @@ def gradient_moved_like_a_weight() -> None:
 def damping_not_shared_by_pi() -> None:
     """Both sides get the same damping."""
 
-    def damped(original: Any, *arguments: Any) -> Any:
-        (first, one), (second, other) = original(*arguments)
+    def damped(original: Any, layer: FisherLayer) -> Any:
+        found = original(layer)
+        if len(found) != 2:
+            return found
+        (first, one), (second, other) = found
         same = (one * other) ** 0.5
         eyes = [torch.eye(m.shape[-1], dtype=m.dtype) for m in (first, second)]
         return (first + (same - one) * eyes[0], same), (second + (same - other) * eyes[1], same)
 
-    wrap(fisher, "share", damped)
+    wrap(FisherLayer, "damped", damped)
 
 
 @caught_by(SAMPLED)

@@ -8,7 +8,6 @@ import sngd_compile as sngd
 import sngd_kernels
 from api import EVERY_STEP, apart, batch, train
 from sngd_compile import SngdWarning
-from sngd_compile.fisher.roots import decompose as roots
 
 
 @pytest.mark.parametrize(
@@ -17,7 +16,6 @@ from sngd_compile.fisher.roots import decompose as roots
         ("cholesky", "cholesky_inverse_ex"),
         ("symmetric", "eigen_root_ex"),
         ("denman_beavers", "denman_beavers"),
-        ("newton_schulz", "newton_schulz"),
     ],
 )
 def test_layers_of_one_shape_share_a_call(monkeypatch, root, op):
@@ -29,8 +27,6 @@ def test_layers_of_one_shape_share_a_call(monkeypatch, root, op):
         return original(matrices, *args, **kwargs)
 
     monkeypatch.setattr(sngd_kernels, op, spy)
-    if op in roots.ITERATIONS:
-        monkeypatch.setitem(roots.ITERATIONS, op, spy)
     model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5), nn.Linear(5, 3, bias=False))
     net = sngd.reconstruct(model, EVERY_STEP.replace(root=root))
     train(net, steps=1)
