@@ -22,7 +22,6 @@ WRONG = [
     *[("max_rows", value) for value in (0, -1, 1.5, "all", True)],
     *[("fisher", value) for value in ("units", None, 1)],
     *[("over_outputs", value) for value in ("max", None, 1)],
-    *[("output_gradients", value) for value in ("true", None, 1)],
     *[("activation", value) for value in ("ReLU", "", None, 1, torch.relu)],
     *[("root", value) for value in ("eigh", None, "Cholesky", "Auto")],
 ]

@@ -6,14 +6,13 @@ the two-sided ones have another unit. The table has the seconds beside.
     make bench-fishers ARGS="--tasks mlp --tasks autoencoder"
 """
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 import sngd_compile as sngd
 from contenders import (
@@ -25,7 +24,6 @@ from contenders import (
     limit_to_one_thread,
 )
 from paper.paper_contenders import TWO_SIDED
-from sngd_compile.sampling import Distribution
 from study.convergence import RESULTS, wanted
 from study.protocol import Protocol, study
 from study.race import Budget
@@ -36,26 +34,7 @@ console = Console(width=120)
 
 def on_network(config: sngd.Config, model: nn.Module, recipe: Recipe) -> Trainee:
     """SGD with momentum on the network reconstructed with `config`, in its trust region."""
-    network = sngd.reconstruct(model, config)
-    if config.output_gradients == "sampled":
-        recipe = replace(recipe, criterion=Sampled(network, recipe.criterion))
-    return in_trust_region(network, recipe)
-
-
-class Sampled(nn.Module):
-    """A loss that first shows the network the gradients of targets that it draws itself."""
-
-    def __init__(self, network: nn.Module, criterion: nn.Module) -> None:
-        super().__init__()
-        self.network, self.criterion = network, criterion
-
-    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Sample, then return the loss."""
-        classifies = isinstance(self.criterion, nn.CrossEntropyLoss)
-        distribution: Distribution = "categorical" if classifies else "gaussian"
-        sngd.sample_fisher_(self.network, outputs, distribution=distribution)
-        loss: Tensor = self.criterion(outputs, targets)
-        return loss
+    return in_trust_region(sngd.reconstruct(model, config), recipe)
 
 
 def contender(name: str, rates: tuple[float, ...], config: sngd.Config) -> Contender:
@@ -67,12 +46,10 @@ ONE_SIDED = (0.03, 0.1, 0.01, 0.3)
 EMPIRICAL = (1e-2, 1e-3, 1e-4, 1e-5)
 """Rates of metrics that shrink with the gradients, so that steps grow."""
 
-SAMPLED = (1e-1, 1e-2, 1e-3, 1e-4)
 
 FISHERS = (
     contender("shared", ONE_SIDED, sngd.Config()),
     contender("kronecker", EMPIRICAL, TWO_SIDED),
-    contender("kronecker, sampled", SAMPLED, TWO_SIDED.replace(output_gradients="sampled")),
 )
 
 

@@ -1,6 +1,5 @@
 """Bugs in the output side of a Kronecker-factored local Fisher."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -8,14 +7,11 @@ from torch import Tensor
 
 from bug import caught_by, wrap
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.output_side import DRAWS, SAMPLES, OutputSide
+from sngd_compile.fisher.output_side import SAMPLES, OutputSide
 from sngd_compile.fisher.roots.kronecker import KroneckerRoot
-from sngd_compile.fisher.schedule import Schedule
 from sngd_compile.rules.convolution import Convolution
-from sngd_compile.sampling import RESIDUALS
 
 LAWS = ("tests/rules/test_linear.py", "-k", "output_side")
-SAMPLED = ("tests/fishers/test_sampled.py",)
 OF_CONVOLUTIONS = ("tests/rules/test_convolution.py", "-k", "output_side")
 
 
@@ -60,31 +56,3 @@ def damping_not_shared_by_pi() -> None:
         return (first + (same - one) * eyes[0], same), (second + (same - other) * eyes[1], same)
 
     wrap(FisherLayer, "damped", damped)
-
-
-@caught_by(SAMPLED)
-def ordinary_backward_observed_too() -> None:
-    """The gate of sampled gradients stays open for those of the loss."""
-    Schedule.close_backward = lambda schedule: None
-
-
-@caught_by(SAMPLED)
-def draws_not_counted() -> None:
-    """B of sampled gradients is made as if they held the `1 / N` of a mean."""
-
-    def close(original: Any, side: OutputSide) -> None:
-        side.tally[DRAWS].zero_()
-        original(side)
-
-    wrap(OutputSide, "close_step_", close)
-
-
-@caught_by(SAMPLED)
-def likeliest_class_drawn() -> None:
-    """A class is not drawn: the likeliest is taken."""
-
-    def residual(original: Any, logits: Tensor, generator: torch.Generator) -> Tensor:
-        p = logits.softmax(-1)
-        return p - torch.nn.functional.one_hot(p.argmax(-1), p.shape[-1])
-
-    RESIDUALS["categorical"] = partial(residual, RESIDUALS["categorical"])

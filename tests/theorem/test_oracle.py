@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 import sngd_compile as sngd
 from sngd_compile import Config
-from theorem.enumerated import show_all
 
 curvlinops = pytest.importorskip(
     "curvlinops", reason="needs the oracle: pip install --no-deps -r requirements-oracle.txt"
@@ -85,15 +84,3 @@ def test_empirical_output_factors_are_the_oracles(network, shape):
         (nn.functional.cross_entropy(net(inputs), labels, reduction="sum") / 17).backward()
     layers = sngd.fisher_layers(sngd.refresh_(net))
     assert_same({name: layer.output_side.factor for name, layer in layers.items()}, expected)
-
-
-@NETWORKS
-def test_sampled_output_factors_are_those_of_its_exact_fisher(network, shape, monkeypatch):
-    model, data = network(), batches(shape)
-    expected = covariances(model, data, "type-2", "gradient_covariances")
-    config = Config(max_rows=None, fisher="kronecker", output_gradients="sampled")
-    net = sngd.reconstruct(model, config)
-    for inputs, _ in data:
-        show_all(net, net(inputs), "categorical", monkeypatch)
-    layers = sngd.fisher_layers(sngd.refresh_(net))
-    assert_same({name: 3 * layer.output_side.factor for name, layer in layers.items()}, expected)
