@@ -32,7 +32,6 @@ EDGES = [
     {"max_rows": None},
     {"block_size": 1, "fisher": "block"},
     {"activation": "gelu", "fisher": "unit"},
-    {"root": "auto"},
     {"seed": 2**62, "refresh_every": 2**62, "max_rows": 2**62},
 ]
 

@@ -1,4 +1,4 @@
-"""Roots by iteration: matrix products only, or products and small inverses; one step from a root.
+"""Roots by iteration: matrix products only, or products and small inverses.
 
 Residuals are Frobenius norms, not divided by the size: the root-mean-square form stops too early.
 """
@@ -9,35 +9,6 @@ from torch import Tensor
 from ..errors import KernelValueError, NotConvergedError
 from .cholesky_inverse import check_square, cholesky_inverse_ex
 from .matmul_nt import matmul_nt, product_and_norm
-
-
-def warm_root(root: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Improve a root of the inverse of a matrix that has changed a little, by one step.
-
-    `W' = W + E W / 2`, `E = I - W A W^T`: quadratic convergence while `|E| < 1`. Three products, no
-    factorisation, no wait. One step for each small change of `A` keeps the residual small; start
-    afresh, with `cholesky_inverse`, when it exceeds 0.3.
-
-    Args:
-        root: `W` `[*, D, D]`, float32 or float64, with `W A W^T` near the identity.
-        matrices: damped `A` `[*, D, D]`, symmetric, same dtype and device.
-
-    Returns:
-        The new root and the residual `|E|` of the OLD one, `[*]`; NaN or large where the step is
-        worthless.
-
-    Raises:
-        KernelTypeError: a dtype is neither float32 nor float64, or they differ.
-        KernelValueError: the matrices are not square, or the shapes or devices differ.
-
-    `3 D^3` multiply-adds a matrix, of which the residual takes half of one.
-
-    Source: docs/method.md, roots. Checked by tests/ops/test_roots.py.
-    """
-    check_square(matrices)
-    applied = matmul_nt(root, matrices)
-    error, residual = product_and_norm(applied, root, alpha=-1.0, gamma=1.0, symmetric=True)
-    return matmul_nt(error, root.mT, alpha=0.5, addend=root), residual
 
 
 def denman_beavers(matrices: Tensor, *, iterations: int = 12, tolerance: float = 1e-3) -> Tensor:

@@ -12,12 +12,10 @@ from bug import CONVOLUTION, LINEAR, TRAJECTORY, caught_by, wrap
 from sngd_compile.config import Config
 from sngd_compile.fisher import transforms, weight_map
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.roots import decompose as roots
 from sngd_compile.fisher.roots.cholesky import CholeskyRoot
 from sngd_compile.fisher.roots.low_rank import LowRankRoot
 from sngd_compile.fisher.roots.symmetric import SymmetricRoot
 from sngd_compile.layout import Layout
-from sngd_compile.plan import root_choice
 from sngd_compile.training import refresh
 
 WIDTH = ("tests/theorem/test_width.py", "-k", "divided")
@@ -91,23 +89,6 @@ def inverse_for_root() -> None:
 def root_one_percent_off() -> None:
     """R is 1 % too long."""
     wrap_decomposition(lambda damped: damped / 1.01**2)
-
-
-@caught_by(("tests/roots/test_warm.py",))
-def warm_steps_from_far_roots() -> None:
-    """A step is taken from every finite root, however far away it is."""
-    roots.NEAR = 1e9
-
-
-@caught_by(("tests/roots/test_auto.py",))
-def auto_forgets_that_damping_is_shared() -> None:
-    """The bound of the condition number is that of one factor with a damping of its own."""
-
-    def bound(original: Any, decision: Any) -> float:
-        relative = decision.config.damping_rel_trace
-        return 1 / relative + 1 if relative else original(decision)
-
-    wrap(root_choice, "_condition_bound", bound)
 
 
 @caught_by(("tests/roots/test_nystrom.py",))

@@ -82,7 +82,7 @@ def wide() -> nn.Module:
 
 
 @pytest.mark.parametrize("model", [mlp, wide])
-@pytest.mark.parametrize("root", ["cholesky", "symmetric", "warm", "denman_beavers", "nystrom"])
+@pytest.mark.parametrize("root", ["cholesky", "symmetric", "denman_beavers", "nystrom"])
 def test_a_refresh_is_exact(root, model, lowered):
     net = sngd.reconstruct(model(), EVERY_STEP.replace(root=root, rank=3))
     train(net, steps=3)

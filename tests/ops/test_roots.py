@@ -13,7 +13,6 @@ from sngd_kernels import (
     cholesky_inverse,
     denman_beavers,
     newton_schulz,
-    warm_root,
 )
 
 ITERATIONS = [denman_beavers, newton_schulz]
@@ -73,35 +72,3 @@ def test_refuses_what_does_not_converge(iterate: Callable[..., Tensor]) -> None:
         iterate(torch.eye(3).bfloat16())
     with pytest.raises(KernelValueError, match="expected square"):
         iterate(torch.ones(2, 3))
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_warm_root_converges_quadratically(bias: bool) -> None:
-    before, matrices = with_condition(1e3, 63), with_condition(1e3, 63)
-    matrices = before + 1e-4 * matrices
-    root = cholesky_inverse(before, bias=bias)
-    residuals = []
-    for _ in range(4):
-        expected = residual(root, matrices)
-        root, reported = warm_root(root, matrices)
-        assert reported.max().item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
-        residuals.append(expected)
-    assert residuals[1] <= residuals[0] ** 2
-    assert residuals[-1] <= 1e-9
-
-
-def test_warm_root_reports_that_a_step_is_worthless() -> None:
-    matrices = with_condition(1e3, 63)
-    _, reported = warm_root(cholesky_inverse(matrices), 10 * matrices)
-    assert (reported > 0.3).all()
-    assert warm_root(torch.eye(3), torch.full((3, 3), torch.nan))[1].isnan()
-
-
-def test_warm_root_follows_a_slow_drift_in_float32() -> None:
-    start, end = with_condition(1e3, 63), with_condition(1e3, 63)
-    root = cholesky_inverse(start.float())
-    for step in range(1, 51):
-        matrices = start + (end - start) * step / 10000
-        root, reported = warm_root(root, matrices.float())
-        assert (reported < 0.3).all()
-    assert residual(root.double(), matrices) <= 0.01

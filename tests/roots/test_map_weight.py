@@ -39,12 +39,13 @@ SMALL = [name for name, form in FORMS.items() if form.layout.width < BLOCK]
 
 
 def a_root(form, has_bias):
-    """Return a root of this form with numbers of no meaning, triangles where it has them."""
+    """Return a root of this form with numbers of no meaning, in the shape that it has."""
     blocks = form.blocks[:-1] + tuple(b - (not has_bias) for b in form.blocks[-1:])
     form = replace(form, has_bias=has_bias, blocks=blocks)
     root = form.definition.first_root(form, form.dtype, torch.device("cpu"))
     for name, buffer in root.named_buffers():
         noise = torch.randn_like(buffer)
+        noise = noise + noise.mT if name.endswith("symmetric") else noise
         buffer.add_(noise.tril() if name.endswith("inverse") else noise)
     return form, root
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sngd_kernels
-from sngd_compile.fisher.roots.base import Decomposition, FactorRoot, Pair
-from sngd_compile.fisher.roots.pairs import identity, join, split
+from sngd_compile.fisher.roots.base import Decomposition, Pair
+from sngd_compile.fisher.roots.pairs import SelfAdjointRoot, identity, join, split
 from sngd_compile.registry import register_root
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -19,7 +19,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 
 
 @register_root("symmetric")
-class SymmetricRoot(FactorRoot):
+class SymmetricRoot(SelfAdjointRoot):
     """The symmetric root `R = G^(-1/2)`, for which `R^T` is `R`.
 
     Attributes:
@@ -65,15 +65,6 @@ class SymmetricRoot(FactorRoot):
         """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
         joined = join(weight, bias)
         return split(torch.linalg.solve(self.symmetric, joined, left=False), bias)
-
-    def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
-        """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
-        return split(join(weight, bias) @ self.symmetric.mT, bias)
-
-    def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
-        """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
-        joined = join(weight, bias)
-        return split(torch.linalg.solve(self.symmetric.mT, joined, left=False), bias)
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `W' (R x~)` for rows `[N, K]`: the activation side."""

@@ -11,7 +11,6 @@ from sngd_kernels import (
     denman_beavers,
     matmul_nt,
     newton_schulz,
-    warm_root,
 )
 from sngd_kernels.reference import cholesky_inverse_reference
 from sngd_kernels.roots.matmul_nt import product_and_norm
@@ -81,10 +80,3 @@ def test_symmetric_roots(iterate) -> None:
     root = iterate(factors).double()
     error = root @ factors.double() @ root - torch.eye(17, dtype=torch.float64)
     assert torch.linalg.matrix_norm(error).max().item() <= 1e-4
-
-
-def test_warm_root() -> None:
-    factors = moments(2, 17) + 0.1 * torch.eye(17)
-    root, residual = warm_root(cholesky_inverse(factors), 1.01 * factors)
-    torch.testing.assert_close(residual, torch.full((2,), 0.01 * 17**0.5), rtol=1e-2, atol=0)
-    assert warm_root(root, 1.01 * factors)[1].max().item() <= 1e-3
