@@ -110,7 +110,7 @@ def described(device: torch.device) -> str:
 def main(device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu") -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    where, kinds = torch.device(device), ROOTS
+    where, kinds = torch.device(device), tuple(ROOTS)
     table = Table("root", "dtype", "D", *kinds, title_justify="left")
     table.title = "one root, milliseconds: median (least to largest)"
     for line in lines(where, kinds):

@@ -8,6 +8,7 @@ def test_linear(law, case, root):
 """
 
 from laws.case import Case, conv_case, conv_rows, linear_case, linear_rows
+from laws.one_file import OneCall, laws_on
 from laws.suite import factor_is_the_jacobians_moment
 from laws.table import LAWS, every_block_law, every_law, every_output_law
 from laws.two_sided_table import every_two_sided_law
@@ -16,6 +17,7 @@ from laws.units import UnitCase
 __all__ = [
     "LAWS",
     "Case",
+    "OneCall",
     "UnitCase",
     "conv_case",
     "conv_rows",
@@ -24,6 +26,7 @@ __all__ = [
     "every_output_law",
     "every_two_sided_law",
     "factor_is_the_jacobians_moment",
+    "laws_on",
     "linear_case",
     "linear_rows",
 ]
