@@ -1,5 +1,7 @@
 """Builds the documentation: runs every page, and checks `docs/api.md` against the docstrings.
 
+Files that a page asks its reader to write are added to a copy of the project and tested there.
+
 make docs                  # fails with page and line where something no longer holds
 make docs ARGS=--write     # writes printed outputs and docs/api.md anew
 """
@@ -15,6 +17,7 @@ from typing import Annotated
 
 import typer
 from pages import PageError, check_page, run_page
+from pasted import check_files
 from reference import reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +30,7 @@ def pages() -> list[Path]:
 
 
 def build_page(path: Path, write: bool) -> str | None:
-    """Run one page, in a Python of its own; return what is wrong with it."""
+    """Run one page and test its files, in a Python of its own; return what is wrong with it."""
     sys.path.append(str(ROOT / "tests"))  # the shared laws, as in the tests
     shown = path.relative_to(ROOT).as_posix()
     try:
@@ -35,6 +38,7 @@ def build_page(path: Path, write: bool) -> str | None:
             path.write_text(run_page(path, shown))
         else:
             check_page(path, shown)
+        check_files(path, shown, ROOT)
     except PageError as error:
         return str(error)
     return None

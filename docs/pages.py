@@ -1,6 +1,7 @@
 """Markdown pages whose Python runs and whose printed output is what was really printed.
 
 ```python              runs, in one module per page, with warnings as errors
+```python a/file.py    runs too, and is a file that the reader writes; see pasted.py
 ```python no-run       is shown only
 <!-- output -->        before a ```text block: what the page has printed since the last one
 """
@@ -36,11 +37,13 @@ class Block:
         kind: "code" or "output".
         line: Of the page, counted from 1, where the content begins.
         text: The content, each line ended by a newline.
+        file: Where the reader writes it, from the project's root; None for code of the page alone.
     """
 
     kind: str
     line: int
     text: str
+    file: str | None = None
 
 
 def blocks(markdown: str) -> Iterator[Block]:
@@ -49,8 +52,9 @@ def blocks(markdown: str) -> Iterator[Block]:
     for token in MarkdownIt().parse(markdown):
         if token.type == "fence" and token.map:
             line = token.map[0] + 2
-            if token.info.strip() == "python":
-                yield Block("code", line, token.content)
+            language, _, word = token.info.strip().partition(" ")
+            if language == "python" and word != "no-run":
+                yield Block("code", line, token.content, word or None)
             elif marked:
                 yield Block("output", line, token.content)
         marked = token.type == "html_block" and token.content.strip() == OUTPUT_MARK
