@@ -61,7 +61,10 @@ def problems(write: bool) -> Iterator[str]:
     workers = ProcessPoolExecutor(
         min(4, os.cpu_count() or 1), mp_context=get_context("spawn"), max_tasks_per_child=1
     )
-    with workers:
+    sys.path.append(str(ROOT / "tests"))
+    from compile_cache import own_compile_cache
+
+    with own_compile_cache(), workers:
         results = [workers.submit(build_page, page, write) for page in pages()]
         yield from filter(None, [build_api(write), *(result.result() for result in results)])
 

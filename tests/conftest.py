@@ -2,15 +2,31 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 
+from compile_cache import own_compile_cache
+
 ROOT = Path(__file__).parents[1]
 # `python -m pytest` puts the root there, and other packages then find `kernels` in it: imported a
 # second time under that name, it would register its operations again, over those in use.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+
+_run = ExitStack()
+
+
+def pytest_configure() -> None:
+    """Claim a folder for compiled code before anything compiles; xdist's workers inherit it."""
+    _run.enter_context(own_compile_cache())
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """Give the folder back; a run that was interrupted may have left files half written."""
+    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        _run.close()
 
 
 @pytest.fixture(autouse=True)

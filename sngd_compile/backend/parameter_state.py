@@ -100,6 +100,10 @@ class NaturalSite:
         """Hold the parameters for as long as the site is used."""
         self.weight, self.bias, self.fisher = weight, bias, fisher
 
+    def holds(self, weight: Tensor) -> bool:
+        """Say whether its weight is this one; it holds all that it needs itself."""
+        return self.weight is weight
+
     @torch.no_grad()
     def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
         """Take another root. `w` and its momentum stay; a gradient that waits becomes natural anew.

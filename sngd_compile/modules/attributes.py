@@ -9,17 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from sngd_compile.errors import ModelError
-from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.reparameterise import fold_half
 from sngd_compile.fisher.roots.base import Pair
 from sngd_compile.fisher.transforms import are_transforms_active
 from sngd_compile.modules.folded_weight import folded_weight, guarded_weight, is_in_forward
 from sngd_compile.modules.writable_weight import writable
+from sngd_compile.training.intact import fisher_of, prime_of
 from sngd_compile.training.refresh import LocalSite
 from sngd_compile.training.sharding import is_sharded
 
 Names = tuple[tuple[str, str | None], ...]
 """Attribute names of the reconstructed (weight, bias) pairs of a module."""
+
+_SURGEONS = frozenset(
+    f"torch.nn.utils.{name}" for name in ("weight_norm", "parametrize", "parametrizations", "prune")
+)
+"""Modules whose functions replace the parameters of a layer."""
 
 
 def attributes_of(names: Names) -> dict[str, property]:
@@ -27,18 +32,11 @@ def attributes_of(names: Names) -> dict[str, property]:
     made: dict[str, property] = {}
     for weight, bias in names:
         made[weight] = _folded(weight, bias, 0)
-        made[f"{weight}_prime"] = _raw(weight)
+        made[f"{weight}_prime"] = _raw(weight, weight)
         if bias is not None:
             made[bias] = _folded(weight, bias, 1)
-            made[f"{bias}_prime"] = _raw(bias)
+            made[f"{bias}_prime"] = _raw(weight, bias)
     return made
-
-
-def fisher_of(module: nn.Module, weight: str) -> FisherLayer:
-    """Return the Fisher layer of a module's weight."""
-    fisher = module._modules[f"{weight}_fisher"]
-    assert isinstance(fisher, FisherLayer)
-    return fisher
 
 
 def folded_pairs(module: nn.Module, names: Names) -> dict[str, Tensor | None]:
@@ -54,9 +52,8 @@ def folded_pairs(module: nn.Module, names: Names) -> dict[str, Tensor | None]:
 def _fold(module: nn.Module, weight: str, bias: str | None, in_forward: bool) -> Pair:
     """Fold a weight with its bias; in a forward that is observed, it shows what it meets."""
     fisher = fisher_of(module, weight)
-    weight_prime = module._parameters[weight]
-    assert weight_prime is not None
-    bias_prime = module._parameters[bias] if bias is not None else None
+    weight_prime = prime_of(module, weight, weight)
+    bias_prime = None if bias is None else prime_of(module, weight, bias)
     folded, folded_bias = fold_half(fisher, weight_prime, bias_prime)
     compiling = torch.compiler.is_compiling()
     if in_forward and module.training and (compiling or fisher.schedule.observing):
@@ -75,7 +72,9 @@ def _folded(weight: str, bias: str | None, index: int) -> property:
         if held is not None:
             value: Tensor | None = held[name]
             return value
-        parameter = self._parameters[weight]
+        if not torch.compiler.is_compiling():
+            _refuse_surgery(self, weight, str(sys._getframe(1).f_globals.get("__name__")))
+        parameter = prime_of(self, weight, weight)
         if is_sharded(parameter):
             return _for_fully_shard(self, (weight, bias)[index] or "")
         in_forward = is_in_forward()
@@ -85,6 +84,19 @@ def _folded(weight: str, bias: str | None, index: int) -> property:
         return writable(LocalSite(self, weight, bias, fisher_of(self, weight)), index, folded)
 
     return property(read, doc=f"The folded {name}, `w' R`.")
+
+
+def _refuse_surgery(module: nn.Module, weight: str, caller: str) -> None:
+    """Stop `weight_norm`, `prune` and their like at the one step of theirs that a module sees.
+
+    They read the weight, and then take it out of `_parameters` or write to it.
+    """
+    if caller in _SURGEONS:
+        raise ModelError(
+            f"{fisher_of(module, weight).name}: {caller} would put other parameters in place of "
+            "this weight, which is reconstructed; nothing was changed. Call sngd.fold first, use "
+            f"{caller} on the folded network, and reconstruct that"
+        )
 
 
 def _for_fully_shard(module: Any, name: str) -> Tensor:
@@ -99,8 +111,8 @@ def _for_fully_shard(module: Any, name: str) -> Tensor:
     )
 
 
-def _raw(name: str) -> property:
-    def read(self: nn.Module) -> Tensor | None:
-        return self._parameters[name]
+def _raw(weight: str, name: str) -> property:
+    def read(self: nn.Module) -> Tensor:
+        return prime_of(self, weight, name)
 
     return property(read, doc=f"The parameter {name}, `w'`.")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.modules.attributes import Names, attributes_of, fisher_of, folded_pairs
+from sngd_compile.modules.attributes import Names, attributes_of, folded_pairs
 from sngd_compile.modules.composites import members_of
 from sngd_compile.modules.program import Program
 from sngd_compile.modules.rematching import match_again
@@ -25,6 +25,7 @@ from sngd_compile.plan.records import ModulePlan, Plan
 from sngd_compile.plan.report import dump_graph, dump_plan
 from sngd_compile.rules import runs_known_forward
 from sngd_compile.training.averaged_models import watch_averages
+from sngd_compile.training.intact import check_intact, fisher_of
 from sngd_compile.training.optimizer_hooks import register_owner, release_owner, reset_
 from sngd_compile.training.refresh import LocalSite
 from sngd_compile.training.sharding import check_mesh, is_sharded
@@ -51,7 +52,23 @@ class Reconstructed(nn.Module):
         return self.training and torch.is_grad_enabled()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the reconstructed graph; without one the module's own forward, on folded weights."""
+        """Run the reconstructed graph; without one the module's own forward, on folded weights.
+
+        Raises:
+            ModelError: Other code took a parameter or a Fisher layer away, or reshaped it.
+        """
+        # A compiler cannot go on in the middle of a `try` after a graph break.
+        if torch.compiler.is_compiling():
+            return self._run(*args, **kwargs)
+        try:
+            return self._run(*args, **kwargs)
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            # Looked at only now, so that a forward pass that succeeds costs no more.
+            if not isinstance(error, ModelError):
+                check_intact(self, self.names)
+            raise
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         if self.program is not None:
             return self.program.forward(self, *args, **kwargs)
         # A compiler finds common subexpressions itself, and takes no attribute that comes and goes.
@@ -66,7 +83,8 @@ class Reconstructed(nn.Module):
             del self.__dict__["held"]
 
     def local_sites(self) -> list[LocalSite]:
-        """Return one record per reconstructed weight."""
+        """Return one record per reconstructed weight; a `ModelError` where one is damaged."""
+        check_intact(self, self.names)
         pairs = self.names
         return [LocalSite(self, name, bias, fisher_of(self, name)) for name, bias in pairs]
 

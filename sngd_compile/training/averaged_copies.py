@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sngd_compile.fisher.copies import is_written_to, origin_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.next_roots import warn_once
+from sngd_compile.training.intact import sites_or_error
 from sngd_compile.training.sharding import whole
 
 
@@ -63,7 +64,12 @@ def followers_of(leader: FisherLayer) -> Iterator[Any]:
 def site_of_follower(fisher: FisherLayer) -> list[Any]:
     """Return the site of a Fisher layer that follows another; none where its module is gone."""
     module = _modules[fisher]()
-    return [] if module is None else [s for s in module.local_sites() if s.fisher is fisher]
+    if module is None:
+        return []
+    sites, error = sites_or_error(module)
+    if error is not None:  # the network that leads is trained, and is not the one to stop
+        warn_once(fisher, "damaged", f"it no longer follows the network in training: {error}")
+    return [site for site in sites if site.fisher is fisher]
 
 
 def report_averages(sites: Iterable[SiteOfModule], leaders: Container[Any]) -> None:

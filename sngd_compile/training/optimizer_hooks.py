@@ -7,11 +7,11 @@ optimizer only where it owns parameters of a reconstructed module.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import isfinite
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -29,6 +29,7 @@ from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.training.averaged_copies import report_averages
 from sngd_compile.training.backward import after_backward
 from sngd_compile.training.data_parallel import find_groups
+from sngd_compile.training.intact import parameters_of, remember, sites_or_error
 from sngd_compile.training.refresh import LocalSite, Site, change_root_, refresh_sites
 from sngd_compile.training.sharding import is_sharded, whole
 from sngd_compile.training.warnings import report_frozen_bias, report_rejected, report_unobserved
@@ -64,6 +65,8 @@ def register_owner(owner: SiteOwner | nn.Module) -> None:
     global _generation
     _install_hooks()
     _owners.add(owner)
+    if isinstance(owner, nn.Module):
+        remember(owner)
     _generation += 1
 
 
@@ -86,9 +89,32 @@ def optimizers_of(weight: Tensor) -> list[Optimizer]:
 
 
 def sites_of(modules: Iterable[Any]) -> list[Site]:
-    """List the live sites of those modules that are reconstructed."""
-    owners = [cast(SiteOwner, module) for module in modules if module in _owners]
-    return [site for owner in owners for site in owner.local_sites()]
+    """List the live sites of those modules that are reconstructed.
+
+    Raises:
+        ModelError: Other code damaged one of them.
+    """
+    return _listed([module for module in modules if module in _owners], lambda owner: True)
+
+
+def _listed(owners: Iterable[Any], concerns: Callable[[Any], bool]) -> list[Site]:
+    """List the sites of all owners that are whole.
+
+    Args:
+        owners: Every one of this process, or those of one network.
+        concerns: Says of a damaged one whether the caller uses it; the others are left out, for
+            who damaged a network must not stop the training of another.
+
+    Raises:
+        ModelError: One that concerns the caller is damaged.
+    """
+    found: list[Site] = []
+    for owner in list(owners):
+        sites, error = sites_or_error(owner)
+        if error is not None and concerns(owner):
+            raise error
+        found += sites
+    return found
 
 
 def reset_(site: LocalSite) -> None:
@@ -103,11 +129,15 @@ def _bind(optimizer: Optimizer) -> Binding:
     known = _bindings.get(optimizer)
     if known and known.generation == _generation and known.parameter_count == count:
         pairs = zip(known.sites, known.weights, strict=True)
-        if all(site.weight is weight for site, weight in pairs):
+        if all(site.holds(weight) for site, weight in pairs):
             return known
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     owned = {id(p): index for index, p in enumerate(parameters)}
-    everywhere = sites_of(_owners)
+
+    def is_driven(owner: Any) -> bool:
+        return any(id(parameter) in owned for parameter in parameters_of(owner))
+
+    everywhere = _listed(_owners, is_driven)
     # In the order of the optimizer: processes that train in parallel refresh in the same one.
     driven = [site for site in everywhere if id(site.weight) in owned]
     driven.sort(key=lambda site: owned[id(site.weight)])
@@ -176,7 +206,8 @@ def _report_averages(leaders: list[FisherLayer]) -> None:
     """Look for copies of layers that are due which somebody averages."""
     if have_origins():
         stepped = {id(site.fisher) for known in _bindings.values() for site in known.sites}
-        others = [site for site in sites_of(_owners) if id(site.fisher) not in stepped]
+        everywhere = _listed(_owners, lambda owner: False)
+        others = [site for site in everywhere if id(site.fisher) not in stepped]
         report_averages([site for site in others if isinstance(site, LocalSite)], leaders)
 
 

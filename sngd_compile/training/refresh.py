@@ -17,6 +17,7 @@ from sngd_compile.fisher.roots.base import Change, Root, copy_root_
 from sngd_compile.fisher.weight_map import as_matrices
 from sngd_compile.training.averaged_copies import followers_of
 from sngd_compile.training.data_parallel import add_up_
+from sngd_compile.training.intact import prime_of
 from sngd_compile.training.sharding import put_, whole
 from sngd_compile.training.warnings import report_rejected
 from sngd_kernels.precision import exact_products
@@ -43,6 +44,10 @@ class Site(Protocol):
         """The local Fisher layer."""
         ...
 
+    def holds(self, weight: Tensor) -> bool:
+        """Say whether the site is whole, and its weight this one."""
+        ...
+
     def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
         """Give the layer another root; the function stays."""
         ...
@@ -60,14 +65,25 @@ class LocalSite:
     @property
     def weight(self) -> nn.Parameter:
         """W', shaped like the original weight."""
-        parameter = self.module._parameters[self.weight_name]
-        assert parameter is not None
-        return parameter
+        return prime_of(self.module, self.weight_name, self.weight_name)
 
     @property
     def bias(self) -> nn.Parameter | None:
         """b', or None where the local Fisher has no bias row."""
-        return None if self.bias_name is None else self.module._parameters[self.bias_name]
+        name = self.bias_name
+        return None if name is None else prime_of(self.module, self.weight_name, name)
+
+    def holds(self, weight: Tensor) -> bool:
+        """Say whether the module is still reconstructed, with this w' and this Fisher layer."""
+        # Asked at every step of every weight: so it looks no further, and raises nothing.
+        own = self.module.__dict__
+        parameters, children = own.get("_parameters") or {}, own.get("_modules") or {}
+        return (
+            parameters.get(self.weight_name) is weight
+            and children.get(f"{self.weight_name}_fisher") is self.fisher
+            and (self.bias_name is None or parameters.get(self.bias_name) is not None)
+            and hasattr(self.module, "local_sites")
+        )
 
     def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
         """Give the layer another root and move `w'` along."""

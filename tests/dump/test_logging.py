@@ -1,6 +1,7 @@
 """Level DEBUG shows the plan and what each pass did; `TORCH_LOGS=+sngd_compile` asks for it."""
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -32,7 +33,7 @@ def test_nothing_is_said_otherwise(caplog):
 
 def test_the_variable_of_torch_turns_it_on():
     code = "import sngd_compile; from torch import nn; sngd_compile.reconstruct(nn.Linear(3, 2))"
-    environment = {"TORCH_LOGS": "+sngd_compile", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"TORCH_LOGS": "+sngd_compile", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )

@@ -177,4 +177,9 @@ def main(names: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.path.append(str(ROOT / "tests"))
+    from compile_cache import own_compile_cache
+
+    with own_compile_cache():  # one folder for all runs
+        status = main(sys.argv[1:])
+    sys.exit(status)

@@ -176,7 +176,7 @@ def test_dtypes_on_both_paths(dtype: torch.dtype, stride: int) -> None:
     assert moment.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     geometry = conv_geometry(x.shape, 3, stride, 1, 1, 1)
     expected = reference(x.double(), geometry, bias=True)
-    tolerance = 1e-13 if dtype == torch.float64 else 1e-6
+    tolerance = 1e-13 if dtype == torch.float64 else 1e-5  # sums may come in any order
     error = (moment.double() - expected).abs().max() / expected.abs().max()
     assert error.item() < tolerance
 

@@ -119,9 +119,11 @@ def test_the_gradient_is_that_of_the_plain_network_and_can_be_written_to(config)
         each[0].bias.grad.mul_(2)
         each[2].weight.grad.data.clamp_(-1e-3, 1e-3)
     for index in (0, 2):
+        # They pass through the root together: what rounds is as large as the largest of both.
+        largest = max(float(p.grad.abs().max()) for p in model[index].parameters())
         for name in ("weight", "bias"):
             ours, plain = (getattr(each[index], name).grad for each in (net, model))
-            torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(ours, plain, rtol=0, atol=1e-11 * largest)
 
 
 def test_no_gradient_is_none_and_half_of_one_is_whole():
