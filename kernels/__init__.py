@@ -25,7 +25,7 @@ from .moments.unit_second_moment import unit_second_moment
 from .roots.cholesky_inverse import cholesky_inverse, cholesky_inverse_ex
 from .roots.diagonal_root import diagonal_root_ex
 from .roots.eigen_root import eigen_root_ex
-from .roots.iterations import denman_beavers, newton_schulz
+from .roots.iterations import denman_beavers
 from .roots.matmul_nt import matmul_nt
 from .roots.nystrom import nystrom_root_ex
 
@@ -49,7 +49,6 @@ __all__ = [
     "eigen_root_ex",
     "explain",
     "matmul_nt",
-    "newton_schulz",
     "nystrom_root_ex",
     "second_moment",
     "squared_sum",

@@ -25,8 +25,8 @@ from sngd_compile.registry import ROOTS
 
 OUTPUTS, TIMED = 64, 9
 WIDTHS = {"cpu": (64, 256, 1024), "cuda": (64, 128, 256, 512, 1024, 2048, 4096)}
-LARGEST_OF_ITERATIONS = 2048
-SLOW = ("symmetric", "denman_beavers", "newton_schulz")
+LARGEST_OF_SLOW = 2048
+SLOW = ("symmetric", "denman_beavers")
 
 console = Console(width=220)
 
@@ -97,7 +97,7 @@ def lines(device: torch.device, kinds: tuple[str, ...]) -> Iterator[tuple[str, .
 
 def too_slow(kind: str, width: int) -> bool:
     """Whether a kind takes seconds for such a matrix."""
-    return kind in SLOW and width > LARGEST_OF_ITERATIONS
+    return kind in SLOW and width > LARGEST_OF_SLOW
 
 
 def described(device: torch.device) -> str:

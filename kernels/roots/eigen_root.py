@@ -1,4 +1,4 @@
-"""The symmetric root by an eigendecomposition: the reference for the iterations, and their net."""
+"""The symmetric root by an eigendecomposition: the reference for the iteration, and its net."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Roots by iteration: matrix products only, or products and small inverses.
+"""The symmetric root by the Denman-Beavers iteration: products and small inverses.
 
 Residuals are Frobenius norms, not divided by the size: the root-mean-square form stops too early.
 """
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import KernelValueError, NotConvergedError
 from .cholesky_inverse import check_square, cholesky_inverse_ex
-from .matmul_nt import matmul_nt, product_and_norm
+from .matmul_nt import matmul_nt
 
 
 def denman_beavers(matrices: Tensor, *, iterations: int = 12, tolerance: float = 1e-3) -> Tensor:
@@ -35,13 +35,15 @@ def denman_beavers(matrices: Tensor, *, iterations: int = 12, tolerance: float =
 
     Source: Higham 2008, Functions of Matrices, section 6.3. Checked by tests/ops/test_roots.py.
     """
-    _check_iteration(matrices, iterations)
+    check_square(matrices)
+    if iterations < 1:
+        raise KernelValueError(f"iterations is {iterations}; expected at least 1")
     size = matrices.shape[-1]
     identity = torch.eye(size, dtype=matrices.dtype, device=matrices.device)
     residual = torch.linalg.matrix_norm(matrices - identity)
     step, root = matrices, identity.expand_as(matrices)
     for _ in range(iterations):
-        converged = _within(residual, tolerance)
+        converged = bool((residual <= tolerance).all())
         factor, _info = cholesky_inverse_ex(step)
         inverse = matmul_nt(factor.mT, factor.mT, symmetric=True)
         log_scale = factor.diagonal(dim1=-2, dim2=-1).log().mean(-1)  # of det(M)^(-1 / 2D)
@@ -49,74 +51,12 @@ def denman_beavers(matrices: Tensor, *, iterations: int = 12, tolerance: float =
         inverse = inverse / scale.square()
         root = matmul_nt(root, inverse, alpha=0.5, beta=0.5, addend=root) * scale
         if converged:
-            return _symmetric(root)
+            return (root + root.mT) / 2
         step = (step * scale.square() + inverse) / 4 + identity / 2
         residual = torch.linalg.matrix_norm(step - identity)
-    raise _not_converged("denman_beavers", residual, iterations, tolerance)
-
-
-def newton_schulz(matrices: Tensor, *, iterations: int = 30, tolerance: float = 1e-3) -> Tensor:
-    """Return the symmetric root `A^(-1/2)` by the coupled Newton-Schulz iteration.
-
-    `Y <- Y + Y E / 2`, `Z <- Z + E Z / 2`, `E = I - Z Y`, from `Y = A / |A|`, `Z = I`: products
-    only, 10 to 18 steps for condition numbers of 1e2 to 1e4. No product is halved by symmetry: that
-    makes the iteration diverge.
-
-    Args:
-        matrices: damped `A` `[*, D, D]`, symmetric positive definite, float32 or float64.
-        iterations: steps allowed, at least 1.
-        tolerance: residual `|E|` after which one more step is taken and the root returned.
-
-    Returns:
-        `[*, D, D]`, exactly symmetric.
-
-    Raises:
-        KernelTypeError: the dtype is neither float32 nor float64.
-        KernelValueError: the matrices are not square, or `iterations` is below 1.
-        NotConvergedError: the residual is still above `tolerance`, or not a number.
-
-    `3 D^3` multiply-adds a step; it waits for the device once a step. On a CPU, or for one large
-    matrix, `cholesky_inverse` is faster by far.
-
-    Source: Higham 2008, Functions of Matrices, section 6.7. Checked by tests/ops/test_roots.py.
-    """
-    _check_iteration(matrices, iterations)
-    norm = torch.linalg.matrix_norm(matrices)[..., None, None]
-    y = matrices / norm
-    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    root = identity.expand_as(matrices)
-    residual = norm
-    for _ in range(iterations):
-        error, residual = product_and_norm(root, y.mT, alpha=-1.0, gamma=1.0)
-        root = matmul_nt(error, root.mT, alpha=0.5, addend=root)
-        if _within(residual, tolerance):
-            return _symmetric(root / norm.sqrt())
-        y = matmul_nt(y, error.mT, alpha=0.5, addend=y)
-    raise _not_converged("newton_schulz", residual, iterations, tolerance)
-
-
-def _symmetric(root: Tensor) -> Tensor:
-    return (root + root.mT) / 2
-
-
-def _within(residual: Tensor, tolerance: float) -> bool:
-    return bool((residual <= tolerance).all())
-
-
-def _check_iteration(matrices: Tensor, iterations: int) -> None:
-    """Reject matrices that are not square and iterations that do not iterate."""
-    check_square(matrices)
-    if iterations < 1:
-        raise KernelValueError(f"iterations is {iterations}; expected at least 1")
-
-
-def _not_converged(
-    name: str, residual: Tensor, iterations: int, tolerance: float
-) -> NotConvergedError:
-    """Describe the worst matrix of the batch."""
     worst = residual.nan_to_num(torch.inf).max().item()
-    return NotConvergedError(
-        f"{name}: the residual is {worst:.1e} after {iterations} iterations; expected at most "
-        f"{tolerance:.0e}: damp the matrix to a condition number below 1e5, compute in float64, or "
-        "use cholesky_inverse"
+    raise NotConvergedError(
+        f"denman_beavers: the residual is {worst:.1e} after {iterations} iterations; expected at "
+        f"most {tolerance:.0e}: damp the matrix to a condition number below 1e5, compute in "
+        "float64, or use cholesky_inverse"
     )

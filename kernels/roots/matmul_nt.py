@@ -27,7 +27,7 @@ def matmul_nt(
         addend: `D` `[*, M, N]`, the same leading axes, dtype and device.
         gamma: factor of the identity.
         symmetric: promise that the result is symmetric, `M = N`: half of the tiles are computed and
-            mirrored. Whether it is so is not checked; the products of Newton-Schulz are not.
+            mirrored. Whether it is so is not checked.
 
     Returns:
         A new tensor `[*, M, N]`; exactly symmetric with `symmetric`. No gradient flows.

@@ -184,7 +184,7 @@ def train(network: type[nn.Module], config: Config) -> nn.Module:
 
 
 @pytest.mark.parametrize("network", [MLP, Residual, ConvNet])
-@pytest.mark.parametrize("root", ["symmetric", "denman_beavers", "newton_schulz"])
+@pytest.mark.parametrize("root", ["symmetric", "denman_beavers"])
 def test_every_exact_root_gives_the_same_trajectory(network, root):
     config = configuration(SETTINGS[0])
     cholesky, other = (train(network, config.replace(root=r)) for r in ("cholesky", root))

@@ -10,7 +10,6 @@ from sngd_kernels import (
     cholesky_inverse_ex,
     denman_beavers,
     matmul_nt,
-    newton_schulz,
 )
 from sngd_kernels.reference import cholesky_inverse_reference
 from sngd_kernels.roots.matmul_nt import product_and_norm
@@ -74,9 +73,8 @@ def test_matmul_nt(rows: int, columns: int, depth: int, symmetric: bool) -> None
     assert relative_error(matmul_nt(a, b), a.double() @ b.double().mT) <= 1e-6
 
 
-@pytest.mark.parametrize("iterate", [denman_beavers, newton_schulz])
-def test_symmetric_roots(iterate) -> None:
+def test_symmetric_root() -> None:
     factors = moments(2, 17) + 0.1 * torch.eye(17)
-    root = iterate(factors).double()
+    root = denman_beavers(factors).double()
     error = root @ factors.double() @ root - torch.eye(17, dtype=torch.float64)
     assert torch.linalg.matrix_norm(error).max().item() <= 1e-4
