@@ -49,8 +49,8 @@ CASES = [
 
 
 @every_block_law(CASES)
-def test_laws(law, case, root):
-    law(case, root)
+def test_laws(laws):
+    laws.check()
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ CASES = [
 
 
 @every_output_law(CASES)
-def test_laws(law, case, root):
-    law(case, root)
+def test_laws(laws):
+    laws.check()
 
 
 def bernoulli(probability):

@@ -56,6 +56,11 @@ class Case:
         """Fields of `Config` that make it this local Fisher."""
         return {"fisher": self.fisher, "block_size": self.block_size}
 
+    @property
+    def has_output_side(self) -> bool:
+        """Whether the local Fisher is made of gradients of the outputs too."""
+        return self.fisher == "kronecker"
+
     def build(self) -> nn.Module:
         """Make the layer."""
         torch.manual_seed(1)

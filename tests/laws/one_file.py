@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from laws.case import Case
-from laws.suite import Law
-from laws.table import every_law
+from laws.table import Laws, every_law
 from laws.two_sided_table import every_two_sided_law
 
 
@@ -35,7 +34,7 @@ class OneCall(nn.Module):
         return self.function(x, *(getattr(self, name) for name in self.order), **self.options)
 
 
-def laws_on(cases: Sequence[Case], two_sided: bool = False) -> Callable[[Law, Case, str], None]:
+def laws_on(cases: Sequence[Case], two_sided: bool = False) -> Callable[[Laws], None]:
     """Make a test of every law on every case, in float64.
 
     Args:
@@ -52,7 +51,7 @@ def laws_on(cases: Sequence[Case], two_sided: bool = False) -> Callable[[Law, Ca
     @pytest.mark.filterwarnings("ignore:There is a performance drop")
     @pytest.mark.usefixtures("float64")
     @pytest.mark.parametrize(marks[0].args[0], listed)
-    def test(law: Law, case: Case, root: str) -> None:
-        law(case, root)
+    def test(laws: Laws) -> None:
+        laws.check()
 
     return test

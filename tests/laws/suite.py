@@ -1,8 +1,8 @@
-"""The laws themselves, each a function of a case and a kind of root, in float64."""
+"""The laws themselves, each a function of a subject, in float64."""
 
+import copy
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,9 @@ from torch.func import functional_call, jacrev
 
 import sngd_compile as sngd
 from laws.case import Case
-from laws.recorder import recorded_uses
-from sngd_compile import Config
+from laws.subject import ABSOLUTE, RELATIVE, Subject, loss
 
-Law = Callable[[Case, str], None]
-RELATIVE, ABSOLUTE, TRACE = 1e-2, 0.03, 0.2
+Law = Callable[[Subject], None]
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -22,48 +20,10 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
 
 
-def configuration(root: str, **fields: Any) -> Config:
-    """Observe every row of every step; renew the root after steps 1, 3 and 5."""
-    return Config(
-        refresh_every=5,
-        early_refreshes=(1, 3),
-        observe_every=1,
-        damping_rel_trace=RELATIVE,
-        damping_abs=ABSOLUTE,
-        max_rows=None,
-        root=root,
-        **fields,
-    )
-
-
-def observed(case: Case, root: str) -> nn.Module:
-    """Reconstruct the layer and renew its root from one batch."""
-    net = sngd.reconstruct(case.build(), configuration(root, **case.fields))
-    net(case.input())
-    return sngd.refresh_(net)
-
-
-def trained(case: Case, root: str, steps: int = 4) -> tuple[nn.Module, torch.optim.SGD]:
-    """Reconstruct the layer and train it, with momentum and refreshes on the way."""
-    net = sngd.reconstruct(case.build(), configuration(root, **case.fields))
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
-    for step in range(steps):
-        optimizer.zero_grad()
-        loss(net(case.input(step))).backward()
-        optimizer.step()
-    return net, optimizer
-
-
-def loss(outputs: Tensor) -> Tensor:
-    """Weigh every output differently."""
-    weights = torch.linspace(-1.0, 1.5, outputs.numel(), dtype=outputs.dtype)
-    return (outputs.flatten().sin() * weights).mean()
-
-
-def rewriting_keeps_the_function(case: Case, root: str) -> None:
+def rewriting_keeps_the_function(subject: Subject) -> None:
     """Law 1: outputs in both modes, and gradients of the input and of every parameter."""
-    model = case.build()
-    net = sngd.reconstruct(model, configuration(root, **case.fields))
+    case = subject.case
+    model, net = case.build(), subject.reconstructed()
     for training in (True, False):
         given = [differentiable(case.input()) for _ in range(2)]
         outputs = [net.train(training)(given[0]), model.train(training)(given[1])]
@@ -79,9 +39,9 @@ def rewriting_keeps_the_function(case: Case, root: str) -> None:
             close(rewritten.grad, original.grad)
 
 
-def refreshing_keeps_the_function(case: Case, root: str) -> None:
+def refreshing_keeps_the_function(subject: Subject) -> None:
     """Law 2: a root that changes during training changes nothing that lives on `w`."""
-    net, optimizer = trained(case, root)
+    case, (net, optimizer) = subject.case, subject.trained()
     net(case.input(9))
     before, plain = sngd.fisher_layers(net)[case.weight].root, sngd.fold(net)
     kept = probe(net, case), on_the_weight(net, optimizer, case)
@@ -119,9 +79,10 @@ def on_the_weight(net: nn.Module, optimizer: torch.optim.SGD, case: Case) -> tup
     return blocks[0] @ root, blocks[1] @ root.inverse().mT
 
 
-def folding_gives_the_plain_layer(case: Case, root: str) -> None:
+def folding_gives_the_plain_layer(subject: Subject) -> None:
     """Law 3: the class, the keys and the shapes of the original, and the trained function."""
-    model, (net, _) = case.build(), trained(case, root)
+    case, (net, _) = subject.case, subject.trained()
+    model = case.build()
     plain = sngd.fold(net)
     assert type(plain) is type(model)
     assert list(plain.state_dict()) == list(model.state_dict())
@@ -132,9 +93,9 @@ def folding_gives_the_plain_layer(case: Case, root: str) -> None:
     close(model(case.input(17)), net(case.input(17)))
 
 
-def descent_is_natural(case: Case, root: str) -> None:
+def descent_is_natural(subject: Subject) -> None:
     """Law 4: one step of gradient descent on `w'` is `w <- w - lr dL/dw (G + damping)^-1`."""
-    net = observed(case, root)
+    case, net = subject.case, copy.deepcopy(subject.observed)
     plain = sngd.fold(net)
     loss(plain(case.input(2))).backward()
     named = dict(plain.named_parameters())
@@ -154,9 +115,9 @@ def damped(factor: Tensor) -> Tensor:
     return factor + (RELATIVE * trace + ABSOLUTE) * torch.eye(factor.shape[-1])
 
 
-def factor_is_the_mean_of_the_rows(case: Case, root: str) -> None:
+def factor_is_the_mean_of_the_rows(subject: Subject) -> None:
     """Law 5: of the rule's rows and of those written out; nothing is observed outside training."""
-    net = observed(case, root)
+    case, net = subject.case, copy.deepcopy(subject.observed)
     fisher = sngd.fisher_layers(net)[case.weight]
     expected, count = case.moments(net, case.input())
     with torch.no_grad():
@@ -165,14 +126,14 @@ def factor_is_the_mean_of_the_rows(case: Case, root: str) -> None:
     sngd.refresh_(net)
     close(case.full(fisher.factor), expected)
     assert fisher.rows_seen == count
-    rows = torch.cat([use.rows for use in recorded_uses(case)], -2)
+    rows = torch.cat([use.rows for use in subject.uses], -2)
     assert rows.shape[-2] == count
     close(rows, case.rows(net, case.input()).reshape(rows.shape))
 
 
-def factor_is_the_weighted_moment(case: Case, root: str) -> None:
+def factor_is_the_weighted_moment(subject: Subject) -> None:
     """The outputs weigh the rows as the case says; nothing is observed outside training."""
-    net = observed(case, root)
+    case, net = subject.case, copy.deepcopy(subject.observed)
     fisher = sngd.fisher_layers(net)[case.weight]
     assert fisher.kind == case.fisher
     expected, count = case.moments(case.build(), case.input())
@@ -184,13 +145,14 @@ def factor_is_the_weighted_moment(case: Case, root: str) -> None:
     assert fisher.rows_seen == count
 
 
-def factor_is_the_jacobians_moment(case: Case, root: str) -> None:
+def factor_is_the_jacobians_moment(subject: Subject) -> None:
     """Law 6: `J^T J / N` with J the Jacobian of one output channel of the layer as it was.
 
     Buffers are copies of their own, which a layer may update without ceasing to be a function.
     """
+    case = subject.case
     model, x = case.build(), case.input()
-    factor = sngd.fisher_layers(observed(case, root))[case.weight].factor
+    factor = sngd.fisher_layers(subject.observed)[case.weight].factor
     blocks = case.full(factor)
     names = [case.weight] if case.bias is None else [case.weight, case.bias]
     parameters = {name: model.get_parameter(name).detach() for name in names}
@@ -208,9 +170,10 @@ def factor_is_the_jacobians_moment(case: Case, root: str) -> None:
         close(block, case.kept(moment))
 
 
-def root_whitens_the_factor(case: Case, root: str) -> None:
+def root_whitens_the_factor(subject: Subject) -> None:
     """Law 7: `R (scale G + damping) R^T = I` and `R^T R` is the inverse, after training too."""
-    for net in (observed(case, root), trained(case, root, steps=5)[0]):
+    case = subject.case
+    for net in (subject.observed, subject.trained(steps=5)[0]):
         fisher = sngd.fisher_layers(net)[case.weight]
         found, root_matrix = case.full(fisher.factor), case.full(fisher.root)
         eye = torch.eye(found.shape[-1])
@@ -220,9 +183,9 @@ def root_whitens_the_factor(case: Case, root: str) -> None:
         close(factor, damped(found))
 
 
-def second_moment_is_that_of_the_rows(case: Case, root: str) -> None:
+def second_moment_is_that_of_the_rows(subject: Subject) -> None:
     """Law 8: a rule that sums outer products its own way adds those of its rows."""
-    for use in recorded_uses(case):
+    for use in subject.uses:
         for bias in (False, True) if use.rule.kind == "shared" else (False,):
             ones = use.rows.new_ones(*use.rows.shape[:-1], int(bias))
             rows = torch.cat([use.rows, ones], -1)

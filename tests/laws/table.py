@@ -1,12 +1,13 @@
 """Which laws are run: every law on every case, with every kind of local Fisher and of root."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
 
 from laws.case import Case
+from laws.subject import Subject
 from laws.suite import (
     Law,
     descent_is_natural,
@@ -37,43 +38,72 @@ LAWS = [*product(OF_THE_ROOT, ("cholesky", "symmetric")), *product(OF_THE_FACTOR
 OF_ANY_FACTOR = (*OF_THE_ROOT, factor_is_the_mean_of_the_rows, factor_is_the_jacobians_moment)
 
 
-def every_block_law(cases: Sequence[Case]) -> pytest.MarkDecorator:
-    """Run a test of arguments `law`, `case`, `root` on cases with `Config(fisher="block")`."""
-    laws = [*product(OF_ANY_FACTOR, ("cholesky",)), (root_whitens_the_factor, "symmetric")]
-    return on_every([replace(case, fisher="block") for case in cases], laws)
+@dataclass(frozen=True)
+class Laws:
+    """The laws that one case obeys with one kind of root: what a test checks.
 
+    They share their networks, and all are asked, also after one has failed.
+    """
 
-def every_output_law(cases: Sequence[Case]) -> pytest.MarkDecorator:
-    """Run a test of arguments `law`, `case`, `root` on cases whose outputs weigh the rows."""
-    laws = product((*OF_THE_ROOT, factor_is_the_weighted_moment), ("cholesky",))
-    return on_every(cases, [*laws, (root_whitens_the_factor, "symmetric")])
+    case: Case
+    root: str
+    laws: tuple[Law, ...]
 
+    def check(self) -> None:
+        """Ask every law.
 
-def on_every(cases: Sequence[Case], laws: Sequence[tuple[Law, str]]) -> pytest.MarkDecorator:
-    """Run a test of arguments `law`, `case`, `root` for every law and root on every case."""
-    listed = [
-        pytest.param(law, case, root, id=f"{case.name}-{law.__name__}-{root}")
-        for case, (law, root) in product(cases, laws)
-    ]
-    return pytest.mark.parametrize(("law", "case", "root"), listed)
+        Raises:
+            ExceptionGroup: It names the laws that do not hold, and has the error of each.
+        """
+        subject, errors = Subject(self.case, self.root), {}
+        for law in self.laws:
+            try:
+                law(subject)
+            except Exception as error:
+                error.add_note(f"{law.__name__}: {(law.__doc__ or '').splitlines()[0]}")
+                errors[law.__name__] = error
+        if errors:
+            broken = f"{self.case.name}, {self.root} root: {', '.join(errors)}"
+            raise ExceptionGroup(broken, list(errors.values()))
 
 
 def every_law(cases: Sequence[Case], without: Sequence[Law] = ()) -> pytest.MarkDecorator:
-    """Run a test of arguments `law`, `case`, `root` for every law on every case.
+    """Run a test of the argument `laws` for every case and kind of root.
 
     A case with a full factor comes a second time, with `Config(fisher="diagonal")`.
     """
-    listed = [
-        pytest.param(law, case, root, id=f"{case.name}-{law.__name__}-{root}")
-        for case, law, root in _combinations(cases)
-        if law not in without
-    ]
-    return pytest.mark.parametrize(("law", "case", "root"), listed)
-
-
-def _combinations(cases: Sequence[Case]) -> Iterator[tuple[Case, Law, str]]:
+    asked = [(law, root) for law, root in LAWS if law not in without]
+    of_a_diagonal = [(law, "cholesky") for law in OF_ANY_FACTOR if law not in without]
+    listed: list[Laws] = []
     for case in cases:
-        yield from ((case, law, root) for law, root in LAWS)
+        listed += by_root(case, asked)
         if not case.diagonal:
             diagonal = replace(case, fisher="diagonal", diagonal=True, name=f"diagonal {case.name}")
-            yield from ((diagonal, law, "cholesky") for law in OF_ANY_FACTOR)
+            listed += by_root(diagonal, of_a_diagonal)
+    return parametrized(listed)
+
+
+def every_block_law(cases: Sequence[Case]) -> pytest.MarkDecorator:
+    """Run a test of the argument `laws` on cases with `Config(fisher="block")`."""
+    asked = [*product(OF_ANY_FACTOR, ("cholesky",)), (root_whitens_the_factor, "symmetric")]
+    blocks = [replace(case, fisher="block") for case in cases]
+    return parametrized(laws for case in blocks for laws in by_root(case, asked))
+
+
+def every_output_law(cases: Sequence[Case]) -> pytest.MarkDecorator:
+    """Run a test of the argument `laws` on cases whose outputs weigh the rows."""
+    asked = [*product((*OF_THE_ROOT, factor_is_the_weighted_moment), ("cholesky",))]
+    asked.append((root_whitens_the_factor, "symmetric"))
+    return parametrized(laws for case in cases for laws in by_root(case, asked))
+
+
+def by_root(case: Case, asked: Sequence[tuple[Law, str]]) -> Iterator[Laws]:
+    """Put the laws of each kind of root together, in the order given."""
+    for root in dict.fromkeys(root for _, root in asked):
+        yield Laws(case, root, tuple(law for law, of in asked if of == root))
+
+
+def parametrized(listed: Iterable[Laws]) -> pytest.MarkDecorator:
+    """Run a test of the argument `laws` once for each of those listed."""
+    named = [pytest.param(laws, id=f"{laws.case.name}-{laws.root}") for laws in listed]
+    return pytest.mark.parametrize("laws", named)

@@ -1,5 +1,6 @@
 """The laws of `Config(fisher="kronecker")`: what changes where a layer has an output side too."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -7,25 +8,10 @@ from torch import Tensor, nn
 
 import sngd_compile as sngd
 from laws.case import Case
-from laws.suite import (
-    ABSOLUTE,
-    RELATIVE,
-    close,
-    configuration,
-    loss,
-    probe,
-    trained,
-)
+from laws.subject import ABSOLUTE, RELATIVE, Subject, loss
+from laws.suite import close, probe
 
-TwoSidedLaw = Callable[[Case, str], None]
-
-
-def observed(case: Case, root: str) -> nn.Module:
-    """Reconstruct the layer and renew both roots from one batch."""
-    net = sngd.reconstruct(case.build(), configuration(root, **case.fields))
-    loss(net(case.input())).backward()
-    net.zero_grad()
-    return sngd.refresh_(net)
+TwoSidedLaw = Callable[[Subject], None]
 
 
 def output_moment(case: Case, model: nn.Module, x: Tensor) -> Tensor:
@@ -52,16 +38,18 @@ def damped(first: Tensor, second: Tensor) -> list[Tensor]:
     return [f + s * torch.eye(f.shape[-1]) for f, s in zip((first, second), shares, strict=True)]
 
 
-def output_factor_is_the_moment_of_gradients(case: Case, root: str) -> None:
+def output_factor_is_the_moment_of_gradients(subject: Subject) -> None:
     """B is that of the plain layer, whose samples are counted."""
-    fisher = sngd.fisher_layers(observed(case, root))[case.weight]
+    case = subject.case
+    fisher = sngd.fisher_layers(subject.observed)[case.weight]
     expected = output_moment(case, case.build(), case.input())
     close(blocks(fisher.output_side.factor), expected)
 
 
-def both_roots_whiten(case: Case, root: str) -> None:
+def both_roots_whiten(subject: Subject) -> None:
     """`R (factor + damping) R^T = I` on either side, after training too."""
-    for net in (observed(case, root), trained(case, root, steps=5)[0]):
+    case = subject.case
+    for net in (subject.observed, subject.trained(steps=5)[0]):
         fisher = sngd.fisher_layers(net)[case.weight]
         side = fisher.output_side
         wanted = damped(blocks(fisher.factor), blocks(side.factor))
@@ -75,9 +63,9 @@ def both_roots_whiten(case: Case, root: str) -> None:
             close(blocks(found) @ expected @ blocks(found).mT, eye.expand_as(expected))
 
 
-def descent_is_kfac(case: Case, root: str) -> None:
+def descent_is_kfac(subject: Subject) -> None:
     """One step of gradient descent on `w'` is `w <- w - lr B^-1 dL/dw A^-1`."""
-    net = observed(case, root)
+    case, net = subject.case, copy.deepcopy(subject.observed)
     plain = sngd.fold(net)
     factors = case.moments(plain, case.input())[0], output_moment(case, plain, case.input())
     inputs, outputs = damped(*factors)
@@ -92,9 +80,9 @@ def descent_is_kfac(case: Case, root: str) -> None:
     close(case.matrix(dict(sngd.fold(net).named_parameters())), expected)
 
 
-def refreshing_keeps_the_function(case: Case, root: str) -> None:
+def refreshing_keeps_the_function(subject: Subject) -> None:
     """New roots change nothing that lives on `w`: outputs, momentum, accumulated gradient."""
-    net, optimizer = trained(case, root)
+    case, (net, optimizer) = subject.case, subject.trained()
     loss(net(case.input(9))).backward()
     before = sngd.fisher_layers(net)[case.weight].output_root
     kept = probe(net, case), on_the_weight(net, optimizer, case)

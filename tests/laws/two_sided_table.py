@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
 from laws.case import Case
 from laws.suite import folding_gives_the_plain_layer, rewriting_keeps_the_function
+from laws.table import by_root, parametrized
 from laws.two_sided import (
     TwoSidedLaw,
     both_roots_whiten,
@@ -26,11 +28,7 @@ LAWS: tuple[TwoSidedLaw, ...] = (
 
 
 def every_two_sided_law(cases: Sequence[Case]) -> pytest.MarkDecorator:
-    """Run a test of arguments `law`, `case`, `root` for every law on every case."""
-    listed = [
-        pytest.param(law, replace(case, fisher="kronecker"), root, id=f"{case.name}-{law.__name__}")
-        for case in cases
-        for law in LAWS
-        for root in ("cholesky", "symmetric")[: 2 if law is both_roots_whiten else 1]
-    ]
-    return pytest.mark.parametrize(("law", "case", "root"), listed)
+    """Run a test of the argument `laws` for every case and kind of root."""
+    asked = [*product(LAWS, ("cholesky",)), (both_roots_whiten, "symmetric")]
+    two_sided = [replace(case, fisher="kronecker") for case in cases]
+    return parametrized(laws for case in two_sided for laws in by_root(case, asked))

@@ -6,7 +6,7 @@ from torch import nn
 
 import sngd_compile as sngd
 from api import EVERY_STEP, apart, batch, train
-from laws import linear_case
+from laws import Subject, linear_case
 from laws.suite import (
     descent_is_natural,
     folding_gives_the_plain_layer,
@@ -31,7 +31,7 @@ LAWS = [
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("law", LAWS)
 def test_laws_at_full_rank(law, bias):
-    law(linear_case(3, 4, (7,), bias), "nystrom")
+    law(Subject(linear_case(3, 4, (7,), bias), "nystrom"))
 
 
 def test_full_rank_follows_the_trajectory_of_the_symmetric_root():

@@ -11,7 +11,8 @@ from torch.func import jacrev
 
 import sngd_compile as sngd
 from laws import Case, every_law, factor_is_the_jacobians_moment
-from laws.suite import close, configuration
+from laws.subject import configuration
+from laws.suite import close
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -102,8 +103,8 @@ CASES = [
 
 
 @every_law(CASES, without=[factor_is_the_jacobians_moment])
-def test_attention(law, case, root):
-    law(case, root)
+def test_attention(laws):
+    laws.check()
 
 
 @pytest.mark.parametrize("form", ["self", "cross"])

@@ -49,8 +49,8 @@ CASES = [
 
 
 @every_law(CASES)
-def test_bilinear(law, case, root):
-    law(case, root)
+def test_bilinear(laws):
+    laws.check()
 
 
 def test_two_inputs_as_the_layer_takes_them():

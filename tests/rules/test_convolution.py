@@ -69,10 +69,10 @@ CASES = [
 
 
 @every_law(CASES)
-def test_convolution(law, case, root):
-    law(case, root)
+def test_convolution(laws):
+    laws.check()
 
 
 @every_two_sided_law(CASES)
-def test_convolution_with_an_output_side(law, case, root):
-    law(case, root)
+def test_convolution_with_an_output_side(laws):
+    laws.check()

@@ -87,8 +87,8 @@ CASES = [
 
 
 @every_law(CASES)
-def test_einsum(law, case, root):
-    law(case, root)
+def test_einsum(laws):
+    laws.check()
 
 
 @pytest.mark.parametrize(

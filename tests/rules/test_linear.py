@@ -78,10 +78,10 @@ CASES = [
 
 
 @every_law(CASES)
-def test_linear(law, case, root):
-    law(case, root)
+def test_linear(laws):
+    laws.check()
 
 
 @every_two_sided_law(CASES)
-def test_linear_with_an_output_side(law, case, root):
-    law(case, root)
+def test_linear_with_an_output_side(laws):
+    laws.check()

@@ -241,5 +241,5 @@ CASES = [
 
 
 @every_law(CASES)
-def test_normalisation(law, case, root):
-    law(case, root)
+def test_normalisation(laws):
+    laws.check()

@@ -58,8 +58,8 @@ CASES = [
 
 
 @every_law(CASES)
-def test_prelu(law, case, root):
-    law(case, root)
+def test_prelu(laws):
+    laws.check()
 
 
 def test_the_plan_names_the_rule():

@@ -121,8 +121,8 @@ CASES = [
 
 
 @every_law(CASES)
-def test_product(law, case, root):
-    law(case, root)
+def test_product(laws):
+    laws.check()
 
 
 @pytest.mark.parametrize(

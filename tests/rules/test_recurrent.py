@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import sngd_compile as sngd
 from laws import Case, every_law, factor_is_the_jacobians_moment
 from laws.recurrence import run
-from laws.suite import close, configuration
+from laws.subject import configuration
+from laws.suite import close
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -101,8 +102,8 @@ CASES = [
 
 
 @every_law(CASES, without=[factor_is_the_jacobians_moment])
-def test_recurrent(law, case, root):
-    law(case, root)
+def test_recurrent(laws):
+    laws.check()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -167,8 +168,8 @@ CELLS = [
 
 
 @every_law(CELLS, without=[factor_is_the_jacobians_moment])
-def test_cells(law, case, root):
-    law(case, root)
+def test_cells(laws):
+    laws.check()
 
 
 @pytest.mark.parametrize("part", ["ih", "hh"])

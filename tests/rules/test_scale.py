@@ -101,8 +101,8 @@ CASES = [
 
 
 @every_law(CASES)
-def test_scale(law, case, root):
-    law(case, root)
+def test_scale(laws):
+    laws.check()
 
 
 class Uses(nn.Module):

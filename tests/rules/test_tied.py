@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import jacrev
 
 import sngd_compile as sngd
-from laws.suite import ABSOLUTE, RELATIVE, close, configuration
+from laws.subject import ABSOLUTE, RELATIVE, configuration
+from laws.suite import close
 
 pytestmark = pytest.mark.usefixtures("float64")
 Use = Callable[[Tensor], Tensor]

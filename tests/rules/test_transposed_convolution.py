@@ -109,8 +109,8 @@ CASES = [
 
 
 @every_law(CASES)
-def test_transposed_convolution(law, case, root):
-    law(case, root)
+def test_transposed_convolution(laws):
+    laws.check()
 
 
 def test_an_output_size_at_call_time_is_taken():
