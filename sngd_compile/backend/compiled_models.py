@@ -20,6 +20,7 @@ from sngd_compile.plan.matching import ADDED, LONE_BIAS
 from sngd_compile.plan.planner import reason_to_leave, tied_names
 from sngd_compile.plan.records import ModulePlan, Place, Plan, Site, Skip
 from sngd_compile.training.diagnosis import notes_of
+from sngd_compile.training.optimizer_hooks import steps_reconstructed_only
 
 UNSEEN = (
     "no compiled frame that trains has used it: it has not run yet, or Dynamo skipped the code "
@@ -74,6 +75,9 @@ class CompiledModels:
         if self.reported.get(optimizer) == self.frames:
             return
         self.reported[optimizer] = self.frames
+        # To look for compiled models takes a walk through every object of the process.
+        if steps_reconstructed_only(optimizer):
+            return
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         found: dict[str, str] = {}
         for model in self.models():

@@ -117,6 +117,13 @@ def _listed(owners: Iterable[Any], concerns: Callable[[Any], bool]) -> list[Site
     return found
 
 
+def steps_reconstructed_only(optimizer: Optimizer) -> bool:
+    """Say whether all that an optimizer steps lies in modules that are reconstructed."""
+    modules = [owner for owner in _owners if isinstance(owner, nn.Module)]
+    owned = {id(parameter) for module in modules for parameter in module.parameters()}
+    return all(id(p) in owned for group in optimizer.param_groups for p in group["params"])
+
+
 def reset_(site: LocalSite) -> None:
     """Return a root to the identity: `w'` becomes the ordinary `w`, in float64, momenta too."""
     change_root_(site, site.fisher.new_root(torch.float64), known_optimizers())

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import sngd_compile as sngd
 from backend.compiled import SETTING, apart, compiled, mlp, pair, sample, train
 from sngd_compile import SngdWarning
+from sngd_compile.backend import compiled_models
 
 pytestmark = pytest.mark.usefixtures("float64", "fresh")
 
@@ -67,3 +68,14 @@ def test_a_second_optimizer_repeats_no_warning():
     with pytest.warns(SngdWarning, match="4 parameters"):
         train(net, lambda step: [sample((5,), step)], steps=1)
     train(net, lambda step: [sample((5,), step)], steps=1)
+
+
+def test_no_module_is_looked_for_where_all_weights_are_reconstructed(monkeypatch):
+    """The walk through every object would make each new optimizer's first step a slow one."""
+    train(compiled(mlp()), lambda step: [sample((5,), step)], steps=1)
+    looked = []
+    monkeypatch.setattr(compiled_models, "modules_alive", lambda: looked.append(1) or [])
+    train(sngd.reconstruct(mlp(), SETTING), lambda step: [sample((5,), step)], steps=2)
+    assert looked == []
+    train(mlp(), lambda step: [sample((5,), step)], steps=2)
+    assert looked == [1]
