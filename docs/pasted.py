@@ -17,7 +17,13 @@ from pages import Block, PageError, blocks
 MOST_LINES = 60
 """What all files of one page may have together, blank lines and docstrings included."""
 
-COPIED = ("pyproject.toml", "sngd_compile", "tests/conftest.py", "tests/laws")
+COPIED = (
+    "pyproject.toml",
+    "sngd_compile",
+    "tests/compile_cache.py",
+    "tests/conftest.py",
+    "tests/laws",
+)
 
 
 def check_files(path: Path, shown: str, project: Path) -> None:
