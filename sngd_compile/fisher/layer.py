@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -11,12 +12,12 @@ from torch import Tensor
 from sngd_compile.config import Config
 from sngd_compile.fisher.average import absorb_
 from sngd_compile.fisher.buffers import WideBuffers
-from sngd_compile.fisher.copies import deep_copy, expect_change
 from sngd_compile.fisher.kinds.base import Damped
 from sngd_compile.fisher.output_side import OutputSide
 from sngd_compile.fisher.roots.base import Root, copy_root_
 from sngd_compile.fisher.schedule import Schedule
 from sngd_compile.fisher.spec import FisherSpec
+from sngd_compile.fisher.ties import Ties
 from sngd_compile.layout import Layout
 
 ROWS, REJECTED = 0, 1  # entries of FisherLayer.tally
@@ -42,6 +43,7 @@ class FisherLayer(WideBuffers):
             row; of a unit kind `[groups * O, D, D]`. Zero until the first refresh.
         unmatched: Where the weight was last used in a way that no rule understands, or "".
         output_side: Of a kronecker kind, what is known of the gradients at its outputs.
+        ties: What it knows of other layers in this process.
 
     Source: arXiv 2412.07441; docs/method.md. Laws 5, 6, 7 test the factor and the root.
     """
@@ -71,6 +73,7 @@ class FisherLayer(WideBuffers):
         self.schedule = Schedule(config, spec.size)
         self.unmatched = ""
         self.warned: set[str] = set()
+        self.ties = Ties()
 
     @property
     def kind(self) -> str:
@@ -185,7 +188,10 @@ class FisherLayer(WideBuffers):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy it, and remember of what."""
-        return deep_copy(self, memo)
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo), ties=Ties.of_copy(self))
+        return copied
 
     def get_extra_state(self) -> Tensor:
         """Return the schedule, so that a resumed run refreshes when the first would have."""
@@ -194,7 +200,7 @@ class FisherLayer(WideBuffers):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the schedule."""
         self.schedule.restore(*(int(value) for value in state))
-        expect_change(self)
+        self.ties.expect_change()
 
     def extra_repr(self) -> str:
         """Show what kind of layer it is and whether it has seen anything."""

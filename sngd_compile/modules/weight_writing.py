@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sngd_compile.fisher.copies import expect_change
 from sngd_compile.fisher.roots.base import Pair
 from sngd_compile.fisher.weight_map import as_matrices
 from sngd_compile.training.refresh import LocalSite, move_, present_root
@@ -24,7 +23,7 @@ def write_(site: LocalSite, index: int, value: Tensor) -> None:
     root = present_root(site.fisher, torch.float64)
     change = _with_half(site, index, value, root.fold, root.unfold)
     move_(site, change, torch.float64, site.weight, site.bias)
-    expect_change(site.fisher)
+    site.fisher.ties.expect_change()
 
 
 @torch.no_grad()

@@ -8,12 +8,11 @@ is trained: each root that this one gets, it gets too, and what it computes stay
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
-from typing import Any, Protocol
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from typing import Any, Protocol, cast
+from weakref import ref
 
 from torch import Tensor, nn
 
-from sngd_compile.fisher.copies import is_written_to, origin_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.next_roots import warn_once
 from sngd_compile.training.intact import sites_or_error
@@ -39,31 +38,24 @@ class SiteOfModule(Protocol):
         ...
 
 
-_leaders: WeakKeyDictionary[FisherLayer, ReferenceType[FisherLayer]] = WeakKeyDictionary()
-_modules: WeakKeyDictionary[FisherLayer, ReferenceType[Any]] = WeakKeyDictionary()
-
-
 def let_follow(site: SiteOfModule, leader: FisherLayer) -> None:
     """Give a site every root that `leader` will get."""
-    _leaders[site.fisher], _modules[site.fisher] = ref(leader), ref(site.module)
-
-
-def leader_of(fisher: FisherLayer) -> FisherLayer | None:
-    """Return whose roots a Fisher layer takes over, if anybody's."""
-    known = _leaders.get(fisher)
-    return None if known is None else known()
+    former = site.fisher.ties.leader()
+    if former is not None:
+        former.ties.followers.discard(site.fisher)
+    site.fisher.ties.leader, site.fisher.ties.module = ref(leader), ref(site.module)
+    leader.ties.followers.add(site.fisher)
 
 
 def followers_of(leader: FisherLayer) -> Iterator[Any]:
     """Yield the live sites that take over the roots of `leader`."""
-    for fisher, known in list(_leaders.items()):
-        if known() is leader:
-            yield from site_of_follower(fisher)
+    for fisher in list(leader.ties.followers):
+        yield from site_of_follower(cast(FisherLayer, fisher))
 
 
 def site_of_follower(fisher: FisherLayer) -> list[Any]:
     """Return the site of a Fisher layer that follows another; none where its module is gone."""
-    module = _modules[fisher]()
+    module = fisher.ties.module()
     if module is None:
         return []
     sites, error = sites_or_error(module)
@@ -81,10 +73,10 @@ def report_averages(sites: Iterable[SiteOfModule], leaders: Container[Any]) -> N
     """
     for site in sites:
         fisher = site.fisher
-        if leader_of(fisher) is not None or origin_of(fisher) not in leaders:
+        if fisher.ties.leader() is not None or fisher.ties.origin() not in leaders:
             continue
         total = float(whole(site.weight.detach().double().sum()))
-        if is_written_to(fisher, total):
+        if fisher.ties.is_written_to(total):
             warn_once(
                 fisher,
                 "averaged",

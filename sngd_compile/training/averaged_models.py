@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 from functools import cache
-from weakref import WeakSet
 
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.optim.swa_utils import AveragedModel
 
-from sngd_compile.fisher.copies import origin_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.training.averaged_copies import (
     followers_of,
-    leader_of,
     let_follow,
     site_of_follower,
 )
 from sngd_compile.training.optimizer_hooks import sites_of
 from sngd_compile.training.refresh import LocalSite, take_over_
 
-_hooked: WeakSet[FisherLayer] = WeakSet()
-
 
 def keep_in_step(site: LocalSite, leader: FisherLayer) -> None:
     """Give a site the root that `leader` has, and each that it will get or load."""
-    if leader_of(site.fisher) is leader:
+    if site.fisher.ties.leader() is leader:
         return
     let_follow(site, leader)
-    for layer in {site.fisher, leader} - set(_hooked):
-        layer.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
-        _hooked.add(layer)
+    for layer in (site.fisher, leader):
+        if not layer.ties.is_hooked:
+            layer.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
+            layer.ties.is_hooked = True
     take_over_(site, leader.root_buffers)
 
 
@@ -45,7 +41,7 @@ def _let_average_follow(module: nn.Module, name: str, child: nn.Module | None) -
     if not isinstance(module, AveragedModel) or child is None:
         return
     for site in sites_of(child.modules()):
-        leader = origin_of(site.fisher)
+        leader = site.fisher.ties.origin()
         if isinstance(leader, FisherLayer) and isinstance(site, LocalSite):
             keep_in_step(site, leader)
 
@@ -55,7 +51,7 @@ def _after_load(layer: nn.Module, _: object) -> None:
     assert isinstance(layer, FisherLayer)
     for follower in followers_of(layer):
         take_over_(follower, layer.root_buffers)
-    leader = leader_of(layer)
+    leader = layer.ties.leader()
     if leader is not None:
         for site in site_of_follower(layer):
             take_over_(site, leader.root_buffers)

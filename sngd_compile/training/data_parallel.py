@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,6 @@ from sngd_compile.fisher.output_side import STEPS
 from sngd_compile.training.sharding import group_of, is_sharded
 
 _IGNORED = "_ddp_params_and_buffers_to_ignore"  # read by DistributedDataParallel, torch 1.8 on
-
-_groups: WeakKeyDictionary[FisherLayer, Any] = WeakKeyDictionary()
 
 
 def keep_out_of_broadcast(net: nn.Module) -> None:
@@ -50,14 +47,14 @@ def find_groups(layers: Iterable[tuple[Tensor, FisherLayer]]) -> None:
             groups |= {id(p): thing.process_group for p in thing.module.parameters()}
     for weight, layer in layers:
         if is_sharded(weight):
-            _groups[layer] = group_of(weight)
+            layer.ties.process_group = group_of(weight)
         elif id(weight) in groups:
-            _groups[layer] = groups[id(weight)]
+            layer.ties.process_group = groups[id(weight)]
 
 
 def add_up_(fisher: FisherLayer) -> None:
     """Add the sums and the rows of all processes that train the weight in parallel."""
-    group = _groups.get(fisher)
+    group = fisher.ties.process_group
     if group is None:
         return
     _add_up_(fisher.sum, fisher.tally[ROWS : ROWS + 1], group)

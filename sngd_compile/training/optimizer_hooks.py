@@ -24,8 +24,8 @@ from torch.optim.optimizer import (
 )
 
 from sngd_compile.errors import SngdWarning
-from sngd_compile.fisher.copies import have_origins
 from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.ties import Ties
 from sngd_compile.training.averaged_copies import report_averages
 from sngd_compile.training.backward import after_backward
 from sngd_compile.training.data_parallel import find_groups
@@ -211,7 +211,7 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
 
 def _report_averages(leaders: list[FisherLayer]) -> None:
     """Look for copies of layers that are due which somebody averages."""
-    if have_origins():
+    if Ties.copied:
         stepped = {id(site.fisher) for known in _bindings.values() for site in known.sites}
         everywhere = _listed(_owners, lambda owner: False)
         others = [site for site in everywhere if id(site.fisher) not in stepped]

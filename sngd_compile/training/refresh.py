@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sngd_compile.fisher.copies import expect_change
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.next_roots import next_roots, warn_once
 from sngd_compile.fisher.roots.base import Change, Root, copy_root_
@@ -150,7 +149,7 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
     for name in LINEAR_STATES:
         move_(site, step, dtype, *_states(site, name, list(optimizers)))
     copy_root_(site.fisher.root_buffers, root)
-    expect_change(site.fisher)
+    site.fisher.ties.expect_change()
     for follower in followers_of(site.fisher):
         take_over_(follower, root)
 

@@ -1,0 +1,69 @@
+"""What a Fisher layer knows of others in this process: neither copied with it nor saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+from weakref import WeakSet, ref
+
+from torch import nn
+
+
+def _nothing() -> None:
+    """Stand for a reference to what is gone or never was."""
+
+
+Reference = Callable[[], Any]
+
+
+class Ties:
+    """Hold what ties one Fisher layer to others.
+
+    It stands on the layer, so that nothing outlives it, and keeps no other layer alive.
+
+    Attributes:
+        copied: Whether any layer of this process was ever deep-copied.
+        origin: Gives the layer that this one is a deep copy of, or None.
+        leader: Gives the layer whose roots this one takes over, or None.
+        module: Gives the module of a layer that follows another, or None.
+        followers: Layers that take over the roots of this one.
+        process_group: The processes that train its weight in parallel; None for this one alone.
+        is_hooked: Whether loading it is followed up.
+        weight_sum: Sum of its weight when it was last looked at, if nobody was to change it since.
+    """
+
+    copied: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.origin: Reference = _nothing
+        self.leader: Reference = _nothing
+        self.module: Reference = _nothing
+        self.followers: WeakSet[nn.Module] = WeakSet()
+        self.process_group: Any = None
+        self.is_hooked = False
+        self.weight_sum: float | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ties:
+        """Leave the ties of the original to the original."""
+        return Ties()
+
+    def __reduce__(self) -> tuple[type[Ties], tuple[()]]:
+        """Leave them out of files."""
+        return (Ties, ())
+
+    @classmethod
+    def of_copy(cls, original: nn.Module) -> Ties:
+        """Return the ties of a deep copy."""
+        cls.copied, made = True, cls()
+        made.origin = ref(original)
+        return made
+
+    def expect_change(self) -> None:
+        """Note that the weight changed as it should: it was loaded, or has a new root."""
+        self.weight_sum = None
+
+    def is_written_to(self, total: float) -> bool:
+        """Say whether the sum of a weight is another than last time, though nobody expected it."""
+        before, self.weight_sum = self.weight_sum, total
+        return before is not None and before != total
