@@ -57,6 +57,12 @@ class Layout:
         return cls(tuple(shape), tuple(range(len(shape))), (prod(shape), 1, 1))
 
     @property
+    def is_sound(self) -> bool:
+        """Whether the steps fit together: the axes are those of the view, the elements all used."""
+        axes = sorted(self.order) == list(range(len(self.view)))
+        return axes and len(self.matrix) in (2, 3) and prod(self.view) == prod(self.matrix)
+
+    @property
     def groups(self) -> int | None:
         """G, or None for a single matrix without that axis."""
         return self.matrix[0] if len(self.matrix) == 3 else None

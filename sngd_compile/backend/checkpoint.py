@@ -39,7 +39,7 @@ def state_dict(model: nn.Module) -> State:
     names = {id(p): own[0] for p, own in parameters_of(model).items()}
     return {
         name: {
-            "spec": state.spec.encoded,
+            "form": state.spec.fields(),
             "rule": state.rule,
             "note": state.note,
             "bias": None if state.bias is None else names[id(state.bias)],
@@ -71,16 +71,26 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Mapping[str, Any]]) ->
 
 
 def _restored(name: str, saved: Mapping[str, Any], named: Mapping[str, Tensor]) -> ParameterState:
+    """Make the state of one weight; nothing that there is changes."""
+    missing = {"form", "rule", "note", "bias", "fisher"} - set(saved)
+    if missing:
+        raise ModelError(f"{name}: the state lacks {sorted(missing)}; it is damaged, or no state")
     for needed in (name, saved["bias"]):
         if needed is not None and needed not in named:
             raise ModelError(f"the model has no parameter {needed!r}, which the state is of")
     weight = named[name]
     bias = None if saved["bias"] is None else named[saved["bias"]]
-    spec = FisherSpec.decode(saved["spec"])
+    try:
+        spec = FisherSpec.from_fields(saved["form"])
+    except ValueError as error:
+        raise ModelError(f"{name}: the state is damaged, or of a newer version: {error}") from error
     if prod(spec.layout.view) != weight.numel():
         raise ModelError(f"{name} has shape {tuple(weight.shape)}; the state is of another")
     fisher = FisherLayer(name, spec, Config(root=spec.root, rank=spec.rank), weight.device)
-    fisher.load_state_dict(dict(saved["fisher"]))
+    try:
+        fisher.load_state_dict(dict(saved["fisher"]))
+    except RuntimeError as error:  # keys that lack, or are too many
+        raise ModelError(f"{name}: the state is damaged: {error}") from error
     return ParameterState(weight, bias, fisher, saved["rule"], None, saved["note"])
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sngd_compile.config import Config
+from sngd_compile.errors import ModelError
 from sngd_compile.fisher.average import absorb_
 from sngd_compile.fisher.buffers import WideBuffers
 from sngd_compile.fisher.kinds.base import Damped
@@ -21,6 +22,8 @@ from sngd_compile.fisher.ties import Ties
 from sngd_compile.layout import Layout
 
 ROWS, REJECTED = 0, 1  # entries of FisherLayer.tally
+
+_EXTRA_STATE = "_extra_state"  # the name that nn.Module gives it in a state dict
 
 
 class FisherLayer(WideBuffers):
@@ -193,6 +196,25 @@ class FisherLayer(WideBuffers):
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo), ties=Ties.of_copy(self))
         return copied
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take a checkpoint of whichever API: the one way in, which checks it first.
+
+        Raises:
+            ModelError: A tensor has another shape, or a number that is not finite, or the counts of
+                steps are none. Nothing of this layer is changed then.
+        """
+        for key, own in self.state_dict().items():
+            given = state_dict.get(prefix + key)
+            if given is None or (flaw := _flaw(given, own, key == _EXTRA_STATE)) is None:
+                continue
+            raise ModelError(
+                f"{self.name}: {key} of the checkpoint {flaw}, so nothing of its local Fisher is "
+                "loaded; the file is damaged, or of another network"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def get_extra_state(self) -> Tensor:
         """Return the schedule, so that a resumed run refreshes when the first would have."""
         return self.schedule.state()
@@ -207,3 +229,16 @@ class FisherLayer(WideBuffers):
         groups = "" if self.groups is None else f"groups={self.groups}, "
         blocks = f"blocks={len(self.spec.blocks)}, " if self.spec.blocks else ""
         return f"{self.kind}, {groups}{blocks}D={self.size}, rows_seen={self.rows_seen}"
+
+
+def _flaw(given: object, own: Tensor, is_schedule: bool) -> str | None:
+    """Say what is wrong with a tensor of a checkpoint; None where nothing is."""
+    if not isinstance(given, Tensor):
+        return f"is a {type(given).__name__}, no tensor"
+    if given.shape != own.shape:
+        return f"has the shape {tuple(given.shape)} instead of {tuple(own.shape)}"
+    if is_schedule:
+        return "counts steps below 0" if bool((given < 0).any()) else None
+    if given.is_meta or bool(given.isfinite().all()):
+        return None
+    return "holds numbers that are not finite"

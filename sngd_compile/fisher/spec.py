@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,7 +36,7 @@ class FisherSpec:
         scale: Multiple of the factor that is damped and inverted, see `Config.over_outputs`.
 
     Attributes: found once, since Dynamo, which traces what reads them, follows no registry.
-        encoded: All of the above as one string, which ops in a graph and checkpoints carry.
+        encoded: All of the above as one string, which ops in a graph carry.
         is_diagonal: Whether factor and root are held as their diagonals.
         pays_as_op: Whether a map of the weight takes longer than calling an op for it does.
     """
@@ -59,7 +60,7 @@ class FisherSpec:
         is_elementwise = is_diagonal or self.layout.width == 1
         pays_as_op = not is_elementwise and self.layout.outputs > FEW
         for name, value in (
-            ("encoded", self._encode()),
+            ("encoded", json.dumps(self.fields(), separators=(",", ":"))),
             ("is_diagonal", is_diagonal),
             ("pays_as_op", pays_as_op),
         ):
@@ -117,23 +118,44 @@ class FisherSpec:
         made: type[FactorRoot] = ROOTS[self.root]
         return made(size, has_bias, groups, dtype, device, self.rank)
 
-    def _encode(self) -> str:
-        layout, dtype = self.layout, str(self.dtype).removeprefix("torch.")
-        head = (self.kind, self.root, dtype, self.has_bias, self.rank, self.scale)
-        shape = (layout.view, layout.order, layout.matrix)
-        return json.dumps((*head, self.activation, self.blocks, *shape), separators=(",", ":"))
+    def fields(self) -> dict[str, Any]:
+        """Return plain values, which a checkpoint holds and `from_fields` takes."""
+        layout = self.layout
+        return {
+            "layout": (layout.view, layout.order, layout.matrix),
+            "has_bias": self.has_bias,
+            "kind": self.kind,
+            "root": self.root,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "rank": self.rank,
+            "blocks": self.blocks,
+            "activation": self.activation,
+            "scale": self.scale,
+        }
+
+    @staticmethod
+    def from_fields(fields: Mapping[str, Any]) -> FisherSpec:
+        """Return the record of these fields.
+
+        Raises:
+            ValueError: One is missing or more than there are, no layout, or names a kind, a root or
+                a dtype that there is not.
+        """
+        given = dict(fields)
+        try:
+            layout = Layout(*(tuple(part) for part in given.pop("layout")))
+            kind, root, dtype = (given[name] for name in ("kind", "root", "dtype"))
+            known = kind in KINDS and root in ROOTS and dtype in ("float32", "float64")
+            if not known or not layout.is_sound:
+                raise ValueError(f"no local Fisher {kind!r}, root {root!r}, {dtype!r}, {layout}")
+            given["blocks"] = tuple(given["blocks"])
+            given["dtype"] = getattr(torch, dtype)
+            return FisherSpec(layout, **given)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"these are not the fields of a local Fisher: {error}") from error
 
     @staticmethod
     @lru_cache(maxsize=4096)
     def decode(text: str) -> FisherSpec:
-        """Return the record of an `encoded`; cached, since ops of small weights ask often.
-
-        Raises:
-            ValueError: The text is no such record, or names a kind or root that is not registered.
-        """
-        kind, root, dtype, has_bias, rank, scale, activation, blocks, *shape = json.loads(text)
-        if kind not in KINDS or root not in ROOTS or dtype not in ("float32", "float64"):
-            raise ValueError(f"no local Fisher {kind!r} with root {root!r} in {dtype!r}")
-        layout = Layout(*(tuple(part) for part in shape))
-        make = partial(FisherSpec, layout, has_bias, kind, root, getattr(torch, dtype), rank)
-        return make(tuple(blocks), activation, scale)
+        """Return the record of an `encoded`; cached, since ops of small weights ask often."""
+        return FisherSpec.from_fields(json.loads(text))
