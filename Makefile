@@ -14,10 +14,10 @@ BENCHMARK := PYTHONPATH=benchmarks:examples $(PY) -m
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interpreter test-gpu test-triton-matrix lint format types docs bench
+.PHONY: help demo test test-torch test-slow nightly test-interpreter test-gpu test-triton-matrix lint format types docs bench
 .PHONY: bench-peers bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
 .PHONY: bench-gpu bench-gpu-steps bench-layers bench-compiled
-.PHONY: kernel-table mutants wheel check clean FORCE
+.PHONY: kernel-table mutants mutants-only wheel check clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -25,21 +25,42 @@ help:  ## this list
 demo: $(STAMP)  ## train a network with SGD, AdamW and SNGD; print a table, draw a plot
 	$(SCRIPT) examples/compare.py $(ARGS)
 
-test: $(STAMP)  ## every test, one torch thread per worker; kernels compiled, then interpreted
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8 $(ARGS)
-	$(if $(ARGS),,$(HAS_TRITON) $(INTERPRET) $(INTERPRETED_TESTS))
+# Every torch thread of every worker beside the others would be slower than one for each.
+PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest
+SHARED_OUT = --numprocesses auto --maxprocesses 8 --dist worksteal
+
+# $(call stages,one two): make them one after the other and print the seconds of each.
+define stages
+	@begin=$$(date +%s); times=; for stage in $(1); do \
+	    start=$$(date +%s); \
+	    $(MAKE) --no-print-directory $$stage || exit 1; \
+	    times="$$times$$stage $$(($$(date +%s) - start)) s, "; \
+	done; echo "make $@: $${times}together $$(($$(date +%s) - begin)) s"
+endef
+
+test: $(STAMP)  ## the tests but the slow ones; the kernels on CPU operations, then interpreted
+	$(call stages,test-torch $(if $(ARGS),,test-interpreter))
+
+test-torch: $(STAMP)
+	$(PYTEST) $(SHARED_OUT) $(ARGS)
+
+test-slow: $(STAMP)  ## the tests, slow ones too: most compile, or start processes of their own
+	$(PYTEST) $(SHARED_OUT) -m 'not nightly' --hypothesis-profile check $(ARGS)
+
+nightly: $(STAMP)  ## every test, nightly ones too, with many random networks
+	$(PYTEST) $(SHARED_OUT) -m '' --hypothesis-profile nightly $(ARGS)
+	$(INTERPRET) -m '' $(ARGS)
 
 # Triton reads TRITON_INTERPRET when it is imported: one process is one mode.
-INTERPRET = TRITON_INTERPRET=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest
-HAS_TRITON = $(PY) -c 'import triton' 2>/dev/null || { echo 'No Triton here: no kernels to test'; exit 0; };
-INTERPRETED_TESTS = tests/ops/interpreter --numprocesses auto --maxprocesses 8
+INTERPRET = TRITON_INTERPRET=1 $(PYTEST) $(SHARED_OUT) tests/ops/interpreter
+HAS_TRITON = $(PY) -c 'import triton' 2>/dev/null || { echo 'No Triton here: no kernels to test'; exit 0; }
 
 test-interpreter: $(STAMP)  ## the Triton kernels in Triton's interpreter, alone
-	$(INTERPRET) $(INTERPRETED_TESTS) $(ARGS)
+	@$(HAS_TRITON); $(INTERPRET) $(ARGS)
 
 test-gpu: $(STAMP)  ## the Triton kernels, and training, on this machine's GPU
 	@$(PY) -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "test-gpu needs a GPU; torch sees none")'
-	$(PY) -m pytest tests/ops/device tests/device $(ARGS)
+	$(PY) -m pytest tests/ops/device tests/device -m '' $(ARGS)
 
 # Triton 3.6 interprets loops with numpy before 2.4 only, and has it warn.
 OLD_NUMPY = -W 'ignore:Conversion of an array with ndim:DeprecationWarning'
@@ -49,8 +70,8 @@ test-triton-matrix: $(STAMP)  ## the tests of the kernels on the oldest and the 
 	    path=build/triton-$$version; \
 	    [ $$version = pinned ] || [ -e $$path ] \
 	        || $(PIP_INSTALL) --no-deps --target $$path triton==$$version 'numpy<2.4' || exit 1; \
-	    PYTHONPATH=$$path $(PY) -m pytest tests/ops/ahead_of_time $(ARGS) || exit 1; \
-	    PYTHONPATH=$$path $(INTERPRET) $(INTERPRETED_TESTS) $(OLD_NUMPY) $(ARGS) || exit 1; \
+	    PYTHONPATH=$$path $(PY) -m pytest tests/ops/ahead_of_time -m '' $(ARGS) || exit 1; \
+	    PYTHONPATH=$$path $(INTERPRET) $(OLD_NUMPY) $(ARGS) || exit 1; \
 	done
 
 lint: $(STAMP)  ## ruff's rules and format, and who may import whom
@@ -120,7 +141,13 @@ mutants: $(STAMP)  ## plant each known bug and see that a test catches it
 wheel: $(STAMP)  ## source distribution and wheel, in dist/
 	$(PY) -m build --no-isolation --outdir dist .
 
-check: lint types test mutants docs wheel  ## all that must pass before a change is merged
+mutants-only: $(STAMP)
+	$(SCRIPT) tests/mutants/run.py --tests-pass
+
+CHECKS = lint types test-slow test-interpreter mutants-only docs wheel
+
+check: $(STAMP)  ## all that must pass before a change is merged, with the seconds of each part
+	$(call stages,$(CHECKS))
 
 clean:  ## remove what was built, the virtual environment too
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

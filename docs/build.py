@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pages import PageError, check_page, run_page
+from pages import PageError, blocks, check_page, run_page
 from pasted import check_files
 from reference import reference
 
@@ -26,7 +26,8 @@ API = ROOT / "docs" / "api.md"
 
 def pages() -> list[Path]:
     """Every page with code in it, README first; `docs/api.md` is generated."""
-    return [ROOT / "README.md", *sorted(set((ROOT / "docs").rglob("*.md")) - {API})]
+    found = [ROOT / "README.md", *sorted(set((ROOT / "docs").rglob("*.md")) - {API})]
+    return [page for page in found if any(blocks(page.read_text()))]
 
 
 def build_page(path: Path, write: bool) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from compile_cache import own_compile_cache
 
@@ -27,6 +28,14 @@ def pytest_sessionfinish(exitstatus: int) -> None:
     """Give the folder back; a run that was interrupted may have left files half written."""
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         _run.close()
+
+
+# How many examples hypothesis draws: make test and make check draw the same ones on each run.
+SAME = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.register_profile("test", SAME, max_examples=10)
+settings.register_profile("check", SAME, max_examples=50)
+settings.register_profile("nightly", SAME, max_examples=1000, derandomize=False)
+settings.load_profile("test")
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,8 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ["help", "demo", "test", "test-interpreter", "test-gpu", "test-triton-matrix"]
+TARGETS = ["help", "demo", "test", "test-slow", "nightly", "test-interpreter", "test-gpu"]
+TARGETS += ["test-triton-matrix"]
 TARGETS += [
     "lint",
     "format",

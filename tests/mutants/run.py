@@ -1,10 +1,11 @@
 """Plant every known bug, one at a time, and see that a test catches it.
 
-    python tests/mutants/run.py [NAME ...]
+    python tests/mutants/run.py [--tests-pass] [NAME ...]
 
 Every bug gets a process of its own, in which the tests that it names run up to the first failure.
 The exit status is 1 if a bug survives, if it fails a test by an error instead of a wrong number (it
-then no longer fits the library), or if the same tests fail without any bug.
+then no longer fits the library), or if the same tests fail without any bug. With --tests-pass they
+are not run without one: they have just passed.
 """
 
 import io
@@ -43,10 +44,21 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-PROCESSES = 2
+PROCESSES = min(8, os.cpu_count() or 1)
 # Imports are shared with the children: half a bug's time would go into importing torch.
 FORK = multiprocessing.get_context("fork")
-OPTIONS = ["-q", "-x", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
+OPTIONS = [
+    "-q",
+    "-x",
+    "--tb=no",
+    "--no-header",
+    "-m",
+    "not nightly",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:xdist",
+]
 
 
 @dataclass(frozen=True)
@@ -63,22 +75,33 @@ class Run:
 
 
 class FirstFailure:
-    """A pytest plugin that keeps which test failed first, and with what error."""
+    """A pytest plugin that keeps which test failed first, and whether by a wrong number."""
 
-    test = error = ""
+    test, wrong = "", False
 
     def pytest_exception_interact(self, node: pytest.Item, call: pytest.CallInfo) -> None:
         """Note the failure; pytest stops at it."""
-        self.test, self.error = node.name, call.excinfo.typename
+        self.test, error = node.name, call.excinfo.value
+        self.wrong = isinstance(error, AssertionError)
+        if isinstance(error, BaseExceptionGroup):  # the laws of one case, those that do not hold
+            self.test, self.wrong = error.message, error.subgroup(AssertionError) is not None
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a child says: pytest's status, the first failure, the output, the seconds it took."""
+    """What a child says.
+
+    Args:
+        status: Of pytest.
+        test: That failed first.
+        wrong: Whether it failed by a wrong number.
+        printed: The output.
+        seconds: It took so long.
+    """
 
     status: int
     test: str
-    error: str
+    wrong: bool
     printed: str
     seconds: float
 
@@ -102,7 +125,7 @@ def in_child(run: Run, sender: Connection) -> None:
             run.bug.plant()
         status = int(pytest.main([*OPTIONS, *run.tests], plugins=[first]))
     seconds = time.perf_counter() - start
-    sender.send(Report(status, first.test, first.error, printed.getvalue(), seconds))
+    sender.send(Report(status, first.test, first.wrong, printed.getvalue(), seconds))
 
 
 def judge(run: Run, report: Report) -> Outcome:
@@ -111,7 +134,7 @@ def judge(run: Run, report: Report) -> Outcome:
         good, verdict = report.status == 0, "pass" if report.status == 0 else "fail without a bug"
     elif report.status == 0:
         good, verdict = False, f"SURVIVED: {run.bug.description}"
-    elif report.error == "AssertionError":
+    elif report.wrong:
         return Outcome(run, True, report.test, report.seconds)
     else:
         good, verdict = False, "an error, no wrong number"
@@ -120,7 +143,7 @@ def judge(run: Run, report: Report) -> Outcome:
 
 
 def outcomes(runs: Sequence[Run]) -> Iterator[Outcome]:
-    """Fork a process for every run, two at a time."""
+    """Fork a process for every run, as many at a time as there are processors."""
     waiting = list(runs)
     active: dict[Connection, Run] = {}
     while waiting or active:
@@ -135,7 +158,7 @@ def outcomes(runs: Sequence[Run]) -> Iterator[Outcome]:
             try:
                 report = receiver.recv()
             except EOFError:
-                report = Report(-1, "", "", "the process died", 0.0)
+                report = Report(-1, "", False, "the process died", 0.0)
             yield judge(run, report)
 
 
@@ -148,8 +171,10 @@ def table_of(results: Sequence[Outcome]) -> Table:
     return table
 
 
-def main(names: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Print a table and return the exit status."""
+    tests_pass = "--tests-pass" in arguments
+    names = [argument for argument in arguments if argument != "--tests-pass"]
     unknown = sorted(set(names) - BUGS.keys())
     if unknown:
         print(f"no such bug: {', '.join(unknown)}; known: {', '.join(BUGS)}", file=sys.stderr)
@@ -159,7 +184,7 @@ def main(names: Sequence[str]) -> int:
     torch.optim.SGD([torch.zeros(1)])  # its first use imports much
     start = time.perf_counter()
     bugs = [BUGS[name] for name in names or BUGS]
-    runs = [Run(tests) for tests in dict.fromkeys(bug.tests for bug in bugs)]
+    runs = [] if tests_pass else [Run(t) for t in dict.fromkeys(bug.tests for bug in bugs)]
     runs += [Run(bug.tests, bug) for bug in bugs]
     console = Console(width=None if sys.stdout.isatty() else 150)
     results = []

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from torch import Tensor, nn
 
 import sngd_compile as sngd
@@ -12,7 +12,7 @@ from random_networks import LAYERS, WIDTH, Network, chained, networks
 from sngd_compile import Config
 from sngd_compile.fisher.layer import FisherLayer
 
-pytestmark = [pytest.mark.usefixtures("float64"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("float64")
 CONFIG = Config(
     early_refreshes=(1, 3),
     refresh_every=2,
@@ -103,7 +103,6 @@ def test_every_layer_between_two_linear_ones(name):
     check(chained([LAYERS["linear"], LAYERS[name], LAYERS["linear"]]))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(networks)
 def test_random_networks(network):
     check(chained([LAYERS["linear"], network]))

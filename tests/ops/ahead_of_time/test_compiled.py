@@ -8,9 +8,12 @@ from ops.ahead_of_time.compiler import TARGETS, compile_launches
 from ops.ahead_of_time.launches import LAUNCHES, Launch
 from sngd_kernels.gpu.target import SHARED_MEMORY
 
+QUICK = "sm_90"
+FAMILIES = [pytest.param(f, marks=[] if f == QUICK else pytest.mark.slow) for f in TARGETS]
+
 
 @pytest.mark.parametrize("launch", LAUNCHES, ids=lambda launch: launch.name)
-@pytest.mark.parametrize("family", TARGETS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_machine_code(family: str, launch: Launch) -> None:
     kernels = compile_launches(family, launch.run)
     assert kernels
