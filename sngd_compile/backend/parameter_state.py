@@ -20,6 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sngd_compile.backend.natural_gradient import inputs_of, merged
 from sngd_compile.config import Config
 from sngd_compile.errors import SngdWarning
+from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.next_roots import next_roots
 from sngd_compile.fisher.roots.base import Root, copy_root_
@@ -199,7 +200,7 @@ def _carry_over_(old: FisherLayer, new: FisherLayer) -> None:
             size = new.size
             is_diagonal = old.spec.is_diagonal
             return moment[..., :size] if is_diagonal else moment[..., :size, :size]
-        trace = old.spec.definition.diagonal(moment).sum()
+        trace = kind_of(old.spec).diagonal(moment).sum()
         identity = torch.ones(new.size) if new.spec.is_diagonal else torch.eye(new.size)
         return identity.to(moment) * (trace / old.layout.width)
 

@@ -13,7 +13,7 @@ from sngd_compile.config import Config
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.average import absorb_
 from sngd_compile.fisher.buffers import WideBuffers
-from sngd_compile.fisher.kinds.base import Damped
+from sngd_compile.fisher.kinds.base import Damped, kind_of
 from sngd_compile.fisher.output_side import OutputSide
 from sngd_compile.fisher.roots.base import Root, copy_root_
 from sngd_compile.fisher.schedule import Schedule
@@ -63,7 +63,7 @@ class FisherLayer(WideBuffers):
         """Start with the identity as root and no rows seen."""
         super().__init__()
         self.name, self.spec, self.config = name, spec, config
-        shape = spec.definition.factor_shape(spec)
+        shape = kind_of(spec).factor_shape(spec)
         for buffer in ("sum", "factor"):
             self.register_buffer(buffer, torch.zeros(shape, dtype=spec.dtype, device=device))
         self.register_buffer("tally", torch.zeros(2, dtype=torch.int64, device=device))
@@ -71,7 +71,7 @@ class FisherLayer(WideBuffers):
         self.register_buffer("average_weight", torch.zeros((), dtype=torch.float64, device=device))
         # With a zero factor, a damping of 1 is what makes the identity the root.
         self.register_buffer("absolute_damping", torch.ones((), dtype=torch.float64, device=device))
-        self.output_side: OutputSide | None = spec.definition.output_side(spec, device)
+        self.output_side: OutputSide | None = kind_of(spec).output_side(spec, device)
         self.root_buffers: Root = self.new_root(spec.dtype, device)
         self.schedule = Schedule(config, spec.size)
         self.unmatched = ""
@@ -160,7 +160,7 @@ class FisherLayer(WideBuffers):
     def damped(self) -> tuple[Damped, ...]:
         """Return what is decomposed, with the damping in it; () for a factor of zeros, undamped."""
         spec = self.spec
-        return spec.definition.damped(spec, self.factor, self.output_side, self.config)
+        return kind_of(spec).damped(spec, self.factor, self.output_side, self.config)
 
     def take_dampings_(self, dampings: Sequence[float]) -> None:
         """Remember the damping inside a new root, with two sides for both."""
@@ -177,7 +177,7 @@ class FisherLayer(WideBuffers):
 
     def new_root(self, dtype: torch.dtype, device: torch.device | None = None) -> Root:
         """Return an identity root of this layer's kind and shape, on its device or another."""
-        return self.spec.definition.first_root(self.spec, dtype, device or self.factor.device)
+        return kind_of(self.spec).first_root(self.spec, dtype, device or self.factor.device)
 
     def forget_(self) -> None:
         """Return to the state before the first observation; the caller has moved the weights."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import REJECTED, ROWS, FisherLayer
 from sngd_compile.fisher.samples import draw, finite_samples
 from sngd_compile.fisher.schedule import MOST_ROWS, OBSERVING
@@ -101,9 +102,9 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     def add_(total: Tensor) -> None:
         if swapped:
             squares = statistics.diagonal(samples, geometry, False, total.new_zeros(swapped))
-            spec.definition.add_to_diagonal(spec, total, squares.sum() / swapped)
+            kind_of(spec).add_to_diagonal(spec, total, squares.sum() / swapped)
         else:
-            spec.definition.add_rows(spec, statistics, samples, outputs, geometry, total)
+            kind_of(spec).add_rows(spec, statistics, samples, outputs, geometry, total)
 
     add_if_finite_(sum, finite, add_)
     tally[ROWS].add_(finite * (samples[0].shape[0] * rows_each))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,9 +15,6 @@ from sngd_compile.fisher.roots.base import FactorRoot
 from sngd_compile.fisher.roots.triangular import FEW
 from sngd_compile.layout import Layout
 from sngd_compile.registry import KINDS, ROOTS
-
-if TYPE_CHECKING:  # a name only: the kinds are made of the record
-    from sngd_compile.fisher.kinds.base import FisherKind
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class FisherSpec:
 
     def __post_init__(self) -> None:
         """Find the attributes."""
-        is_diagonal = self.definition.is_diagonal
+        is_diagonal = KINDS[self.kind].is_diagonal
         is_elementwise = is_diagonal or self.layout.width == 1
         pays_as_op = not is_elementwise and self.layout.outputs > FEW
         for name, value in (
@@ -89,12 +86,6 @@ class FisherSpec:
             config.rank,
             scale=1.0 / layout.all_outputs if is_mean else 1.0,
         )
-
-    @property
-    def definition(self) -> FisherKind:
-        """What the kind of local Fisher means."""
-        definition: FisherKind = KINDS[self.kind]
-        return definition
 
     @property
     def size(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.roots.base import Pair, Root
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.transforms import carrying_tangents, takes_opaque_ops
@@ -120,7 +121,7 @@ def filled_root(spec: FisherSpec, has_bias: bool, buffers: Sequence[Tensor]) -> 
 def _empty_root(spec: FisherSpec, has_bias: bool) -> Root:
     """Make a root without numbers: most of what an op of a small weight took was making it."""
     spec = replace(spec, has_bias=has_bias)
-    return spec.definition.first_root(spec, torch.float32, torch.device("meta"))
+    return kind_of(spec).first_root(spec, torch.float32, torch.device("meta"))
 
 
 def _with_buffers(root: nn.Module, buffers: Iterator[Tensor]) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from sngd_compile.errors import ModelError
+from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.observe import observe
 from sngd_compile.layout import Layout
@@ -197,7 +198,7 @@ def _show_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
 def _show(weight: FoldedWeight, use: Use, rule: str) -> bool:
     """Observe a use; return whether it fits the way in which the weight is laid out."""
     fisher, layout = weight.fisher, use.layout
-    if fisher.spec.definition.sees_outputs:  # which are not seen here
+    if kind_of(fisher.spec).sees_outputs:  # which are not seen here
         return False
     if weight.is_transposed:
         layout = layout.of_transpose()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from sngd_compile.config import Config
+from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.kinds.diagonal import Diagonal
 from sngd_compile.fisher.kinds.shared import Shared
 from sngd_compile.fisher.spec import FisherSpec
@@ -90,16 +91,16 @@ def _site(kind: str, has_bias: bool, uses: WeightUses) -> Site:
     """Take the kind that is wanted, another where that is unavailable, a diagonal at the last."""
     config, dtype = uses.config, uses.weight.dtype
     spec = FisherSpec.of(uses.layout, has_bias, kind, config, dtype)
-    choice = spec.definition.choose(spec, uses)
+    choice = kind_of(spec).choose(spec, uses)
     if isinstance(choice, str):
         spec = FisherSpec.of(uses.layout, has_bias, Shared.name, config, dtype)
         note = f'fisher = "{kind}" is unavailable here; using "{Shared.name}": {choice}'
     else:
         spec, note = choice.spec, choice.note
-    size, limit = spec.definition.factor_bytes(spec), config.max_factor_bytes
+    size, limit = kind_of(spec).factor_bytes(spec), config.max_factor_bytes
     if size > limit and not spec.is_diagonal:
         note = (
-            f"{spec.definition.factor_words} of {size:,} bytes is above max_factor_bytes = "
+            f"{kind_of(spec).factor_words} of {size:,} bytes is above max_factor_bytes = "
             f"{limit:,}: only its diagonal is kept"
         )
         spec = FisherSpec.of(uses.layout, has_bias, Diagonal.name, config, dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from sngd_compile.config import Config
-from sngd_compile.fisher.kinds.base import FisherKind
+from sngd_compile.fisher.kinds.base import FisherKind, kind_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.layout import Layout
@@ -75,7 +75,7 @@ class Place:
     def definition(self) -> FisherKind:
         """What the kind of its local Fisher means."""
         assert self.spec is not None  # decided before any graph is rewritten
-        return self.spec.definition
+        return kind_of(self.spec)
 
     @property
     def parameter_names(self) -> list[str]:
@@ -162,12 +162,12 @@ class Site:
     @property
     def step_work(self) -> int:
         """Multiply-adds that the root adds to a step, at the most."""
-        return self.spec.definition.step_work(self.spec)
+        return kind_of(self.spec).step_work(self.spec)
 
     @property
     def refresh_work(self) -> int:
         """Multiply-adds of a refresh, about."""
-        return self.spec.definition.refresh_work(self.spec)
+        return kind_of(self.spec).refresh_work(self.spec)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
+from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.plan.records import Plan, Site
 
 
@@ -56,7 +57,7 @@ def dump_difference(before: str, after: str) -> str:
 
 def _site_row(site: Site) -> tuple[str, ...]:
     name = site.name + ("" if site.bias_name is None else f" + {site.bias_name}")
-    fisher = f"{site.kind} {site.spec.definition.factor_text(site.spec)}"
+    fisher = f"{site.kind} {kind_of(site.spec).factor_text(site.spec)}"
     work = (_count(site.step_work), _count(site.refresh_work))
     return (name, _shape(site.shape), site.rule, fisher, _bytes(site.state_bytes), *work)
 

@@ -11,6 +11,7 @@ from itertools import islice
 import torch
 from torch.optim import SGD
 
+from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.plan.records import noted_together
 from sngd_compile.training.optimizer_hooks import optimizers_of
@@ -84,7 +85,7 @@ def _damping(layer: FisherLayer) -> str:
     setting = f"damping_rel_trace (now {config.damping_rel_trace:g})"
     if config.damping_abs:
         setting += f" or damping_abs (now {config.damping_abs:g})"
-    largest = layer.spec.definition.largest_eigenvalue(layer.factor.double() * layer.scale)
+    largest = kind_of(layer.spec).largest_eigenvalue(layer.factor.double() * layer.scale)
     if largest is None:
         return ""
     if bool((largest <= damping).all()):

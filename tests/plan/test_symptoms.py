@@ -8,6 +8,7 @@ from torch import nn
 
 import sngd_compile as sngd
 from api import EVERY_STEP, batch, mlp, train
+from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.training.diagnosis import damped_share, least_condition
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -124,7 +125,7 @@ def test_what_is_read_off_the_state_is_what_the_eigenvalues_say(groups, root):
     eigenvalues = torch.linalg.eigvalsh(layer.factor)
     damped = eigenvalues + layer.damping
     assert damped_share(layer) == pytest.approx((layer.damping / damped).mean().item(), rel=1e-9)
-    bound = layer.spec.definition.largest_eigenvalue(layer.factor * layer.scale)
+    bound = kind_of(layer.spec).largest_eigenvalue(layer.factor * layer.scale)
     assert (bound >= eigenvalues.amax(-1)).all()
     condition = (damped.amax(-1) / damped.amin(-1)).max().item()
     assert 0.05 * condition < least_condition(layer) <= condition * (1 + 1e-9)

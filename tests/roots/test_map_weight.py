@@ -7,6 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
+from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.roots.triangular import BLOCK
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.weight_map import ADJOINT, MAPS, mapped
@@ -42,7 +43,7 @@ def a_root(form, has_bias):
     """Return a root of this form with numbers of no meaning, in the shape that it has."""
     blocks = form.blocks[:-1] + tuple(b - (not has_bias) for b in form.blocks[-1:])
     form = replace(form, has_bias=has_bias, blocks=blocks)
-    root = form.definition.first_root(form, form.dtype, torch.device("cpu"))
+    root = kind_of(form).first_root(form, form.dtype, torch.device("cpu"))
     for name, buffer in root.named_buffers():
         noise = torch.randn_like(buffer)
         noise = noise + noise.mT if name.endswith("symmetric") else noise

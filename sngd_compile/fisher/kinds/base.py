@@ -18,7 +18,7 @@ from sngd_compile.fisher.output_side import OutputSide
 from sngd_compile.fisher.roots.base import Root
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.statistics import Statistics
-from sngd_compile.registry import ROOTS
+from sngd_compile.registry import KINDS, ROOTS
 
 Damped = tuple[Tensor, float]
 """A matrix to decompose, and the damping that is in it."""
@@ -217,6 +217,12 @@ class FisherKind:
         other = spec.layout.outputs if self.has_output_side else 0
         cubes = sum(size**3 for size in sizes) + other**3
         return self.factor_count(spec) * cubes // 3 + 9 * elements * (max(sizes) + other) // 2
+
+
+def kind_of(spec: FisherSpec) -> FisherKind:
+    """Return what the kind of a local Fisher means."""
+    kind: FisherKind = KINDS[spec.kind]
+    return kind
 
 
 def _trace(diagonals: Sequence[Tensor]) -> float:
