@@ -3,8 +3,6 @@
 import ast
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("sngd_compile", "kernels", "examples", "benchmarks", "docs", "tests")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -12,6 +10,7 @@ SOURCES = [path for path in FILES if path.relative_to(ROOT).parts[0] != "tests"]
 
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 40
+MOST_MODULES = 20
 
 
 def name(path: Path) -> str:
@@ -19,9 +18,9 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_file_is_short(path: Path):
-    assert len(path.read_text().splitlines()) <= LONGEST_FILE
+def test_files_are_short():
+    lengths = {name(path): len(path.read_text().splitlines()) for path in FILES}
+    assert {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE} == {}
 
 
 def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -37,12 +36,21 @@ def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return length - ((first.end_lineno or 0) - first.lineno + 1 if documented else 0)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_functions_are_short(path: Path):
-    functions = [
-        node
+def test_functions_are_short():
+    lengths = {
+        f"{name(path)}:{node.name}": lines_of_code(node)
+        for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    lengths = {function.name: lines_of_code(function) for function in functions}
-    assert {key: n for key, n in lengths.items() if n > LONGEST_FUNCTION} == {}
+    }
+    assert {
+        function: lines for function, lines in lengths.items() if lines > LONGEST_FUNCTION
+    } == {}
+
+
+def test_folders_hold_few_modules():
+    folders = {name(path.parent): [] for path in SOURCES}
+    for path in SOURCES:
+        folders[name(path.parent)].append(path.name)
+    counts = {folder: len(set(files) - {"__init__.py"}) for folder, files in folders.items()}
+    assert {folder: count for folder, count in counts.items() if count > MOST_MODULES} == {}
