@@ -139,10 +139,10 @@ def of_low_rank(model: nn.Module, recipe: Recipe) -> Trainee:
     return in_trust_region(with_low_rank(model, MEAN), recipe, nesterov=True)
 
 
-def of_young_roots(model: nn.Module, recipe: Recipe) -> Trainee:
+def with_frequent_refreshes(model: nn.Module, recipe: Recipe) -> Trainee:
     """The mean over outputs, refreshed five times as often; low rank for wide layers."""
-    young = MEAN.replace(refresh_every=20, observe_every=10)
-    return in_trust_region(with_low_rank(model, young), recipe, nesterov=True)
+    frequent = MEAN.replace(refresh_every=20, observe_every=10)
+    return in_trust_region(with_low_rank(model, frequent), recipe, nesterov=True)
 
 
 def bounded_layer_by_layer(model: nn.Module, recipe: Recipe) -> Trainee:
@@ -175,8 +175,8 @@ NATURAL_RATES = (0.03, 0.1, 0.01, 0.3)
 LENGTH_RATES = (3.0, 10.0, 1.0, 30.0)
 MEAN_RATES = (0.003, 0.01, 0.001, 0.03)
 DAMPED_RATES = (0.01, 0.03, 0.003, 0.1)
-YOUNG_RATES = (0.01, 0.004, 0.02, 0.002)
-CAREFUL_RATES = (0.018, 0.01, 0.03, 0.05)
+FREQUENT_RATES = (0.01, 0.004, 0.02, 0.002)
+ROBUST_RATES = (0.018, 0.01, 0.03, 0.05)
 
 REFERENCE = Contender("SGD", plain_sgd, SGD_RATES)
 SNGD = Contender("SNGD", natural_gradient, NATURAL_RATES)
@@ -185,7 +185,7 @@ DAMPED = Contender(
     partial(with_nesterov, MEAN.replace(damping_rel_trace=1e-2)),
     DAMPED_RATES,
 )
-CAREFUL = Contender("SNGD, careful", partial(with_nesterov, sngd.Config.careful()), CAREFUL_RATES)
+ROBUST = Contender("SNGD, robust", partial(with_nesterov, sngd.Config.robust()), ROBUST_RATES)
 """The configuration whose best rates differ least."""
 
 NESTEROV = (
@@ -194,7 +194,7 @@ NESTEROV = (
     Contender("SNGD, mean over outputs", partial(with_nesterov, MEAN), MEAN_RATES),
     Contender("SNGD, mean, low rank", of_low_rank, MEAN_RATES),
     Contender("SNGD, mean, layer by layer", bounded_layer_by_layer, DAMPED_RATES),
-    Contender("SNGD, mean, young roots", of_young_roots, YOUNG_RATES),
+    Contender("SNGD, mean, frequent refreshes", with_frequent_refreshes, FREQUENT_RATES),
     DAMPED,
 )
 """With Nesterov's momentum, each of one configuration."""

@@ -146,7 +146,7 @@ class Config:
         )
 
     @classmethod
-    def careful(cls) -> Config:
+    def robust(cls) -> Config:
         """Return the settings that trained every network of the study at one learning rate.
 
         The mean over outputs, damping 3e-2 of the trace, a refresh every 20 steps, every fifth

@@ -11,7 +11,7 @@ from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.modules.reconstructed import Reconstructed, reconstructed_modules
 from sngd_compile.plan.planner import Overrides, make_plan, plan_of
 from sngd_compile.plan.records import Plan, qualified
-from sngd_compile.plan.report import dump_graph, dump_plan
+from sngd_compile.plan.report import graph_report, plan_report
 from sngd_compile.training.diagnosis import notes_of
 
 
@@ -24,7 +24,7 @@ class Explanation:
 
     def __str__(self) -> str:
         """Return the table: every parameter, its rule and cost, or why it is left."""
-        return dump_plan(self.plan)
+        return plan_report(self.plan)
 
 
 class Graphs(dict[str, fx.Graph]):
@@ -32,7 +32,9 @@ class Graphs(dict[str, fx.Graph]):
 
     def __str__(self) -> str:
         """Return every graph as assignments, with the pass that put a node there."""
-        return "\n\n".join(f"[{name or '.'}]\n{dump_graph(graph)}" for name, graph in self.items())
+        return "\n\n".join(
+            f"[{name or '.'}]\n{graph_report(graph)}" for name, graph in self.items()
+        )
 
 
 def explain(

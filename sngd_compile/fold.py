@@ -1,4 +1,4 @@
-"""Back to ordinary weights, `w := w' R`, and roots renewed by hand."""
+"""Back to ordinary weights, `w := w' R`, and the manual refresh."""
 
 from __future__ import annotations
 

@@ -133,5 +133,7 @@ class Layout:
         """
         if self.matrix == other.matrix and self.orders_like(other):
             return 0
-        turned = self.matrix == other.matrix[::-1] and self.is_transposed != other.is_transposed
-        return self.width if turned and self.groups is None else None
+        is_transpose = (
+            self.matrix == other.matrix[::-1] and self.is_transposed != other.is_transposed
+        )
+        return self.width if is_transpose and self.groups is None else None

@@ -1,4 +1,4 @@
-"""The front door: a model becomes its reconstructed network."""
+"""The first API: a model becomes its reconstructed network."""
 
 from __future__ import annotations
 

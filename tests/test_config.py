@@ -80,11 +80,11 @@ def test_replace_makes_a_checked_copy():
     assert "refresh_every" in str(raised.value)
 
 
-def test_the_careful_preset():
-    careful = Config.careful()
-    assert (careful.over_outputs, careful.damping_rel_trace) == ("mean", 3e-2)
-    assert [step for step in range(12, 61) if careful.is_refreshed(step)] == [20, 40, 60]
-    assert [step for step in range(6, 21) if careful.is_observed(step)] == [10, 15, 20]
+def test_the_robust_preset():
+    robust = Config.robust()
+    assert (robust.over_outputs, robust.damping_rel_trace) == ("mean", 3e-2)
+    assert [step for step in range(12, 61) if robust.is_refreshed(step)] == [20, 40, 60]
+    assert [step for step in range(6, 21) if robust.is_observed(step)] == [10, 15, 20]
 
 
 def test_the_paper_preset():

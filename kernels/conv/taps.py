@@ -183,5 +183,5 @@ def _slide_(blocks: Tensor, change: Tensor, *, upper: bool) -> None:
     for tap in range(1, taps):
         first = tap if upper else 1
         before = (slice(None), slice(None), slice(first - 1, taps - 1))
-        following = moments[tap, :, :, first:]
-        torch.add(moments[tap - 1][before], change[tap - 1][before], out=following)
+        later = moments[tap, :, :, first:]
+        torch.add(moments[tap - 1][before], change[tap - 1][before], out=later)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..precision import exact_products
 from .cholesky_inverse import check_square
-from .factors import flaws
+from .factors import info_of
 
 
 def eigen_root_ex(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def eigen_root_ex(matrices: Tensor) -> tuple[Tensor, Tensor]:
     check_square(matrices)
     lead, shape = matrices.shape[:-2], matrices.shape
     batch = matrices.detach().reshape(lead.numel(), *shape[-2:])
-    info = flaws(batch)
+    info = info_of(batch)
     # One matrix that is not finite would have the solver fail for all of them, and float32 fails
     # on factors with many equal eigenvalues.
     identity = torch.eye(shape[-1], dtype=torch.float64, device=batch.device)

@@ -17,7 +17,7 @@ NOT_FINITE = -1
 NOT_SYMMETRIC = -2
 
 
-def flaws(matrices: Tensor) -> Tensor:
+def info_of(matrices: Tensor) -> Tensor:
     """Return, int32 `[B]`, NOT_FINITE, NOT_SYMMETRIC or 0 for each of `matrices` `[B, D, D]`."""
     if matrices.numel() == 0:
         return torch.zeros(len(matrices), dtype=torch.int32, device=matrices.device)
@@ -41,17 +41,17 @@ def invert_factor(matrices: Tensor, damping: Tensor, bias: bool) -> tuple[Tensor
         `R` `[B, D, D]`, NaN where the matrix has none, and `info`, int32 `[B]`.
     """
     if matrices.numel() == 0:
-        return matrices.new_empty(matrices.shape), flaws(matrices)
-    info, inverse = flaws(matrices), torch.zeros_like(matrices)
+        return matrices.new_empty(matrices.shape), info_of(matrices)
+    info, inverse = info_of(matrices), torch.zeros_like(matrices)
     with exact_products(matrices.device):
         if bias:
             pivots = _invert_bias_first_(inverse, matrices, damping[:, None])
         else:
             pivots = _invert_(inverse, matrices.clone(), damping[:, None])
     info = torch.where(info == 0, pivots, info)
-    flawed = info != 0
-    if matrices.device.type != "cpu" or bool(flawed.any()):  # only a device would have to wait
-        inverse.masked_fill_(flawed[:, None, None], torch.nan)
+    failed = info != 0
+    if matrices.device.type != "cpu" or bool(failed.any()):  # only a device would have to wait
+        inverse.masked_fill_(failed[:, None, None], torch.nan)
     return inverse, info
 
 

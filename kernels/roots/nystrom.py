@@ -6,7 +6,7 @@ from torch import Tensor
 from ..errors import KernelValueError
 from ..precision import exact_products
 from .cholesky_inverse import check_square
-from .factors import NOT_FINITE, flaws
+from .factors import NOT_FINITE, info_of
 
 # Products with the matrix before the last one; each sharpens the subspace.
 POWER_ITERATIONS = 2
@@ -46,7 +46,7 @@ def nystrom_root_ex(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor
         raise KernelValueError(f"rank is {rank}; expected at least 1, the eigenpairs to keep")
     lead, size = matrices.shape[:-2], matrices.shape[-1]
     batch = matrices.detach().reshape(lead.numel(), size, size)
-    info, kept = flaws(batch), min(rank, size)
+    info, kept = info_of(batch), min(rank, size)
     # One matrix that is not finite would have the solver fail for all of them.
     identity = torch.eye(size, dtype=batch.dtype, device=batch.device)
     usable = torch.where((info != NOT_FINITE)[:, None, None], batch, identity)
@@ -56,16 +56,16 @@ def nystrom_root_ex(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor
         inner = basis.mT @ image
         lower, pivots = torch.linalg.cholesky_ex((inner + inner.mT) / 2)
         info = torch.where(info == 0, pivots.int(), info)
-        flawed = (info != 0)[:, None, None]
-        lower = torch.where(flawed, torch.eye(kept, dtype=batch.dtype, device=batch.device), lower)
+        failed = (info != 0)[:, None, None]
+        lower = torch.where(failed, torch.eye(kept, dtype=batch.dtype, device=batch.device), lower)
         half = torch.linalg.solve_triangular(lower, image.mT, upper=False).mT
         vectors, singular, _ = torch.linalg.svd(half, full_matrices=False)
     # What rounding leaves of an eigenvalue of zero may pass as a pivot.
     least = torch.finfo(batch.dtype).eps * size * singular.amax(-1).square()
     info = torch.where((info == 0) & ~(singular.amin(-1).square() > least), kept, info).int()
-    flawed = (info != 0)[:, None, None]
-    vectors = vectors.masked_fill(flawed, torch.nan).reshape(*lead, size, kept)
-    gains = singular.reciprocal().masked_fill(flawed[..., 0], torch.nan).reshape(*lead, kept)
+    failed = (info != 0)[:, None, None]
+    vectors = vectors.masked_fill(failed, torch.nan).reshape(*lead, size, kept)
+    gains = singular.reciprocal().masked_fill(failed[..., 0], torch.nan).reshape(*lead, kept)
     return vectors, gains, info.view(lead)
 
 

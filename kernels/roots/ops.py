@@ -8,7 +8,7 @@ from torch.library import custom_op
 
 from ..batching import together
 from ..dispatch import choose, launcher
-from .factors import flaws, invert_factor
+from .factors import info_of, invert_factor
 from .products import product_nt
 
 
@@ -16,7 +16,7 @@ from .products import product_nt
 def cholesky_inverse(matrices: Tensor, damping: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     """Factorise and invert `matrices` `[B, D, D]`; return the inverses and what is wrong `[B]`."""
     if choose("cholesky_inverse", matrices).path == "triton":
-        info = flaws(matrices)
+        info = info_of(matrices)
         inverse = launcher("cholesky_inverse", matrices)(matrices, damping, info, bias=bias)
         return inverse, info
     return invert_factor(matrices, damping, bias)

@@ -17,14 +17,19 @@ from torch import Tensor, fx, nn
 from sngd_compile.backend.compiled_models import COMPILED, note_left
 from sngd_compile.backend.frame import Frame, Reference, Slot, analyse, describe
 from sngd_compile.backend.natural_gradient import inputs_of, merged
-from sngd_compile.backend.parameter_state import ParameterState, find_modules, meet, state_of
+from sngd_compile.backend.parameter_state import (
+    ParameterState,
+    find_modules,
+    get_or_create,
+    state_of,
+)
 from sngd_compile.backend.rewrite import FrameRewriter
 from sngd_compile.config import Config
 from sngd_compile.errors import ConfigError
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.passes.runner import logged, logger, trace_artifact
-from sngd_compile.plan.report import dump_graph
+from sngd_compile.plan.report import graph_report
 
 Run = Callable[..., Any]
 Forms = Sequence[FisherSpec | None]
@@ -52,7 +57,7 @@ def sngd(module: fx.GraphModule, examples: Sequence[Any], **options: Any) -> Run
     Raises:
         ConfigError: An option is unknown or out of range; when the frame first runs.
 
-    Source: arXiv 2412.07441; docs/which_door.md. Tested by tests/backend.
+    Source: arXiv 2412.07441; docs/which_api.md. Tested by tests/backend.
     """
     given = {**options.pop("options", {}), **options}
     mode = given.pop("mode", None)
@@ -137,7 +142,9 @@ class CompiledFrame:
         weight, bias = _real(slot.weight, args), None
         if slot.bias is not None:
             bias = _real(slot.bias, args)
-        return meet(weight, bias, slot.spec, self.config, (slot.name, slot.rule, slot.note))
+        return get_or_create(
+            weight, bias, slot.spec, self.config, (slot.name, slot.rule, slot.note)
+        )
 
     def _other(self, forms: tuple[FisherSpec | None, ...]) -> Run:
         """Rewrite the frame for other forms, which a later frame brought; it runs uncompiled."""
@@ -157,7 +164,7 @@ class CompiledFrame:
         for step in (rewriter.precondition_, rewriter.observe_):
             with logged(step.__name__, rewriter.module.graph):
                 step()
-        trace_artifact("sngd_graph", lambda: dump_graph(rewriter.module.graph))
+        trace_artifact("sngd_graph", lambda: graph_report(rewriter.module.graph))
         return rewriter.finished(), [] if examples is None else self._examples(forms, examples)
 
     def _examples(self, forms: Forms, examples: Sequence[Any]) -> list[Tensor]:

@@ -18,7 +18,7 @@ from sngd_compile.config import Config
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.plan.decision import Decision, decide
 from sngd_compile.plan.matching import Findings, Found, Matcher
-from sngd_compile.plan.parameter_uses import Holding
+from sngd_compile.plan.parameter_uses import Occurrence
 from sngd_compile.plan.planner import reason_to_leave
 from sngd_compile.plan.records import GraphUse
 
@@ -103,8 +103,8 @@ def analyse(module: fx.GraphModule, examples: Sequence[Any], config: Config) -> 
     found = {name: _without_parts(matcher.found(name)) for name in wanted}
     calls = {name: matcher.calls(name) for name in wanted}
     findings = Findings(None, found, "", matcher.parameters, calls)
-    holdings = {owned[name]: [Holding(0, {}, name, findings)] for name in wanted}
-    decisions, reasons = decide(holdings, dict.fromkeys(holdings, config))
+    occurrences = {owned[name]: [Occurrence(0, {}, name, findings)] for name in wanted}
+    decisions, reasons = decide(occurrences, dict.fromkeys(occurrences, config))
     joined = {d.bias for d in decisions.values() if d.bias is not None}
     slots, left = [], []
     for name in wanted:

@@ -147,7 +147,7 @@ def adopt(state: ParameterState) -> None:
     register_owner(state)
 
 
-def meet(
+def get_or_create(
     weight: Tensor, bias: Tensor | None, spec: FisherSpec, config: Config, described: Sequence[str]
 ) -> ParameterState | None:
     """Return the state with which a frame can use a parameter; the first frame makes it.

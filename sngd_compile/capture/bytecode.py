@@ -65,10 +65,10 @@ def changes_in_place(owner: type, function: object, name: str, depth: int = 5) -
     if not isinstance(code, CodeType) or depth == 0:
         return False
     steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
-    for step, following in pairwise(steps):
+    for step, next_step in pairwise(steps):
         if step.opname == "STORE_ATTR" and step.argval == name:
             return True
-        if step.opname == "LOAD_ATTR" and step.argval == name and _is_change(following):
+        if step.opname == "LOAD_ATTR" and step.argval == name and _is_change(next_step):
             return True
     return any(changes_in_place(owner, f, name, depth - 1) for f in _called(owner, function, steps))
 

@@ -1,4 +1,4 @@
-"""What one output says of its pre-activation: the relative Fisher information of a unit.
+"""Per-unit Fisher information: how much the output of a unit tells of its pre-activation.
 
 Legend: a pre-activation, f activation, y the unit's random output.
 

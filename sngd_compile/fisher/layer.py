@@ -207,11 +207,11 @@ class FisherLayer(WideBuffers):
         """
         for key, own in self.state_dict().items():
             given = state_dict.get(prefix + key)
-            if given is None or (flaw := _flaw(given, own, key == _EXTRA_STATE)) is None:
+            if given is None or (mismatch := _mismatch(given, own, key == _EXTRA_STATE)) is None:
                 continue
             raise ModelError(
-                f"{self.name}: {key} of the checkpoint {flaw}, so nothing of its local Fisher is "
-                "loaded; the file is damaged, or of another network"
+                f"{self.name}: {key} of the checkpoint {mismatch}, so nothing of its local Fisher "
+                "is loaded; the file is damaged, or of another network"
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -231,7 +231,7 @@ class FisherLayer(WideBuffers):
         return f"{self.kind}, {groups}{blocks}D={self.size}, rows_seen={self.rows_seen}"
 
 
-def _flaw(given: object, own: Tensor, is_schedule: bool) -> str | None:
+def _mismatch(given: object, own: Tensor, is_schedule: bool) -> str | None:
     """Say what is wrong with a tensor of a checkpoint; None where nothing is."""
     if not isinstance(given, Tensor):
         return f"is a {type(given).__name__}, no tensor"

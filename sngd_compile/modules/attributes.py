@@ -50,7 +50,7 @@ def folded_pairs(module: nn.Module, names: Names) -> dict[str, Tensor | None]:
 
 
 def _fold(module: nn.Module, weight: str, bias: str | None, in_forward: bool) -> Pair:
-    """Fold a weight with its bias; in a forward that is observed, it shows what it meets."""
+    """Fold a weight with its bias; in an observed forward it shows its inputs."""
     fisher = fisher_of(module, weight)
     weight_prime = prime_of(module, weight, weight)
     bias_prime = None if bias is None else prime_of(module, weight, bias)

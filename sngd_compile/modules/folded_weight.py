@@ -21,7 +21,7 @@ from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.observe import observe
 from sngd_compile.layout import Layout
-from sngd_compile.modules.weight_views import VIEWS, bare, follow
+from sngd_compile.modules.weight_views import VIEWS, bare, track_view
 from sngd_compile.rules import Use, rule_for
 
 Composite = Callable[..., Any]
@@ -100,7 +100,7 @@ class FoldedWeight(GuardedWeight):
                 return COMPOSITES[func](*args, **kwargs)
             result = func(*args, **kwargs)
             if func in VIEWS and isinstance(args[0], FoldedWeight):
-                view = follow(args[0], folded_weight, func, args[1:], kwargs, result)
+                view = track_view(args[0], folded_weight, func, args[1:], kwargs, result)
                 if view is not None:
                     return view
             if rule_for(func) is not None:

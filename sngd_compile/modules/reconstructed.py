@@ -22,9 +22,9 @@ from sngd_compile.passes import PASSES, run_passes
 from sngd_compile.passes.runner import logger, trace_artifact
 from sngd_compile.plan.matching import RESERVED_NAMES
 from sngd_compile.plan.records import ModulePlan, Plan
-from sngd_compile.plan.report import dump_graph, dump_plan
+from sngd_compile.plan.report import graph_report, plan_report
 from sngd_compile.rules import runs_known_forward
-from sngd_compile.training.averaged_models import watch_averages
+from sngd_compile.training.averaged_models import install_averaged_model_hook
 from sngd_compile.training.intact import check_intact, fisher_of
 from sngd_compile.training.optimizer_hooks import register_owner, release_owner, reset_
 from sngd_compile.training.refresh import LocalSite
@@ -145,7 +145,7 @@ class Reconstructed(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self.program is None:
             self.__dict__["program"] = _program_of(self)
-        watch_averages()
+        install_averaged_model_hook()
         register_owner(self)
 
     def _load_from_state_dict(
@@ -166,8 +166,8 @@ class Reconstructed(nn.Module):
 def reconstruct_(plan: Plan) -> None:
     """Rewrite the planned modules in place; modules that share a weight share its Fisher layer."""
     if logger.isEnabledFor(logging.DEBUG):
-        logger.debug("plan\n%s", dump_plan(plan))
-    trace_artifact("sngd_plan", lambda: dump_plan(plan))
+        logger.debug("plan\n%s", plan_report(plan))
+    trace_artifact("sngd_plan", lambda: plan_report(plan))
     layers: dict[int, FisherLayer] = {}
     for module_plan in plan.modules:
         for site, place in module_plan.sites:
@@ -186,7 +186,7 @@ def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) ->
     if plan.graph is not None:
         graph = plan.graph
         run_passes(graph, places, PASSES)
-        trace_artifact("sngd_graph", lambda: dump_graph(graph))
+        trace_artifact("sngd_graph", lambda: graph_report(graph))
         program = Program(graph)
     for site, place in plan.sites:
         fisher = layers[id(site)]
@@ -197,7 +197,7 @@ def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) ->
     for members in members_of(type(module)):
         members.prepare(module)
     module.__class__ = reconstructed_class(type(module), names)  # type: ignore[arg-type]
-    watch_averages()
+    install_averaged_model_hook()
     register_owner(module)
 
 

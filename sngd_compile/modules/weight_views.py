@@ -26,7 +26,7 @@ VIEWS: dict[Any, str] = {
 """Functions that give views of a weight, by what they do."""
 
 
-def follow(
+def track_view(
     weight: Any,
     make: Callable[..., Tensor],
     func: Any,
@@ -47,12 +47,12 @@ def follow(
     Returns:
         The result, followed; None where it is no part that a local Fisher has rows for.
     """
-    kind, turned = VIEWS[func], weight.is_transposed
+    kind, transposed = VIEWS[func], weight.is_transposed
     if kind == "transpose" and weight.dim() >= 2 and _turns(func, rest, kwargs, weight.dim()):
-        return make(weight.fisher, result, not turned, weight.group)
+        return make(weight.fisher, result, not transposed, weight.group)
     if kind == "same":
-        return make(weight.fisher, result, turned, weight.group)
-    if kind == "reshape" and not turned and weight.group is None:
+        return make(weight.fisher, result, transposed, weight.group)
+    if kind == "reshape" and not transposed and weight.group is None:
         return make(weight.fisher, result)
     if kind == "parts" and weight.dim() >= 2:
         axis_last = 1 if func in (Tensor.unbind, torch.unbind) else 2
@@ -75,15 +75,15 @@ def _turns(func: Any, rest: Sequence[Any], kwargs: Mapping[str, Any], dims: int)
 
 def _parts(weight: Any, make: Callable[..., Tensor], parts: Any, axis: int) -> Any:
     """Follow the groups of a stack, or parts of the outputs."""
-    turned, group = weight.is_transposed, weight.group
-    of_outputs = weight.dim() - (1 if turned else 2)
+    transposed, group = weight.is_transposed, weight.group
+    of_outputs = weight.dim() - (1 if transposed else 2)
     taken_out = len(parts) > 0 and parts[0].dim() < weight.dim()
     if weight.dim() == 3 and axis == 0 and group is None and taken_out:
         numbers = range(len(parts)) if weight.fisher.groups else [None] * len(parts)
         pairs = zip(parts, numbers, strict=True)
-        return tuple(make(weight.fisher, part, turned, number) for part, number in pairs)
+        return tuple(make(weight.fisher, part, transposed, number) for part, number in pairs)
     if axis == of_outputs and not taken_out:
-        return tuple(make(weight.fisher, part, turned, group) for part in parts)
+        return tuple(make(weight.fisher, part, transposed, group) for part in parts)
     return None
 
 

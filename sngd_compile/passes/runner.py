@@ -10,7 +10,7 @@ from torch import fx
 from torch._logging._internal import trace_structured_artifact
 
 from sngd_compile.plan.records import Place
-from sngd_compile.plan.report import dump_difference, dump_graph
+from sngd_compile.plan.report import difference_report, graph_report
 
 logger = logging.getLogger("sngd_compile")
 
@@ -20,7 +20,7 @@ Pass = Callable[[fx.Graph, Sequence[Place]], None]
 def run_passes(graph: fx.Graph, places: Sequence[Place], passes: Sequence[Pass]) -> None:
     """Apply `passes` to `graph` in order; each must leave a graph that lints.
 
-    A node that a pass creates remembers its name in `node.meta["pass"]`, which dumps print.
+    A node that a pass creates remembers its name in `node.meta["pass"]`, which reports print.
     """
     for rewrite in passes:
         before = set(graph.nodes)
@@ -38,9 +38,9 @@ def logged(name: str, graph: fx.Graph) -> Iterator[None]:
     if not logger.isEnabledFor(logging.DEBUG):
         yield
         return
-    before = dump_graph(graph)
+    before = graph_report(graph)
     yield
-    logger.debug("pass %s\n%s", name, dump_difference(before, dump_graph(graph)))
+    logger.debug("pass %s\n%s", name, difference_report(before, graph_report(graph)))
 
 
 def trace_artifact(name: str, payload: Callable[[], str]) -> None:

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from sngd_compile.capture.bytecode import UncapturableError
 from sngd_compile.capture.module_graph import capture
-from sngd_compile.fisher.kinds.base import Follows
+from sngd_compile.fisher.kinds.base import NextActivation
 from sngd_compile.plan.records import qualified
 
 MODULES: dict[type[nn.Module], str] = {
@@ -51,7 +51,7 @@ class Surroundings:
         """Every module by each of its names, once somebody asks."""
         return dict(self.model.named_modules(remove_duplicate=False))
 
-    def after(self, module_name: str, node: fx.Node) -> Follows:
+    def after(self, module_name: str, node: fx.Node) -> NextActivation:
         """Say which activation reads the result of a call, and nothing beside it.
 
         Args:
@@ -60,7 +60,7 @@ class Surroundings:
         """
         return common([self._of_reader(module_name, user) for user in node.users])
 
-    def _of_reader(self, module_name: str, user: fx.Node) -> Follows:
+    def _of_reader(self, module_name: str, user: fx.Node) -> NextActivation:
         if user.op == "output":
             return self._after_module(module_name)
         if user.op == "call_module":
@@ -71,19 +71,19 @@ class Surroundings:
         shown = target if isinstance(target, str) else getattr(target, "__name__", str(target))
         where = f"in {module_name}" if module_name else "in the model's forward"
         if activation == "elu" and _alpha(user) != 1:
-            return Follows("", f"{shown} {where} has an alpha other than 1")
-        return Follows(activation, f"{shown} follows it {where}")
+            return NextActivation("", f"{shown} {where} has an alpha other than 1")
+        return NextActivation(activation, f"{shown} follows it {where}")
 
-    def _after_module(self, module_name: str) -> Follows:
+    def _after_module(self, module_name: str) -> NextActivation:
         """Look at every place in which a module around this one calls it."""
         module = self.modules[module_name]
         names = [name for name, other in self.modules.items() if other is module]
         return common([self._after_name(name) for name in names])
 
-    def _after_name(self, name: str) -> Follows:
+    def _after_name(self, name: str) -> NextActivation:
         """Look at the nearest module around that calls a module by this name."""
         if not name:
-            return Follows("", "the model returns its result")
+            return NextActivation("", "the model returns its result")
         parts = name.split(".")
         for cut in reversed(range(len(parts))):
             around, own = ".".join(parts[:cut]), ".".join(parts[cut:])
@@ -102,28 +102,28 @@ class Surroundings:
         return self.graphs[module]
 
 
-def _of_child(name: str, child: nn.Module) -> Follows:
+def _of_child(name: str, child: nn.Module) -> NextActivation:
     kind = next((kind for kind in MODULES if isinstance(child, kind)), None)
     runs_it = kind is not None and type(child).forward is kind.forward
     activation = MODULES[kind] if kind is not None and runs_it else ""
     shown = f"{name} ({type(child).__name__})"
     if isinstance(child, nn.ELU) and child.alpha != 1:
-        return Follows("", f"{shown} has an alpha other than 1")
-    return Follows(activation, f"{shown} follows it")
+        return NextActivation("", f"{shown} has an alpha other than 1")
+    return NextActivation(activation, f"{shown} follows it")
 
 
 def _alpha(node: fx.Node) -> Any:
     return node.kwargs.get("alpha", node.args[1] if len(node.args) > 1 else 1)
 
 
-def common(found: Iterable[Follows]) -> Follows:
+def common(found: Iterable[NextActivation]) -> NextActivation:
     """Return what all readers agree on."""
     found = list(found)
     if not found:
-        return Follows("", "no captured forward shows where its result goes")
+        return NextActivation("", "no captured forward shows where its result goes")
     unknown = next((one for one in found if not one.activation), None)
     if unknown is not None:
         return unknown
     if len({one.activation for one in found}) > 1:
-        return Follows("", "; ".join(sorted({one.reason for one in found})))
+        return NextActivation("", "; ".join(sorted({one.reason for one in found})))
     return found[0]

@@ -14,7 +14,7 @@ from sngd_compile.fisher.kinds.shared import Shared
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.layout import Layout
 from sngd_compile.plan.matching import UNUSED, Found
-from sngd_compile.plan.parameter_uses import Holding, WeightUses
+from sngd_compile.plan.parameter_uses import Occurrence, WeightUses
 from sngd_compile.plan.records import GraphUse, Site
 from sngd_compile.rules import GUESS, RULES, Planned
 
@@ -28,7 +28,7 @@ class Decision:
 
 
 def decide(
-    holdings: Mapping[Tensor, Sequence[Holding]], configs: Mapping[Tensor, Config | None]
+    occurrences: Mapping[Tensor, Sequence[Occurrence]], configs: Mapping[Tensor, Config | None]
 ) -> tuple[dict[Tensor, Decision], dict[Tensor, str]]:
     """Decide for every parameter; a bias joins the weight whose calls alone add it.
 
@@ -37,15 +37,15 @@ def decide(
     """
     decisions: dict[Tensor, Decision] = {}
     reasons: dict[Tensor, str] = {}
-    free = {p for p in holdings if configs[p] is not None}
-    for parameter, held in holdings.items():
+    free = {p for p in occurrences if configs[p] is not None}
+    for parameter, held in occurrences.items():
         found = _decide_weight(parameter, held, configs[parameter])
         if isinstance(found, str):
             reasons[parameter] = found
             continue
         kind, uses = found
         bias = _common_bias(uses.layout, held)
-        if bias not in free or not _joins(bias, uses.layout, held, holdings):
+        if bias not in free or not _joins(bias, uses.layout, held, occurrences):
             bias = None
         free.discard(bias)
         decisions[parameter] = Decision(_site(kind, bias is not None, uses), bias)
@@ -57,7 +57,7 @@ Candidate = tuple[Layout, str, str]
 
 
 def _decide_weight(
-    parameter: Tensor, held: Sequence[Holding], config: Config | None
+    parameter: Tensor, held: Sequence[Occurrence], config: Config | None
 ) -> tuple[str, WeightUses] | str:
     """Return the kind that is wanted for a weight and its uses, or why it is left."""
     usable = [h.found for h in held if not isinstance(h.found, str)]
@@ -107,15 +107,15 @@ def _site(kind: str, has_bias: bool, uses: WeightUses) -> Site:
     return Site((), tuple(uses.weight.shape), spec, uses.rule, config, note)
 
 
-def _common_bias(layout: Layout, held: Sequence[Holding]) -> Tensor | None:
+def _common_bias(layout: Layout, held: Sequence[Occurrence]) -> Tensor | None:
     """Return the one parameter that every call adds as its bias, if there is one."""
     biases: list[Tensor | None] = []
-    for holding in held:
-        if isinstance(holding.found, Planned):
-            biases.append(holding.parameters.get(holding.found.bias or ""))
-        elif isinstance(holding.found, tuple):
-            tensors = holding.findings.tensors
-            biases += [_bias_of(use, layout, tensors) for use in holding.found]
+    for occurrence in held:
+        if isinstance(occurrence.found, Planned):
+            biases.append(occurrence.parameters.get(occurrence.found.bias or ""))
+        elif isinstance(occurrence.found, tuple):
+            tensors = occurrence.findings.tensors
+            biases += [_bias_of(use, layout, tensors) for use in occurrence.found]
     first = biases[0]
     return first if all(bias is first for bias in biases) else None
 
@@ -129,19 +129,19 @@ def _bias_of(use: GraphUse, layout: Layout, tensors: Mapping[fx.Node, Tensor]) -
 def _joins(
     bias: Tensor | None,
     layout: Layout,
-    held: Sequence[Holding],
-    holdings: Mapping[Tensor, Sequence[Holding]],
+    held: Sequence[Occurrence],
+    occurrences: Mapping[Tensor, Sequence[Occurrence]],
 ) -> bool:
     """Say whether the calls of a weight, and no others, add this bias, one number per output."""
     if bias is None or bias.numel() != layout.all_outputs:
         return False
     owners = {h.owner: h for h in held if not isinstance(h.found, str)}
-    for holding in holdings[bias]:
-        weight = owners.get(holding.owner)
+    for occurrence in occurrences[bias]:
+        weight = owners.get(occurrence.owner)
         if weight is None:
             return False
         if isinstance(weight.found, tuple):
             calls = {use.node for use in weight.found}
-            if not calls.issuperset(holding.findings.calls[holding.name]):
+            if not calls.issuperset(occurrence.findings.calls[occurrence.name]):
                 return False
     return True

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from sngd_compile.config import Config
-from sngd_compile.fisher.kinds.base import Follows
+from sngd_compile.fisher.kinds.base import NextActivation
 from sngd_compile.layout import Layout
 from sngd_compile.plan.activation import common
 from sngd_compile.plan.matching import Findings, Found
@@ -23,7 +23,7 @@ WITH_TAPS = (Convolution.name, TransposedConvolution.name)
 
 
 @dataclass(frozen=True)
-class Holding:
+class Occurrence:
     """One module and name that hold a parameter, and what the module does with it.
 
     Args:
@@ -38,7 +38,7 @@ class Holding:
     parameters: Mapping[str, Tensor | None]
     name: str
     findings: Findings
-    after: Callable[[fx.Node], Follows] | None = None
+    after: Callable[[fx.Node], NextActivation] | None = None
 
     @property
     def found(self) -> Found:
@@ -67,7 +67,7 @@ class WeightUses:
     layout: Layout
     rule: str
     config: Config
-    held: Sequence[Holding]
+    held: Sequence[Occurrence]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,28 +82,28 @@ class WeightUses:
     @property
     def is_compiled(self) -> bool:
         """Whether its calls are in a frame compiled with `backend="sngd"`."""
-        return any(holding.is_compiled for holding in self.held)
+        return any(occurrence.is_compiled for occurrence in self.held)
 
-    def what_follows(self) -> Follows:
+    def next_activation(self) -> NextActivation:
         """Say what follows every call of the weight."""
         return common(
-            holding.after(call.node)
-            for holding in self.held
-            if holding.after is not None and isinstance(holding.found, tuple)
-            for call in holding.found
+            occurrence.after(call.node)
+            for occurrence in self.held
+            if occurrence.after is not None and isinstance(occurrence.found, tuple)
+            for call in occurrence.found
         )
 
     def hidden_outputs(self) -> str:
         """Say why the outputs of the weight's calls cannot be seen, or ""."""
-        reasons = (self._hidden_outputs(holding) for holding in self.held)
+        reasons = (self._hidden_outputs(occurrence) for occurrence in self.held)
         return next((reason for reason in reasons if reason), "")
 
-    def _hidden_outputs(self, holding: Holding) -> str:
+    def _hidden_outputs(self, occurrence: Occurrence) -> str:
         """Say why the outputs of the calls in one module cannot be seen, or ""."""
-        uses = holding.found if isinstance(holding.found, tuple) else ()
-        if holding.is_compiled:
+        uses = occurrence.found if isinstance(occurrence.found, tuple) else ()
+        if occurrence.is_compiled:
             return "a frame compiled with backend='sngd' observes inputs only; use reconstruct"
-        if holding.findings.graph is None:
+        if occurrence.findings.graph is None:
             return "its module's forward runs as it is, and its outputs are not seen"
         for call in uses:
             if not RULES[call.rule].has_output_rows:

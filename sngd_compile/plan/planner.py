@@ -20,7 +20,7 @@ from sngd_compile.errors import ConfigError, ModelError, PlanError
 from sngd_compile.plan.activation import Surroundings
 from sngd_compile.plan.decision import Decision, decide
 from sngd_compile.plan.matching import Findings, find
-from sngd_compile.plan.parameter_uses import Holding
+from sngd_compile.plan.parameter_uses import Occurrence
 from sngd_compile.plan.records import (
     GraphUse,
     ModulePlan,
@@ -98,7 +98,7 @@ class _Planner:
 
     def __init__(self, model: nn.Module, config_of: ConfigOf, class_of: ClassOf) -> None:
         self.owners: list[_Owner] = []
-        self.holdings: dict[Tensor, list[Holding]] = defaultdict(list)
+        self.occurrences: dict[Tensor, list[Occurrence]] = defaultdict(list)
         self.tied = tied_names(model)
         self.config_of = config_of
         self.surroundings = Surroundings(model, class_of)
@@ -112,13 +112,13 @@ class _Planner:
         self.owners.append(_Owner(name, module, findings))
         after = partial(self.surroundings.after, name)
         for attribute in wanted:
-            holding = Holding(index, module._parameters, attribute, findings, after)
-            self.holdings[owned[attribute]].append(holding)
+            occurrence = Occurrence(index, module._parameters, attribute, findings, after)
+            self.occurrences[owned[attribute]].append(occurrence)
 
     def plan(self) -> Plan:
         """Decide for every parameter."""
         configs = {p: self.config_of(names) for p, names in self.tied.items()}
-        decisions, reasons = decide(self.holdings, configs)
+        decisions, reasons = decide(self.occurrences, configs)
         local: dict[int, list[tuple[Site, Place]]] = defaultdict(list)
         joined: set[Tensor] = set()
         for weight, decision in decisions.items():
@@ -126,8 +126,8 @@ class _Planner:
             note = noted_together(decision.site.note, self._note(weight))
             site = replace(decision.site, places=places, note=note)
             joined |= {weight} if decision.bias is None else {weight, decision.bias}
-            for holding, place in zip(self.holdings[weight], places, strict=True):
-                local[holding.owner].append((site, place))
+            for occurrence, place in zip(self.occurrences[weight], places, strict=True):
+                local[occurrence.owner].append((site, place))
         plans = []
         for index, owner in enumerate(self.owners):
             skips = [
@@ -142,19 +142,19 @@ class _Planner:
     def _places(self, weight: Tensor, decision: Decision) -> tuple[Place, ...]:
         """List where a weight and its bias are, with the calls in captured graphs."""
         places = []
-        for holding in self.holdings[weight]:
-            owner = self.owners[holding.owner]
+        for occurrence in self.occurrences[weight]:
+            owner = self.owners[occurrence.owner]
             uses: tuple[GraphUse, ...] | None = None
             if owner.findings.graph is not None:
-                calls = holding.found if isinstance(holding.found, tuple) else ()
+                calls = occurrence.found if isinstance(occurrence.found, tuple) else ()
                 uses = tuple(call.against(decision.site.layout) for call in calls)
             bias = _name_of(decision.bias, owner.module)
-            places.append(Place(owner.name, holding.name, bias, uses, decision.site.spec))
+            places.append(Place(owner.name, occurrence.name, bias, uses, decision.site.spec))
         return tuple(places)
 
     def _note(self, weight: Tensor) -> str:
         """Say why modules that hold the weight have no graph."""
-        notes = {self.owners[h.owner].findings.note for h in self.holdings[weight]}
+        notes = {self.owners[h.owner].findings.note for h in self.occurrences[weight]}
         return "; ".join(sorted(note for note in notes if note))
 
 

@@ -1,4 +1,4 @@
-"""The house text form: of a plan, of a graph, of the difference of two graphs."""
+"""Reports, as text: of a plan, of a graph, of the difference of two graphs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.plan.records import Plan, Site
 
 
-def dump_plan(plan: Plan) -> str:
+def plan_report(plan: Plan) -> str:
     """Return a plan as a table: every parameter, its rule and cost, or why it is left."""
     total = sum(site.parameter_count for site in plan.sites)
     kept = sum(_elements(skip.shape) for skip in plan.skips)
@@ -39,15 +39,15 @@ def dump_plan(plan: Plan) -> str:
     return "\n\n".join(parts)
 
 
-def dump_graph(graph: fx.Graph) -> str:
+def graph_report(graph: fx.Graph) -> str:
     """Return a graph as assignments, one node a line, with the pass that put the node there."""
     lines = [(_assignment(node), node.meta.get("pass", "")) for node in graph.nodes]
     width = max(len(text) for text, _ in lines)
     return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines)
 
 
-def dump_difference(before: str, after: str) -> str:
-    """Return what changed between two dumps, a line each, `-` before and `+` after.
+def difference_report(before: str, after: str) -> str:
+    """Return what changed between two reports, a line each, `-` before and `+` after.
 
     How far right a comment stands is no difference.
     """

@@ -36,7 +36,7 @@ class Planned:
 Structure = Callable[[nn.Module], Mapping[str, Planned | str]]
 """From a module to its weights, by attribute name, and reasons for parameters that stay."""
 
-GUESS = "as called"
+GUESS = "observed at run time"
 """The rule of a weight of which nothing but its shape is known before it is used."""
 
 ELEMENTWISE = (
@@ -82,8 +82,8 @@ def planned_weights(
         if is_used_elementwise(module_class, name):
             described[name] = ELEMENTWISE
             continue
-        is_turned = is_right_factor(module_class, module_class.forward, name)
-        described[name] = Planned(GUESS, _guess(parameter.shape, is_turned))
+        is_transposed = is_right_factor(module_class, module_class.forward, name)
+        described[name] = Planned(GUESS, _guess(parameter.shape, is_transposed))
     return described
 
 
@@ -92,7 +92,7 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
     return len(shape) == 2 or (len(shape) > 2 and shape[0] > 1)
 
 
-def _guess(shape: Sequence[int], is_turned: bool) -> Layout:
+def _guess(shape: Sequence[int], is_transposed: bool) -> Layout:
     if len(shape) == 2:
-        return Layout.transposed(shape) if is_turned else Layout.plain(shape)
-    return Layout.stacked_transposed(shape) if is_turned else Layout.stacked(shape)
+        return Layout.transposed(shape) if is_transposed else Layout.plain(shape)
+    return Layout.stacked_transposed(shape) if is_transposed else Layout.stacked(shape)

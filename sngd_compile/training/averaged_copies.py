@@ -64,7 +64,7 @@ def site_of_follower(fisher: FisherLayer) -> list[Any]:
     return [site for site in sites if site.fisher is fisher]
 
 
-def report_averages(sites: Iterable[SiteOfModule], leaders: Container[Any]) -> None:
+def warn_of_averages(sites: Iterable[SiteOfModule], leaders: Container[Any]) -> None:
     """Warn once of a copy whose weights somebody writes to, and that does not follow.
 
     Args:

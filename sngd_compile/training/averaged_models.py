@@ -31,7 +31,7 @@ def keep_in_step(site: LocalSite, leader: FisherLayer) -> None:
 
 
 @cache
-def watch_averages() -> None:
+def install_averaged_model_hook() -> None:
     """Let the copy in every `AveragedModel` made from now on keep in step with its origin."""
     register_module_module_registration_hook(_let_average_follow)
 

@@ -52,17 +52,17 @@ def find_groups(layers: Iterable[tuple[Tensor, FisherLayer]]) -> None:
             layer.ties.process_group = groups[id(weight)]
 
 
-def add_up_(fisher: FisherLayer) -> None:
+def all_reduce_(fisher: FisherLayer) -> None:
     """Add the sums and the rows of all processes that train the weight in parallel."""
     group = fisher.ties.process_group
     if group is None:
         return
-    _add_up_(fisher.sum, fisher.tally[ROWS : ROWS + 1], group)
+    _all_reduce_(fisher.sum, fisher.tally[ROWS : ROWS + 1], group)
     if fisher.output_side is not None:
-        _add_up_(fisher.output_side.total, fisher.output_side.tally[STEPS : STEPS + 1], group)
+        _all_reduce_(fisher.output_side.total, fisher.output_side.tally[STEPS : STEPS + 1], group)
 
 
-def _add_up_(sum: Tensor, count: Tensor, group: Any) -> None:
+def _all_reduce_(sum: Tensor, count: Tensor, group: Any) -> None:
     torch.distributed.all_reduce(sum, group=group)
     everywhere = count.clone()
     torch.distributed.all_reduce(everywhere, group=group)

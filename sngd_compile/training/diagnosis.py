@@ -33,7 +33,7 @@ LARGEST_AGE = 200
 def notes_of(site: Site) -> str:
     """Describe what looks wrong, and what to do; "" for a layer that is well or was not trained.
 
-    Source: docs/tuning.md. Tested by tests/plan/test_symptoms.py.
+    Source: docs/tuning.md. Tested by tests/plan/test_diagnosis.py.
     """
     layer = site.fisher
     if layer.schedule.steps == 0:
@@ -59,7 +59,7 @@ def _optimizer(site: Site) -> str:
 
 
 def _age(layer: FisherLayer) -> str:
-    """Date the root by the observed steps since then: a refresh by hand counts too."""
+    """Date the root by the observed steps since then: a manual refresh counts too."""
     schedule, config = layer.schedule, layer.config
     steps = range(schedule.steps - 1, -1, -1)
     observed = (step for step in steps if config.is_observed(step))

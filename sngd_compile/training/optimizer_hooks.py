@@ -26,13 +26,13 @@ from torch.optim.optimizer import (
 from sngd_compile.errors import SngdWarning
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.ties import Ties
-from sngd_compile.training.averaged_copies import report_averages
+from sngd_compile.training.averaged_copies import warn_of_averages
 from sngd_compile.training.backward import after_backward
 from sngd_compile.training.data_parallel import find_groups
 from sngd_compile.training.intact import parameters_of, remember, sites_or_error
 from sngd_compile.training.refresh import LocalSite, Site, change_root_, refresh_sites
 from sngd_compile.training.sharding import is_sharded, whole
-from sngd_compile.training.warnings import report_frozen_bias, report_rejected, report_unobserved
+from sngd_compile.training.warnings import warn_of_frozen_bias, warn_of_rejected, warn_of_unobserved
 
 
 class SiteOwner(Protocol):
@@ -194,28 +194,28 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
             site.fisher.close_step_(valid=False)
         return
     due, sites = [], _bind(optimizer).sites
-    report_rejected([site.fisher for site in sites if site.fisher.schedule.observing])
+    warn_of_rejected([site.fisher for site in sites if site.fisher.schedule.observing])
     for site in sites:
         schedule = site.fisher.schedule
         if schedule.observing:
             site.fisher.close_step_()
         if schedule.advance():
             if _is_unobserved(site):
-                report_unobserved(site.fisher)
-            report_frozen_bias(site.fisher, site.weight, site.bias)
+                warn_of_unobserved(site.fisher)
+            warn_of_frozen_bias(site.fisher, site.weight, site.bias)
             due.append(site)
     if due:
-        _report_averages([site.fisher for site in due])
+        _warn_of_averages([site.fisher for site in due])
         after_backward(lambda: refresh_sites(due, known_optimizers()))
 
 
-def _report_averages(leaders: list[FisherLayer]) -> None:
+def _warn_of_averages(leaders: list[FisherLayer]) -> None:
     """Look for copies of layers that are due which somebody averages."""
     if Ties.copied:
         stepped = {id(site.fisher) for known in _bindings.values() for site in known.sites}
         everywhere = _listed(_owners, lambda owner: False)
         others = [site for site in everywhere if id(site.fisher) not in stepped]
-        report_averages([site for site in others if isinstance(site, LocalSite)], leaders)
+        warn_of_averages([site for site in others if isinstance(site, LocalSite)], leaders)
 
 
 def _is_unobserved(site: Site) -> bool:

@@ -15,10 +15,10 @@ from sngd_compile.fisher.next_roots import next_roots, warn_once
 from sngd_compile.fisher.roots.base import Change, Root, copy_root_
 from sngd_compile.fisher.weight_map import as_matrices
 from sngd_compile.training.averaged_copies import followers_of
-from sngd_compile.training.data_parallel import add_up_
+from sngd_compile.training.data_parallel import all_reduce_
 from sngd_compile.training.intact import prime_of
 from sngd_compile.training.sharding import put_, whole
-from sngd_compile.training.warnings import report_rejected
+from sngd_compile.training.warnings import warn_of_rejected
 from sngd_kernels.precision import exact_products
 
 LINEAR_STATES = ("momentum_buffer", "exp_avg")
@@ -103,10 +103,10 @@ def refresh_sites(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> Non
 
 def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
     due = []
-    report_rejected([site.fisher for site in sites])
+    warn_of_rejected([site.fisher for site in sites])
     for site in sites:
         site.fisher.close_step_()
-        add_up_(site.fisher)
+        all_reduce_(site.fisher)
         if site.fisher.absorb_():
             due.append(site)
     for site, found in zip(due, next_roots([site.fisher for site in due]), strict=True):

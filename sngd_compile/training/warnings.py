@@ -11,7 +11,7 @@ from sngd_compile.fisher.layer import REJECTED, FisherLayer
 from sngd_compile.fisher.next_roots import warn_once
 
 
-def report_rejected(fishers: Sequence[FisherLayer]) -> None:
+def warn_of_rejected(fishers: Sequence[FisherLayer]) -> None:
     """Warn once by name when forward passes were left out because they were not finite."""
     if not fishers:
         return
@@ -19,10 +19,10 @@ def report_rejected(fishers: Sequence[FisherLayer]) -> None:
     counts = torch.stack([tally.to(tallies[0].device) for tally in tallies]).tolist()
     for fisher, rejected in zip(fishers, counts, strict=True):
         if rejected:
-            _report_rejected(fisher, rejected)
+            _warn_of_rejected(fisher, rejected)
 
 
-def _report_rejected(fisher: FisherLayer, rejected: int) -> None:
+def _warn_of_rejected(fisher: FisherLayer, rejected: int) -> None:
     fisher.tally[REJECTED].zero_()
     warn_once(
         fisher,
@@ -32,7 +32,7 @@ def _report_rejected(fisher: FisherLayer, rejected: int) -> None:
     )
 
 
-def report_unobserved(fisher: FisherLayer) -> None:
+def warn_of_unobserved(fisher: FisherLayer) -> None:
     """Warn once by name when a layer trains but what it needs never meets a rule."""
     used = f": it enters {fisher.unmatched}, which no rule understands" if fisher.unmatched else ""
     warn_once(
@@ -43,7 +43,7 @@ def report_unobserved(fisher: FisherLayer) -> None:
     )
 
 
-def report_frozen_bias(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> None:
+def warn_of_frozen_bias(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> None:
     """Warn once by name of a bias that was frozen after it joined a weight that is trained."""
     if bias is not None and weight.requires_grad and not bias.requires_grad:
         warn_once(

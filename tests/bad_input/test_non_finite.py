@@ -63,7 +63,7 @@ def test_a_pass_is_rejected_without_waiting_for_a_device(model, fisher, monkeypa
     expected(batch())
     sngd.refresh_(expected)
     asked = []
-    monkeypatch.setattr(observe, "answers_at_once", asked.append)
+    monkeypatch.setattr(observe, "reads_without_sync", asked.append)
     net(poisoned(NAN))
     net(batch())
     with pytest.warns(SngdWarning, match=r"1 forward pass\(es\)"):

@@ -1,4 +1,4 @@
-"""What plain `torch.compile(fullgraph=True)` takes of the zoo, both doors take."""
+"""What plain `torch.compile(fullgraph=True)` takes of the zoo, both APIs take."""
 
 import pytest
 import torch

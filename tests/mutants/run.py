@@ -26,21 +26,21 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-import finer_bugs
+import diagnosis_bugs
+import fisher_kind_bugs
 import layer_bugs
 import output_bugs
 import root_bugs
 import statistics_bugs
-import symptom_bugs
 from bug import BUGS, Bug
 
 __all__ = [
-    "finer_bugs",
+    "diagnosis_bugs",
+    "fisher_kind_bugs",
     "layer_bugs",
     "output_bugs",
     "root_bugs",
     "statistics_bugs",
-    "symptom_bugs",
 ]
 
 ROOT = Path(__file__).resolve().parents[2]

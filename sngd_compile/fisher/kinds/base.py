@@ -25,7 +25,7 @@ Damped = tuple[Tensor, float]
 
 
 @dataclass(frozen=True)
-class Follows:
+class NextActivation:
     """What follows every call of a weight: the name of an activation ("" for none), and why."""
 
     activation: str
@@ -59,7 +59,7 @@ class Uses(Protocol):
         """Say why the outputs of its calls cannot be seen, or ""."""
         ...
 
-    def what_follows(self) -> Follows:
+    def next_activation(self) -> NextActivation:
         """Say which activation follows every call."""
         ...
 

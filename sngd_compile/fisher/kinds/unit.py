@@ -14,7 +14,7 @@ from torch import Tensor
 
 import sngd_kernels
 from sngd_compile.fisher.information import INFORMATION
-from sngd_compile.fisher.kinds.base import Choice, FisherKind, Follows, Uses
+from sngd_compile.fisher.kinds.base import Choice, FisherKind, NextActivation, Uses
 from sngd_compile.fisher.roots.base import Root
 from sngd_compile.fisher.roots.unit import UnitRoot
 from sngd_compile.fisher.spec import FisherSpec
@@ -43,19 +43,19 @@ class Unit(FisherKind):
                 f"max_factor_bytes = {limit:,}"
             )
         reason = uses.hidden_outputs()
-        found = Follows("", reason) if reason else self._activation(uses)
+        found = NextActivation("", reason) if reason else self._activation(uses)
         if not found.activation:
             return found.reason
         note = f"its units are {found.activation}: {found.reason}"
         return Choice(replace(spec, activation=found.activation), note)
 
-    def _activation(self, uses: Uses) -> Follows:
+    def _activation(self, uses: Uses) -> NextActivation:
         configured = uses.config.activation
         if configured == "linear":
-            return Follows("", "a linear unit's Fisher is that of all")
+            return NextActivation("", "a linear unit's Fisher is that of all")
         if configured != "auto":
-            return Follows(configured, "as configured")
-        return uses.what_follows()
+            return NextActivation(configured, "as configured")
+        return uses.next_activation()
 
     def factor_text(self, spec: FisherSpec) -> str:
         """Return how many matrices of which size."""

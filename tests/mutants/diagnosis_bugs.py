@@ -1,15 +1,15 @@
 """Bugs in what `explain` says of a trained network."""
 
 from bug import caught_by, wrap
-from sngd_compile.training import diagnosis as symptoms
+from sngd_compile.training import diagnosis
 
-TESTS = "tests/plan/test_symptoms.py"
+TESTS = "tests/plan/test_diagnosis.py"
 
 
 @caught_by((TESTS, "-k", "eigenvalues"))
 def directions_not_averaged() -> None:
     """The share of damped directions is their number."""
-    wrap(symptoms, "damped_share", lambda original, layer: original(layer) * layer.size)
+    wrap(diagnosis, "damped_share", lambda original, layer: original(layer) * layer.size)
 
 
 @caught_by((TESTS, "-k", "eigenvalues"))
@@ -21,7 +21,7 @@ def damping_left_out_of_the_condition() -> None:
         trace = eigenvalues.diagonal(dim1=-2, dim2=-1).sum(-1)
         return float((trace * layer.root.double().square().sum((-2, -1))).max())
 
-    wrap(symptoms, "least_condition", condition)
+    wrap(diagnosis, "least_condition", condition)
 
 
 @caught_by((TESTS, "-k", "old"))
@@ -30,6 +30,6 @@ def roots_never_renewed() -> None:
 
     def age(original, layer):
         steps = layer.schedule.steps
-        return f"its root is {steps} steps old" if steps > symptoms.LARGEST_AGE else ""
+        return f"its root is {steps} steps old" if steps > diagnosis.LARGEST_AGE else ""
 
-    wrap(symptoms, "_age", age)
+    wrap(diagnosis, "_age", age)

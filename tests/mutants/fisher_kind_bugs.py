@@ -13,7 +13,7 @@ from sngd_compile.fisher.kinds import block
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.roots.block import BlockRoot
 from sngd_compile.fisher.roots.unit import UnitRoot
-from sngd_compile.plan import activation as following
+from sngd_compile.plan import activation
 from sngd_compile.rules import Rule
 
 BLOCK = ("tests/fishers/test_block.py",)
@@ -125,5 +125,5 @@ def units_swapped_at_a_refresh() -> None:
 @caught_by(UNIT_PLAN)
 def one_reader_of_two() -> None:
     """An activation is found although something else reads the pre-activation too."""
-    common = following.common
-    following.common = lambda found: common(sorted(found, key=lambda one: not one.activation)[:1])
+    common = activation.common
+    activation.common = lambda found: common(sorted(found, key=lambda one: not one.activation)[:1])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sngd_compile as sngd
-from sngd_compile.plan.report import dump_difference, dump_graph
+from sngd_compile.plan.report import difference_report, graph_report
 
 
 class Twice(nn.Linear):
@@ -114,11 +114,11 @@ return linear""",
 
     def test_difference(self):
         plain, biased = (
-            dump_graph(sngd.graph(sngd.reconstruct(nn.Linear(3, 2, bias=bias)))[""])
+            graph_report(sngd.graph(sngd.reconstruct(nn.Linear(3, 2, bias=bias)))[""])
             for bias in (False, True)
         )
         self.assertExpectedInline(
-            dump_difference(plain, biased),
+            difference_report(plain, biased),
             """\
   input_1 = argument input
   weight_fisher = self.weight_fisher  # reparameterise_
@@ -131,7 +131,7 @@ return linear""",
   observe = observe(weight_fisher_1, linear, (input_1,), (), observing)  # observe_
   return local_linear""",
         )
-        assert dump_difference(plain, plain).splitlines() == [
+        assert difference_report(plain, plain).splitlines() == [
             f"  {line}" for line in re.sub(" +  # ", "  # ", plain).splitlines()
         ]
 
