@@ -125,6 +125,11 @@ class Site:
         return self.places[0].name
 
     @property
+    def activation(self) -> str:
+        """Of a unit kind, the name of what follows the layer; "" of others."""
+        return self.spec.activation
+
+    @property
     def weight_name(self) -> str:
         """Attribute name of the weight where it is first."""
         return self.places[0].weight_name

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 import sngd_compile as sngd
 from backend.compiled import SETTING, mlp, sample, train
-from sngd_compile.fisher import weight_map
+from sngd_compile.fisher import spec
 from sngd_compile.fisher.roots.triangular import BLOCK, FEW
 from theorem.networks import ConvNet
 
@@ -51,7 +51,7 @@ def targets(graph: torch.fx.GraphModule) -> Counter[str]:
 
 @pytest.fixture
 def _few_outputs_too(monkeypatch):
-    monkeypatch.setattr(weight_map, "FEW", -1)
+    monkeypatch.setattr(spec, "FEW", -1)
 
 
 @pytest.mark.usefixtures("_few_outputs_too")

@@ -114,7 +114,7 @@ def test_an_activation_is_found_in_the_forward_around(function, activation):
     assert "follows it" in found["one.weight"][1]
     activation, note = found["two.weight"]
     assert activation == ""
-    assert '"shared" is kept: second (Softplus) follows it' in note
+    assert 'using "shared": second (Softplus) follows it' in note
 
 
 def test_it_is_found_in_a_sequence_and_beyond_its_end():
