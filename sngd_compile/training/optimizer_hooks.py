@@ -118,9 +118,12 @@ def _listed(owners: Iterable[Any], concerns: Callable[[Any], bool]) -> list[Site
 
 
 def steps_reconstructed_only(optimizer: Optimizer) -> bool:
-    """Say whether all that an optimizer steps lies in modules that are reconstructed."""
-    modules = [owner for owner in _owners if isinstance(owner, nn.Module)]
-    owned = {id(parameter) for module in modules for parameter in module.parameters()}
+    """Say whether all that an optimizer steps is held by modules that are reconstructed."""
+    # Read from the dictionary itself: other code may have damaged one of these modules.
+    held = [
+        owner.__dict__.get("_parameters") or {} for owner in _owners if isinstance(owner, nn.Module)
+    ]
+    owned = {id(parameter) for parameters in held for parameter in parameters.values()}
     return all(id(p) in owned for group in optimizer.param_groups for p in group["params"])
 
 

@@ -79,3 +79,14 @@ def test_no_module_is_looked_for_where_all_weights_are_reconstructed(monkeypatch
     assert looked == []
     train(mlp(), lambda step: [sample((5,), step)], steps=2)
     assert looked == [1]
+
+
+def test_after_a_compiled_model_a_damaged_network_stops_no_other_optimizer():
+    train(compiled(mlp()), lambda step: [sample((5,), step)], steps=1)
+    damaged = sngd.reconstruct(mlp(), SETTING)
+    parameters = damaged[0].__dict__.pop("_parameters")
+    net = sngd.reconstruct(mlp(), SETTING)
+    before = [p.clone() for p in net.parameters()]
+    train(net, lambda step: [sample((5,), step)], steps=2)
+    assert not any(map(torch.equal, before, net.parameters()))
+    damaged[0].__dict__["_parameters"] = parameters
