@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from sngd_compile.names import shown
+
 
 class SngdError(Exception):
     """Base class of every error that `sngd_compile` raises on purpose."""
+
+    def __init__(self, *args: object) -> None:
+        """Escape the control characters of names that the message holds."""
+        super().__init__(*(shown(a) if isinstance(a, str) else a for a in args))
 
 
 class ConfigError(SngdError, ValueError):
@@ -29,3 +35,7 @@ class RuleError(SngdError, ValueError):
 
 class SngdWarning(UserWarning):
     """Something the user should know about a training run that goes on."""
+
+    def __init__(self, *args: object) -> None:
+        """Escape the control characters of names that the message holds."""
+        super().__init__(*(shown(a) if isinstance(a, str) else a for a in args))

@@ -9,6 +9,7 @@ from sngd_compile.backend.parameter_state import state_of
 from sngd_compile.config import Config
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.modules.reconstructed import Reconstructed, reconstructed_modules
+from sngd_compile.names import shown
 from sngd_compile.plan.planner import Overrides, make_plan, plan_of
 from sngd_compile.plan.records import Plan, qualified
 from sngd_compile.plan.report import graph_report, plan_report
@@ -32,9 +33,8 @@ class Graphs(dict[str, fx.Graph]):
 
     def __str__(self) -> str:
         """Return every graph as assignments, with the pass that put a node there."""
-        return "\n\n".join(
-            f"[{name or '.'}]\n{graph_report(graph)}" for name, graph in self.items()
-        )
+        parts = (f"[{shown(name) or '.'}]\n{graph_report(graph)}" for name, graph in self.items())
+        return "\n\n".join(parts)
 
 
 def explain(

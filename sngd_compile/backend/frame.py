@@ -6,6 +6,7 @@ frame's own.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from sngd_compile.config import Config
 from sngd_compile.fisher.spec import FisherSpec
+from sngd_compile.names import shown
 from sngd_compile.plan.decision import Decision, decide
 from sngd_compile.plan.matching import Findings, Found, Matcher
 from sngd_compile.plan.parameter_uses import Occurrence
@@ -24,6 +26,9 @@ from sngd_compile.plan.records import GraphUse
 
 Reference = int | Tensor
 """Where a frame finds a parameter when it runs: an argument's number, or the parameter."""
+
+_HELD = re.compile(r"""_(?:modules|parameters)\[('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\]""")
+"""A name, as a literal, in what Dynamo calls the source of a parameter."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,8 @@ def describe(frame: Frame) -> str:
         f"{'with' if slot.spec.has_bias else 'no'} bias, {len(slot.uses)} uses"
         for slot in frame.slots
     ]
-    return "\n".join([*lines, *(f"{name}: left, {reason}" for name, _, reason in frame.left)])
+    lines += [f"{name}: left, {reason}" for name, _, reason in frame.left]
+    return "\n".join(map(shown, lines))
 
 
 class _Reader:
@@ -180,8 +186,8 @@ class _Reader:
         node = next(node for node, read in self.reads.items() if read == name)
         source = getattr(node, "_dynamo_source", None)  # seen on torch 2.11 to 2.14
         text = str(getattr(source, "name", name))
-        parts = re.findall(r"_(?:modules|parameters)\['([^']+)'\]", text)
-        return ".".join(parts) or name
+        parts = _HELD.findall(text)
+        return ".".join(ast.literal_eval(part) for part in parts) or name
 
 
 def _slot(name: str, reader: _Reader, decision: Decision, found: Found) -> Slot:

@@ -20,6 +20,7 @@ from torch import fx, nn
 from sngd_compile.capture.bytecode import UncapturableError
 from sngd_compile.capture.side_effects import Content, contents, same_contents
 from sngd_compile.capture.tracer import LocalTracer
+from sngd_compile.names import is_plain
 
 
 def capture(module: nn.Module, module_class: type[nn.Module]) -> fx.Graph:
@@ -41,6 +42,8 @@ def capture(module: nn.Module, module_class: type[nn.Module]) -> fx.Graph:
         raise UncapturableError("its forward was replaced on the instance")
     if not isinstance(getattr(module_class.forward, "__code__", None), CodeType):
         raise UncapturableError("its forward is not a Python function")
+    if "self" in list(inspect.signature(module_class.forward).parameters)[1:]:
+        raise UncapturableError("an argument of its forward besides the first is called self")
     left_out = _optional_arguments(module_class)
     calling_forms = [None, left_out] if left_out else [None]
     traces = [
@@ -53,7 +56,21 @@ def capture(module: nn.Module, module_class: type[nn.Module]) -> fx.Graph:
         raise UncapturableError("its forward branches on an argument that may be None")
     if forms[0] != forms[-1]:
         raise UncapturableError("its forward differs between train and eval mode, or by chance")
+    _refuse_names(traces[0], module)
     return traces[0]
+
+
+def _refuse_names(graph: fx.Graph, module: nn.Module) -> None:
+    """Refuse what a graph cannot name: a dot inside a name, a keyword that is no identifier."""
+    for name in (name for node in graph.nodes for name in node.kwargs):
+        if not is_plain(name):
+            raise UncapturableError(f"its forward passes an argument by the name {name!r}")
+    reads = [node for node in graph.nodes if node.op in ("get_attr", "call_module")]
+    if any("." in str(node.target) for node in reads):
+        for owner in module.modules():
+            for name in (*owner._modules, *owner._parameters, *owner._buffers):
+                if "." in name:
+                    raise UncapturableError(f"the name {name!r} has a dot in it")
 
 
 def _optional_arguments(module_class: type[nn.Module]) -> dict[str, Any]:

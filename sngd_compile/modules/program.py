@@ -7,7 +7,9 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
+
+from sngd_compile.names import is_plain
 
 _serial = count()
 
@@ -18,6 +20,9 @@ class Program:
     Parameters stay attributes of the module, so moving, sharding or replacing them needs no new
     program. What a file lacks is captured again on loading.
 
+    No name of an attribute is executed: a name that Python would not read as just that attribute
+    stands in the source as a quoted literal.
+
     Args:
         graph: Reads its parameters by `get_attr`, calls children by `call_module`.
     """
@@ -25,7 +30,7 @@ class Program:
     def __init__(self, graph: fx.Graph) -> None:
         """Compile the graph's Python source."""
         self.graph = graph
-        code = graph.python_code(root_module="self")
+        code = _with_quoted_names(graph).python_code(root_module="self")
         self.source = code.src.strip()
         filename = f"<sngd_compile program {next(_serial)}>"
         lines = self.source.splitlines(keepends=True)
@@ -41,6 +46,39 @@ class Program:
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         """Leave nothing in a file."""
         return _nothing, ()
+
+
+def _with_quoted_names(graph: fx.Graph) -> fx.Graph:
+    """Copy a graph, with a call of `attribute` for each name that is not a plain identifier.
+
+    FX prints `self.heads.class`, and a name between quotes without escaping what it holds.
+    """
+    printed = fx.Graph()
+    # FX adds this argument where the graph has none of that name.
+    module = printed.placeholder("self")
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op not in ("get_attr", "call_module") or is_plain(node.target):
+            copied[node] = printed.node_copy(node, lambda n: copied[n])
+            continue
+        value = module
+        for name in node.target.split("."):
+            value = printed.call_function(attribute, (value, name))
+        if node.op == "call_module":
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: copied[n])
+            value = printed.call_function(call, (value, *args), kwargs)
+        copied[node] = value
+    return printed
+
+
+def attribute(owner: nn.Module, name: str) -> Any:
+    """Read an attribute whose name comes as a literal; FX prints the builtin `getattr` as text."""
+    return getattr(owner, name)
+
+
+def call(child: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+    """Call a child module that `attribute` has read."""
+    return child(*args, **kwargs)
 
 
 def _nothing() -> None:

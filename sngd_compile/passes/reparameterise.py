@@ -34,8 +34,8 @@ def reparameterise_(graph: fx.Graph, places: Sequence[Place]) -> None:
 def _replace(graph: fx.Graph, name: str, folded: fx.Node, index: int) -> None:
     with graph.inserting_after(folded):
         half = graph.call_function(operator.getitem, (folded, index))
-        half.name = name
     for node in list(graph.nodes):
         if node.op == "get_attr" and node.target == name:
             node.replace_all_uses_with(half)
             graph.erase_node(node)
+            half.name = node.name  # made by FX: an identifier, and no longer taken

@@ -87,6 +87,8 @@ class Surroundings:
         parts = name.split(".")
         for cut in reversed(range(len(parts))):
             around, own = ".".join(parts[:cut]), ".".join(parts[cut:])
+            if around not in self.modules:
+                continue  # the cut fell on a dot inside a name
             graph = self._graph(self.modules[around])
             calls = [] if graph is None else graph.find_nodes(op="call_module", target=own)
             if calls:

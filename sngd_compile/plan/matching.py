@@ -17,7 +17,7 @@ from sngd_compile.capture.module_graph import capture
 from sngd_compile.plan.records import GraphUse
 from sngd_compile.rules import Planned, Use, planned_weights, rule_for, runs_known_forward
 
-RESERVED_NAMES = ("names", "program", "observing", "local_sites", "original_class", "held")
+RESERVED_NAMES = ("names", "program", "observing", "local_sites", "original_class", "held", "_run")
 """Attributes that a module gets when it is reconstructed."""
 
 LONE_BIAS = (
@@ -217,6 +217,10 @@ def _obstacle(module: nn.Module, module_class: type[nn.Module], names: Iterable[
     )
     if own_copying:
         return f"{module_class.__name__} copies itself in a way of its own"
+    for name in names:
+        # They become attributes of a class, and Python gives such names a meaning there.
+        if "." in name or (name.startswith("__") and name.endswith("__")):
+            return f"{name!r} is no name for a parameter of a reconstructed module: rename it"
     needed = [f"{name}_{end}" for name in names for end in ("fisher", "prime")]
     taken = [name for name in (*RESERVED_NAMES, *needed) if hasattr(module, name)]
     if taken and type(module) is module_class:

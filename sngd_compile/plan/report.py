@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from torch import fx
 
 from sngd_compile.fisher.kinds.base import kind_of
+from sngd_compile.names import shown
 from sngd_compile.plan.records import Plan, Site
 
 
@@ -41,7 +42,7 @@ def plan_report(plan: Plan) -> str:
 
 def graph_report(graph: fx.Graph) -> str:
     """Return a graph as assignments, one node a line, with the pass that put the node there."""
-    lines = [(_assignment(node), node.meta.get("pass", "")) for node in graph.nodes]
+    lines = [(shown(_assignment(node)), node.meta.get("pass", "")) for node in graph.nodes]
     width = max(len(text) for text, _ in lines)
     return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines)
 
@@ -79,6 +80,7 @@ def _assignment(node: fx.Node) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
+    rows = [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
