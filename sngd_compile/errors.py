@@ -1,8 +1,19 @@
-"""The errors and the warning of this library, under one base class."""
+"""The errors and the warning of this library, and how a name from outside is shown in a text.
+
+A key of `nn.ModuleDict` may come from a file or a request: it is data, shown and never executed.
+"""
 
 from __future__ import annotations
 
-from sngd_compile.names import shown
+
+def shown(text: str) -> str:
+    """Escape what a terminal would obey: control characters, and marks that turn the direction.
+
+    Everything else, accents and other scripts included, stays as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class SngdError(Exception):

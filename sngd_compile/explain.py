@@ -7,9 +7,9 @@ from torch import fx, nn
 from sngd_compile.backend.compiled_models import COMPILED, parameters_of, plan_of_compiled
 from sngd_compile.backend.parameter_state import state_of
 from sngd_compile.config import Config
+from sngd_compile.errors import shown
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.modules.reconstructed import Reconstructed, reconstructed_modules
-from sngd_compile.names import shown
 from sngd_compile.plan.planner import Overrides, make_plan, plan_of
 from sngd_compile.plan.records import Plan, qualified
 from sngd_compile.plan.report import graph_report, plan_report

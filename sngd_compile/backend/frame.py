@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from sngd_compile.config import Config
+from sngd_compile.errors import shown
 from sngd_compile.fisher.spec import FisherSpec
-from sngd_compile.names import shown
 from sngd_compile.plan.decision import Decision, decide
 from sngd_compile.plan.matching import Findings, Found, Matcher
 from sngd_compile.plan.parameter_uses import Occurrence

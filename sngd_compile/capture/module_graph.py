@@ -8,6 +8,7 @@ left at their defaults, attributes changed on the way, constants drawn while tra
 from __future__ import annotations
 
 import inspect
+import keyword
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from torch import fx, nn
 from sngd_compile.capture.bytecode import UncapturableError
 from sngd_compile.capture.side_effects import Content, contents, same_contents
 from sngd_compile.capture.tracer import LocalTracer
-from sngd_compile.names import is_plain
 
 
 def capture(module: nn.Module, module_class: type[nn.Module]) -> fx.Graph:
@@ -71,6 +71,16 @@ def _refuse_names(graph: fx.Graph, module: nn.Module) -> None:
             for name in (*owner._modules, *owner._parameters, *owner._buffers):
                 if "." in name:
                     raise UncapturableError(f"the name {name!r} has a dot in it")
+
+
+def is_plain(path: str) -> bool:
+    """Say whether Python reads `self.<path>` as just these attributes.
+
+    Only ASCII: Python normalises other identifiers, and so would read another name than is written.
+    """
+    return path.isascii() and all(
+        name.isidentifier() and not keyword.iskeyword(name) for name in path.split(".")
+    )
 
 
 def _optional_arguments(module_class: type[nn.Module]) -> dict[str, Any]:

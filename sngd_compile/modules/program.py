@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from sngd_compile.names import is_plain
+from sngd_compile.capture.module_graph import is_plain
 
 _serial = count()
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
+from sngd_compile.errors import shown
 from sngd_compile.fisher.kinds.base import kind_of
-from sngd_compile.names import shown
 from sngd_compile.plan.records import Plan, Site
 
 

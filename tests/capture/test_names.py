@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import sngd_compile as sngd
-from sngd_compile.names import is_plain, shown
+from sngd_compile.capture.module_graph import is_plain
+from sngd_compile.errors import shown
 
 KINDS = ("parameter", "buffer", "ParameterDict", "ModuleDict")
 EXECUTED = "a_name_was_executed"
