@@ -74,10 +74,11 @@ test-triton-matrix: $(STAMP)  ## the tests of the kernels on the oldest and the 
 	    PYTHONPATH=$$path $(INTERPRET) $(OLD_NUMPY) $(ARGS) || exit 1; \
 	done
 
-lint: $(STAMP)  ## ruff's rules and format, and who may import whom
+lint: $(STAMP)  ## ruff's rules and format, who may import whom, private names of torch
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports --no-logo
+	$(SCRIPT) tests/house/private_names.py
 
 format: $(STAMP)  ## let ruff format and repair
 	$(PY) -m ruff check --fix .

@@ -19,6 +19,7 @@ from sngd_compile.errors import SngdWarning
 from sngd_compile.plan.matching import ADDED, LONE_BIAS
 from sngd_compile.plan.planner import reason_to_leave, tied_names
 from sngd_compile.plan.records import ModulePlan, Place, Plan, Site, Skip
+from sngd_compile.torch_private import ORIGINAL_MODULE
 from sngd_compile.training.diagnosis import notes_of
 from sngd_compile.training.optimizer_hooks import steps_reconstructed_only
 
@@ -112,14 +113,14 @@ def note_left(left: Iterable[tuple[Tensor, str]]) -> None:
 
 def original(model: nn.Module) -> nn.Module:
     """Return the module inside a compiled one."""
-    inner = model._modules.get("_orig_mod")
+    inner = model._modules.get(ORIGINAL_MODULE)
     return model if inner is None else inner
 
 
 def parameters_of(model: nn.Module) -> dict[Tensor, list[str]]:
     """List all names of every parameter, compiled wrappers left out of them."""
     return {
-        parameter: [name.replace("_orig_mod.", "") for name in names]
+        parameter: [name.replace(f"{ORIGINAL_MODULE}.", "") for name in names]
         for parameter, names in tied_names(original(model)).items()
     }
 

@@ -1,15 +1,10 @@
-"""`torch.compile(model, backend="sngd")`: the parameters stay `w`, their gradients come natural.
-
-Private names of torch here: `torch._dynamo`, `torch._guards`, `torch._inductor`; seen on 2.11 to
-2.14.
-"""
+"""`torch.compile(model, backend="sngd")`: the parameters stay `w`, their gradients come natural."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,8 +23,15 @@ from sngd_compile.config import Config
 from sngd_compile.errors import ConfigError
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.spec import FisherSpec
-from sngd_compile.passes.runner import logged, logger, trace_artifact
+from sngd_compile.passes.runner import logged, logger
 from sngd_compile.plan.report import graph_report
+from sngd_compile.torch_private import (
+    compiler_of,
+    fake_mode,
+    inductor_in_mode,
+    lookup_backend,
+    trace_artifact,
+)
 
 Run = Callable[..., Any]
 Forms = Sequence[FisherSpec | None]
@@ -95,7 +97,7 @@ def _refusal(error: ConfigError) -> Run:
 def _inner(backend: Any, mode: str | None) -> Inner:
     """Find the backend that compiles the rewritten frame."""
     try:
-        found = cast(Inner, torch._dynamo.lookup_backend(backend))
+        found = lookup_backend(backend)
     except Exception as error:
         raise ConfigError(f"inner_backend = {backend!r}: no backend of torch.compile") from error
     if found is sngd:
@@ -104,8 +106,7 @@ def _inner(backend: Any, mode: str | None) -> Inner:
         return found
     if backend != "inductor":
         raise ConfigError(f"mode = {mode!r}: inner_backend {backend!r} takes none")
-    patches = torch._inductor.list_mode_options(mode)
-    return lambda module, examples: torch._inductor.compile(module, list(examples), patches)
+    return inductor_in_mode(mode)
 
 
 class CompiledFrame:
@@ -169,10 +170,8 @@ class CompiledFrame:
 
     def _examples(self, forms: Forms, examples: Sequence[Any]) -> list[Tensor]:
         """Make fake inputs whose sizes are fixed: real ones might become dynamic."""
-        context = torch._guards.TracingContext.try_get()
-        mode = None if context is None else context.fake_mode
         made: list[Tensor] = []
-        with nullcontext() if mode is None else mode:
+        with fake_mode():
             for slot, form in zip(self.frame.slots, forms, strict=True):
                 if form is not None:
                     device = _example(slot.weight, examples).device
@@ -200,17 +199,7 @@ _example = _real
 
 def _is_compiled(module: nn.Module) -> bool:
     """Say whether a module was compiled with this backend, by `torch.compile` or in place."""
-    context = module.__dict__.get("dynamo_ctx")
-    call = module.__dict__.get("_compiled_call_impl")
-    if context is None and call is not None:
-        cells = [cell.cell_contents for cell in getattr(call, "__closure__", None) or ()]
-        context = next((value for value in cells if hasattr(value, "callback")), None)
-    backend: Any = getattr(context, "callback", None)
-    while backend is not None and not hasattr(backend, "compiler_fn"):
-        backend = getattr(backend, "_torchdynamo_orig_backend", None)
-    while hasattr(backend, "compiler_fn"):
-        backend = backend.compiler_fn
-    return backend is sngd
+    return compiler_of(module) is sngd
 
 
 COMPILED.watch(_is_compiled)

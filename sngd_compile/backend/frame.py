@@ -23,6 +23,7 @@ from sngd_compile.plan.matching import Findings, Found, Matcher
 from sngd_compile.plan.parameter_uses import Occurrence
 from sngd_compile.plan.planner import reason_to_leave
 from sngd_compile.plan.records import GraphUse
+from sngd_compile.torch_private import SET_GRAD_ENABLED, source_of
 
 Reference = int | Tensor
 """Where a frame finds a parameter when it runs: an argument's number, or the parameter."""
@@ -157,7 +158,7 @@ class _Reader:
     def walk(self, module: fx.GraphModule, observed: bool = True) -> None:
         """Follow parameters into the regions under checkpoints; mark what runs without gradient."""
         for node in module.graph.nodes:
-            if getattr(node.target, "__name__", "") == "_set_grad_enabled":
+            if getattr(node.target, "__name__", "") == SET_GRAD_ENABLED:
                 observed = bool(node.args[0])
             if not observed:
                 self.silent.add(node)
@@ -184,9 +185,7 @@ class _Reader:
     def shown(self, name: str) -> str:
         """Return the name that the user gave a parameter, as far as Dynamo tells."""
         node = next(node for node, read in self.reads.items() if read == name)
-        source = getattr(node, "_dynamo_source", None)  # seen on torch 2.11 to 2.14
-        text = str(getattr(source, "name", name))
-        parts = _HELD.findall(text)
+        parts = _HELD.findall(source_of(node) or "")
         return ".".join(ast.literal_eval(part) for part in parts) or name
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 from torch import fx
 
 from sngd_compile.backend.frame import Frame, Region, Slot
 from sngd_compile.backend.natural_gradient import natural, observe_frame
 from sngd_compile.fisher.spec import FisherSpec
+from sngd_compile.torch_private import (
+    copy_parameter_sources_,
+    copy_source_,
+    declare_without_source_,
+)
 
 STATISTICS_INPUTS = 3
 """Sum, tally and gate come first among a slot's inputs; the buffers of the root follow."""
@@ -97,12 +102,10 @@ class FrameRewriter:
         for node in module.graph.nodes:
             copy = graph.node_copy(node, lambda n: self.copied[n])
             self.copied[node] = copy
-            if hasattr(node, "_dynamo_source"):  # seen on torch 2.11 to 2.14
-                copy._dynamo_source = node._dynamo_source
+            copy_source_(node, copy)
         made = fx.GraphModule(module, graph)
         made.meta = dict(module.meta)
-        if hasattr(module, "_param_name_to_source"):
-            made._param_name_to_source = module._param_name_to_source
+        copy_parameter_sources_(module, made)
         return made
 
     def _owner(self, graph: fx.Graph) -> fx.GraphModule:
@@ -136,7 +139,7 @@ class FrameRewriter:
             last = graph.find_nodes(op="placeholder")[-1]
             with graph.inserting_after(last):
                 node = graph.placeholder(f"{name}_{number}")
-            cast(Any, node)._dynamo_source = None
+            declare_without_source_(node)
             added.append(node)
         return added
 

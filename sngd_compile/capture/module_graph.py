@@ -21,6 +21,7 @@ from torch import fx, nn
 from sngd_compile.capture.bytecode import UncapturableError
 from sngd_compile.capture.side_effects import Content, contents, same_contents
 from sngd_compile.capture.tracer import LocalTracer
+from sngd_compile.torch_private import ARGUMENT_CHECKS
 
 
 def capture(module: nn.Module, module_class: type[nn.Module]) -> fx.Graph:
@@ -194,8 +195,7 @@ def _without_argument_checks(graph: fx.Graph) -> list[fx.Node]:
     checks = {
         node
         for node in graph.nodes
-        if node.op == "call_function"
-        and getattr(node.target, "__name__", "") in ("_assert", "_assert_is_none")
+        if node.op == "call_function" and getattr(node.target, "__name__", "") in ARGUMENT_CHECKS
     }
     for node in reversed(graph.nodes):
         if node.op == "call_function" and node.users and checks.issuperset(node.users):

@@ -18,13 +18,13 @@ import torch
 from torch import fx, nn
 
 from sngd_compile.capture.bytecode import UncapturableError, read, refuse_code, words
+from sngd_compile.torch_private import COMPILER_MODULES, CONTEXT_MODULE, version_of
 
 _REFUSED_TORCH = words(
     "torch.amp torch.autograd.function torch.autograd.grad_mode torch.autograd.graph "
     "torch.autograd.profiler torch.compiler torch.cuda torch.distributed torch.profiler "
-    "torch.random torch.serialization torch.utils._contextlib torch.utils.checkpoint "
-    "torch._compile torch._dynamo"
-)
+    "torch.random torch.serialization torch.utils.checkpoint"
+) | {CONTEXT_MODULE, *COMPILER_MODULES}
 _REFUSED_METHODS = words(
     "parameters named_parameters buffers named_buffers state_dict train eval requires_grad_ to "
     "float half bfloat16 double cpu cuda type zero_grad apply"
@@ -111,7 +111,7 @@ def contents(value: object, depth: int = 3) -> list[Content]:
     """List a value and, inside containers and plain objects, all that it holds."""
     version = 0
     if isinstance(value, torch.Tensor) and not nn.parameter.is_lazy(value):
-        version = 0 if value.is_inference() else value._version
+        version = 0 if value.is_inference() else version_of(value)
     found: list[Content] = [(value, version)]
     members: list[object] = []
     if isinstance(value, dict):

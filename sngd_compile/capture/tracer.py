@@ -15,10 +15,11 @@ from torch import Tensor, fx, nn
 
 from sngd_compile.capture.bytecode import UncapturableError, words
 from sngd_compile.capture.side_effects import Watch, module_of
+from sngd_compile.torch_private import FRAMES_INSIDE_TORCH
 
 _INNER = (
     "sngd_compile.",
-    "torch._",
+    FRAMES_INSIDE_TORCH,
     "torch.functional",
     "torch.fx.",
     "torch.nn.functional",

@@ -20,10 +20,9 @@ from sngd_compile.fisher.schedule import Schedule
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.ties import Ties
 from sngd_compile.layout import Layout
+from sngd_compile.torch_private import EXTRA_STATE
 
 ROWS, REJECTED = 0, 1  # entries of FisherLayer.tally
-
-_EXTRA_STATE = "_extra_state"  # the name that nn.Module gives it in a state dict
 
 
 class FisherLayer(WideBuffers):
@@ -207,7 +206,7 @@ class FisherLayer(WideBuffers):
         """
         for key, own in self.state_dict().items():
             given = state_dict.get(prefix + key)
-            if given is None or (mismatch := _mismatch(given, own, key == _EXTRA_STATE)) is None:
+            if given is None or (mismatch := _mismatch(given, own, key == EXTRA_STATE)) is None:
                 continue
             raise ModelError(
                 f"{self.name}: {key} of the checkpoint {mismatch}, so nothing of its local Fisher "

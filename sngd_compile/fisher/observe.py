@@ -14,6 +14,7 @@ from sngd_compile.fisher.schedule import MOST_ROWS, OBSERVING
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.statistics import Statistics
 from sngd_compile.registry import RULES
+from sngd_compile.torch_private import OUTSIDE_BACKWARD, backward_pass
 
 
 def observe(  # noqa: PLR0913, PLR0917 - a node of a graph is flat
@@ -84,7 +85,7 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     pass with a number that is not finite adds to `tally[REJECTED]` alone. The arithmetic is float32
     or wider whatever the activations are: what takes halves multiplies them exactly.
     """
-    if not int(gate[OBSERVING]) or torch._C._current_graph_task_id() != -1:
+    if not int(gate[OBSERVING]) or backward_pass() != OUTSIDE_BACKWARD:
         return
     statistics: Statistics = RULES[rule]
     samples = statistics.samples(inputs, geometry)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch._C import DispatchKey
-from torch.autograd import forward_ad
+
+from sngd_compile.torch_private import (
+    are_functorch_transforms_active,
+    autograd_keys_lifted,
+    dual_level,
+)
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -19,10 +22,10 @@ Result = TypeVar("Result")
 def are_transforms_active() -> bool:
     """Say whether a vmap, grad or jvp of functorch is running, or is being traced.
 
-    Private, seen on torch 2.11 to 2.14. Dynamo guards what it traced with the transforms that were
-    active, so the answer is a constant of its graph.
+    Dynamo guards what it traced with the transforms that were active, so the answer is a constant
+    of its graph.
     """
-    return torch._C._are_functorch_transforms_active()
+    return are_functorch_transforms_active()
 
 
 def takes_opaque_ops() -> bool:
@@ -37,9 +40,9 @@ def takes_opaque_ops() -> bool:
 def is_forward_mode() -> bool:
     """Say whether tensors may carry tangents: `torch.autograd.forward_ad.dual_level` is active.
 
-    Private, seen on torch 2.11 to 2.14. A graph that was traced before meets it in its ops.
+    A graph that was traced before meets it in its ops.
     """
-    return forward_ad._current_level >= 0
+    return dual_level() >= 0
 
 
 def carrying_tangents(formula: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -53,12 +56,3 @@ def carrying_tangents(formula: Callable[Arguments, Result]) -> Callable[Argument
             return formula(*arguments, **options)
 
     return op
-
-
-def autograd_keys_lifted() -> AbstractContextManager[None]:
-    """Return a context in which an op, which runs below autograd, sees autograd again."""
-    excluded = torch._C._dispatch_tls_local_exclude_set()
-    for key in (DispatchKey.AutogradFunctionality, DispatchKey.ADInplaceOrView):
-        excluded = excluded.remove(key)
-    included = torch._C._dispatch_tls_local_include_set()
-    return torch._C._ForceDispatchKeyGuard(included, excluded)

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.kinds.base import kind_of
@@ -23,10 +22,9 @@ from sngd_compile.fisher.observe import observe
 from sngd_compile.layout import Layout
 from sngd_compile.modules.weight_views import VIEWS, bare, track_view
 from sngd_compile.rules import Use, rule_for
+from sngd_compile.torch_private import MODULE_CALL, DisableTorchFunctionSubclass, tree_leaves
 
 Composite = Callable[..., Any]
-
-_MODULE_CALL = torch.nn.Module._call_impl.__code__  # seen on torch 2.11 to 2.14
 
 COMPOSITES: dict[Any, Composite] = {}
 """Functions that meet several weights at once, and what to call instead while observing."""
@@ -68,7 +66,7 @@ class GuardedWeight(Tensor):
     ) -> Any:
         """Compute on plain tensors."""
         _refuse_change(func, args, kwargs or {})
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             return func(*args, **kwargs or {})
 
 
@@ -94,8 +92,7 @@ class FoldedWeight(GuardedWeight):
         """Compute on plain tensors; observe, or follow a view."""
         kwargs = kwargs or {}
         _refuse_change(func, args, kwargs)
-        # The documented way to leave the protocol; seen on torch 2.11 to 2.14.
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             if func in COMPOSITES:
                 return COMPOSITES[func](*args, **kwargs)
             result = func(*args, **kwargs)
@@ -136,7 +133,7 @@ def is_in_forward() -> bool:
     frame = sys._getframe(1)
     while frame.f_back is not None:
         frame = frame.f_back
-        if frame.f_code is _MODULE_CALL:
+        if frame.f_code is MODULE_CALL:
             return True
     return False
 

@@ -1,8 +1,7 @@
 """One recurrent layer as two opaque ops: a compiled graph holds one node, whatever the length.
 
 Dynamo refuses `nn.LSTM`, `nn.GRU` and `nn.RNN`, and where it is told not to, the fused functions
-are unrolled step by step. Private names of torch here: `torch._dynamo.variables.builder`, dispatch
-keys; seen on 2.13.
+are unrolled step by step.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sngd_compile.fisher.transforms import autograd_keys_lifted, carrying_tangents
+from sngd_compile.fisher.transforms import carrying_tangents
+from sngd_compile.torch_private import autograd_keys_lifted
 
 
 @torch.library.custom_op(
@@ -174,17 +174,3 @@ def _backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Any, ...]:
 
 
 recurrent_layer.register_autograd(_backward, setup_context=_keep)
-
-
-def admit_to_dynamo(module_class: type) -> None:
-    """Let Dynamo wrap modules of a class that it refuses because of a base class.
-
-    Every other `nn.LSTM` is refused as before: `torch._dynamo.config.allow_rnn` stays what it is.
-    """
-    builder: Any = torch._dynamo.variables.builder.VariableBuilder
-
-    def wrap(self: Any, value: Any) -> Any:
-        with torch._dynamo.config.patch(allow_rnn=True):
-            return self.wrap_module(value)
-
-    builder._type_dispatch()[module_class] = wrap

@@ -19,11 +19,12 @@ from sngd_compile.modules.program import Program
 from sngd_compile.modules.rematching import match_again
 from sngd_compile.modules.writable_weight import comes_back
 from sngd_compile.passes import PASSES, run_passes
-from sngd_compile.passes.runner import logger, trace_artifact
+from sngd_compile.passes.runner import logger
 from sngd_compile.plan.matching import RESERVED_NAMES
 from sngd_compile.plan.records import ModulePlan, Plan
 from sngd_compile.plan.report import graph_report, plan_report
 from sngd_compile.rules import runs_known_forward
+from sngd_compile.torch_private import trace_artifact
 from sngd_compile.training.averaged_models import install_averaged_model_hook
 from sngd_compile.training.intact import check_intact, fisher_of
 from sngd_compile.training.optimizer_hooks import register_owner, release_owner, reset_
@@ -59,16 +60,17 @@ class Reconstructed(nn.Module):
         """
         # A compiler cannot go on in the middle of a `try` after a graph break.
         if torch.compiler.is_compiling():
-            return self._run(*args, **kwargs)
+            return self.run_reconstructed(*args, **kwargs)
         try:
-            return self._run(*args, **kwargs)
+            return self.run_reconstructed(*args, **kwargs)
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             # Looked at only now, so that a forward pass that succeeds costs no more.
             if not isinstance(error, ModelError):
                 check_intact(self, self.names)
             raise
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
+    def run_reconstructed(self, *args: Any, **kwargs: Any) -> Any:
+        """Do what `forward` says, without a word on damage."""
         if self.program is not None:
             return self.program.forward(self, *args, **kwargs)
         # A compiler finds common subexpressions itself, and takes no attribute that comes and goes.

@@ -18,9 +18,16 @@ from torch import Tensor, nn
 
 from sngd_compile.layout import Layout
 from sngd_compile.modules.folded_weight import FoldedWeight, register_composite, show
-from sngd_compile.modules.fused_recurrence import admit_to_dynamo, fused
+from sngd_compile.modules.fused_recurrence import fused
 from sngd_compile.modules.members import Members, register_members
 from sngd_compile.rules import Planned, register_structure
+from sngd_compile.torch_private import (
+    FLAT_REFERENCES,
+    FLAT_WEIGHTS,
+    INIT_FLAT_WEIGHTS,
+    admit_to_dynamo,
+    flat_names,
+)
 
 _PADDED = inspect.signature(
     lambda input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first: (
@@ -212,36 +219,35 @@ for _cell in (torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_re
 
 
 def _flat_weights(module: Any) -> list[Tensor | None]:
-    return [getattr(module, name, None) for name in module._flat_weights_names]
+    return [getattr(module, name, None) for name in flat_names(module)]
 
 
 def _no_references(module: Any) -> list[None]:
-    return [None] * len(module._flat_weights_names)
+    return [None] * len(flat_names(module))
 
 
 def _keep_nothing(module: nn.Module, value: Any) -> None:
     """Take no list of parameters, which are `w'`; copying asks that the references exist."""
-    module.__dict__["_flat_weight_refs"] = []
+    module.__dict__[FLAT_REFERENCES] = []
 
 
 def _prepare(module: nn.Module) -> None:
-    del module.__dict__["_flat_weights"]
+    del module.__dict__[FLAT_WEIGHTS]
     _keep_nothing(module, None)
 
 
-# Seen on torch 2.11 to 2.14: the fused calls read `_flat_weights`; `_flat_weight_refs` says whether
-# they are still those; `_init_flat_weights` and `flatten_parameters` rewrite them in place.
+# `flatten_parameters` would rewrite the flat weights in place.
 register_members(
     nn.RNNBase,
     Members(
         {
-            "_flat_weights": property(_flat_weights, _keep_nothing, doc="The folded weights."),
-            "_flat_weight_refs": property(_no_references, _keep_nothing),
-            "_init_flat_weights": lambda module: _keep_nothing(module, None),
+            FLAT_WEIGHTS: property(_flat_weights, _keep_nothing, doc="The folded weights."),
+            FLAT_REFERENCES: property(_no_references, _keep_nothing),
+            INIT_FLAT_WEIGHTS: lambda module: _keep_nothing(module, None),
             "flatten_parameters": lambda module: None,
         },
         prepare=_prepare,
-        restore=lambda module: module._init_flat_weights(),
+        restore=lambda module: getattr(module, INIT_FLAT_WEIGHTS)(),
         on_class=admit_to_dynamo,
     ),
 )

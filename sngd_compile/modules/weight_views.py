@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from sngd_compile.torch_private import DisableTorchFunctionSubclass, tree_leaves
 
 _GETTERS: list[Any] = [Tensor.T.__get__, Tensor.mT.__get__]  # type: ignore[attr-defined]
 
@@ -108,5 +109,5 @@ def _item(
 
 def bare(weight: Tensor) -> Tensor:
     """Return a weight of any subclass as the tensor that it is."""
-    with torch._C.DisableTorchFunctionSubclass():
+    with DisableTorchFunctionSubclass():
         return weight.as_subclass(Tensor)

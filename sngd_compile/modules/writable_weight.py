@@ -15,15 +15,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sngd_compile.errors import ModelError
 from sngd_compile.modules.folded_weight import SET_DATA
 from sngd_compile.modules.weight_views import bare
 from sngd_compile.modules.weight_writing import gradient, write_, write_gradient_
+from sngd_compile.torch_private import (
+    BASE_OF_VIEW,
+    DisableTorchFunctionSubclass,
+    TensorMeta,
+    tree_leaves,
+    tree_map_only,
+    version_of,
+)
 from sngd_compile.training.refresh import LocalSite
 
-_BASE: Any = Tensor._base
 _GRADIENT: Any = Tensor.grad
 _FREEZING: Any = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
 
@@ -57,7 +63,7 @@ class Written:
         return ours == others and other.numel() > 0
 
 
-class _LikeEveryTensor(torch._C._TensorMeta):
+class _LikeEveryTensor(TensorMeta):
     """Take every tensor for related: `torch.testing.assert_close` asks, as of a Parameter."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
@@ -98,15 +104,15 @@ class WritableWeight(Tensor, metaclass=_LikeEveryTensor):
         if func in _FREEZING and given[0].origin.place is not None:
             given[0].origin.require_gradient(next(iter([*args[1:], *kwargs.values()]), True))
             return given[0]
-        with torch._C.DisableTorchFunctionSubclass():
-            if func == _BASE.__get__:  # what a view is of has none itself
+        with DisableTorchFunctionSubclass():
+            if func == BASE_OF_VIEW.__get__:  # what a view is of has none itself
                 return func(*args)
-            versions = [weight._version for weight in given]
+            versions = [version_of(weight) for weight in given]
             result = func(*args, **kwargs)
             if func == SET_DATA and type(args[0]) is WritableWeight:
                 args[0].origin.write(args[1])
             for weight, version in zip(given, versions, strict=True):
-                if weight._version != version:
+                if version_of(weight) != version:
                     weight.origin.write(weight.origin.value)
             return tree_map_only(Tensor, lambda part: _followed(part, given), result)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import fx
-from torch._logging._internal import trace_structured_artifact
 
 from sngd_compile.plan.records import Place
 from sngd_compile.plan.report import difference_report, graph_report
@@ -41,8 +40,3 @@ def logged(name: str, graph: fx.Graph) -> Iterator[None]:
     before = graph_report(graph)
     yield
     logger.debug("pass %s\n%s", name, difference_report(before, graph_report(graph)))
-
-
-def trace_artifact(name: str, payload: Callable[[], str]) -> None:
-    """Put a text among the artifacts that `TORCH_TRACE` collects (seen on torch 2.13)."""
-    trace_structured_artifact(name, "string", payload)

@@ -10,14 +10,22 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from sngd_compile.capture.bytecode import UncapturableError, changes_in_place
 from sngd_compile.capture.module_graph import capture
 from sngd_compile.plan.records import GraphUse
 from sngd_compile.rules import Planned, Use, planned_weights, rule_for, runs_known_forward
+from sngd_compile.torch_private import tree_leaves
 
-RESERVED_NAMES = ("names", "program", "observing", "local_sites", "original_class", "held", "_run")
+RESERVED_NAMES = (
+    "names",
+    "program",
+    "observing",
+    "local_sites",
+    "original_class",
+    "held",
+    "run_reconstructed",
+)
 """Attributes that a module gets when it is reconstructed."""
 
 LONE_BIAS = (

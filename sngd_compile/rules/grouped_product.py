@@ -13,6 +13,7 @@ import sngd_kernels
 from sngd_compile.layout import Layout
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import register_rule
+from sngd_compile.torch_private import grouped_mm
 
 
 @register_rule
@@ -26,9 +27,9 @@ class GroupedProduct(Rule):
     """
 
     name = "grouped product"
-    # The public function calls the private one, seen on torch 2.11 to 2.14.
+    # The public function calls the private one.
     # The operator is what transformers compiles instead, where the function takes bfloat16 alone.
-    targets = (F.grouped_mm, torch._grouped_mm, "transformers::grouped_mm_fallback")
+    targets = (F.grouped_mm, grouped_mm, "transformers::grouped_mm_fallback")
     signature = inspect.signature(lambda rows, weight, offs=None, bias=None, out_dtype=None: ...)
 
     def match(self, call: Call) -> Use | str:

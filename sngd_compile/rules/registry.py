@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from sngd_compile.errors import RuleError
 from sngd_compile.registry import RULES as RULES
 from sngd_compile.rules.base import Rule
+from sngd_compile.torch_private import OpOverload, OpOverloadPacket, name_of_operator
 
 _by_target: dict[Any, Rule] = {}
 
@@ -51,10 +51,10 @@ def register_rule(rule_class: RuleClass) -> RuleClass:
 
 def rule_for(target: Callable[..., Any] | str) -> Rule | None:
     """Return the rule that understands calls of `target`, a function or the name of a method."""
-    if isinstance(target, torch._ops.OpOverload):  # seen on torch 2.11 to 2.14
+    if isinstance(target, OpOverload):
         target = target.overloadpacket
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        return _by_target.get(target, _by_target.get(target._qualified_op_name))
+    if isinstance(target, OpOverloadPacket):
+        return _by_target.get(target, _by_target.get(name_of_operator(target)))
     return _by_target.get(getattr(Tensor, target, None) if isinstance(target, str) else target)
 
 

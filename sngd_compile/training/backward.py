@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch.autograd import Variable
-
-_OUTSIDE = -1
+from sngd_compile.torch_private import OUTSIDE_BACKWARD, backward_pass, queue_callback
 
 
 def after_backward(action: Callable[[], None]) -> None:
     """Do it now; inside a backward pass, when that ends.
 
     Optimizers may step in hooks of their parameters, while gradients of other parameters are still
-    to come, in the coordinates that they had. Private, seen on torch 2.11 to 2.14.
+    to come, in the coordinates that they had.
     """
-    if torch._C._current_graph_task_id() == _OUTSIDE:
+    if backward_pass() == OUTSIDE_BACKWARD:
         action()
     else:
-        Variable._execution_engine.queue_callback(action)
+        queue_callback(action)

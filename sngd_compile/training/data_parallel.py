@@ -16,9 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sngd_compile.fisher.layer import ROWS, FisherLayer
 from sngd_compile.fisher.output_side import STEPS
+from sngd_compile.torch_private import IGNORED_BY_DATA_PARALLEL, ORIGINAL_MODULE
 from sngd_compile.training.sharding import group_of, is_sharded
-
-_IGNORED = "_ddp_params_and_buffers_to_ignore"  # read by DistributedDataParallel, torch 1.8 on
 
 
 def keep_out_of_broadcast(net: nn.Module) -> None:
@@ -29,12 +28,14 @@ def keep_out_of_broadcast(net: nn.Module) -> None:
     """
     layers = [(name, m) for name, m in net.named_modules() if isinstance(m, FisherLayer)]
     own = [f"{name}.{buffer}" for name, layer in layers for buffer, _ in layer.named_buffers()]
-    before = [name for name in net.__dict__.get(_IGNORED, ()) if "_fisher." not in name]
-    names = [*before, *own, *(f"_orig_mod.{name}" for name in own)]
+    before = [
+        name for name in net.__dict__.get(IGNORED_BY_DATA_PARALLEL, ()) if "_fisher." not in name
+    ]
+    names = [*before, *own, *(f"{ORIGINAL_MODULE}.{name}" for name in own)]
     if names:
-        net.__dict__[_IGNORED] = names
+        net.__dict__[IGNORED_BY_DATA_PARALLEL] = names
     else:
-        net.__dict__.pop(_IGNORED, None)
+        net.__dict__.pop(IGNORED_BY_DATA_PARALLEL, None)
 
 
 def find_groups(layers: Iterable[tuple[Tensor, FisherLayer]]) -> None:

@@ -26,6 +26,7 @@ from torch.optim.optimizer import (
 from sngd_compile.errors import SngdWarning
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.ties import Ties
+from sngd_compile.torch_private import stored_values
 from sngd_compile.training.averaged_copies import warn_of_averages
 from sngd_compile.training.backward import after_backward
 from sngd_compile.training.data_parallel import find_groups
@@ -232,7 +233,7 @@ def _is_unobserved(site: Site) -> bool:
 def _drop_non_finite(optimizer: Optimizer, binding: Binding) -> None:
     """Take all gradients away if one is not finite, as GradScaler skips such a step."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = [_values(p.grad) for p in parameters if p.grad is not None]
+    gradients = [stored_values(p.grad) for p in parameters if p.grad is not None]
     if not gradients or _all_finite(gradients):
         return
     names = [
@@ -254,10 +255,6 @@ def _drop_non_finite(optimizer: Optimizer, binding: Binding) -> None:
             SngdWarning,
             stacklevel=2,
         )
-
-
-def _values(gradient: Tensor) -> Tensor:
-    return gradient._values() if gradient.is_sparse else gradient
 
 
 def _all_finite(gradients: list[Tensor]) -> bool:

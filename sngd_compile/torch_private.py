@@ -1,0 +1,206 @@
+"""Every private name of torch that this library uses, with the versions on which it was seen.
+
+A private name may change with any release of torch: this module is what to read, and to run the
+tests for, when a new one is out. `make lint` refuses private names of torch anywhere else. The
+dictionaries `_parameters`, `_modules` and `_buffers` of a module do not count as private: they are
+the only way to a module's own entries, everybody reads them, and no release has changed them. Nor
+do methods that a subclass overrides and calls by `super()`, such as `_apply`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch._C import DispatchKey
+from torch._logging._internal import trace_structured_artifact
+from torch.autograd import Variable, forward_ad
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map_only as tree_map_only
+
+# What says nothing else was seen on 2.11, 2.13 and 2.14.
+
+# Tensors and the protocol of their subclasses.
+
+BASE_OF_VIEW: Any = Tensor._base
+"""The attribute that gives what a tensor is a view of, as `__torch_function__` meets it."""
+
+DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
+"""The context in which no subclass is asked: the documented way to leave the protocol."""
+
+TensorMeta = torch._C._TensorMeta
+"""The class of `torch.Tensor`."""
+
+grouped_mm = torch._grouped_mm
+"""What the public `F.grouped_mm` calls."""
+
+OpOverload, OpOverloadPacket = torch._ops.OpOverload, torch._ops.OpOverloadPacket
+"""An operator with its schema, as in an exported graph; all overloads of one name."""
+
+
+def name_of_operator(packet: Any) -> str:
+    """Return the name of an operator with its namespace, as `aten::linear`."""
+    return str(packet._qualified_op_name)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place; an inference tensor does not count it."""
+    return tensor._version
+
+
+def stored_values(gradient: Tensor) -> Tensor:
+    """Return what a sparse tensor stores, equal indices not added up; a dense one as it is."""
+    return gradient._values() if gradient.is_sparse else gradient
+
+
+# Autograd and the dispatcher.
+
+OUTSIDE_BACKWARD = -1
+"""What `backward_pass` returns where none is running."""
+
+are_functorch_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+"""Whether a vmap, grad or jvp is running."""
+
+
+def backward_pass() -> int:
+    """Return the number of the backward pass that is running in this thread."""
+    return torch._C._current_graph_task_id()
+
+
+def queue_callback(action: Callable[[], None]) -> None:
+    """Call `action` at the end of the backward pass that is running."""
+    Variable._execution_engine.queue_callback(action)
+
+
+def dual_level() -> int:
+    """Return how many levels of forward mode are entered, less one."""
+    return forward_ad._current_level
+
+
+def autograd_keys_lifted() -> AbstractContextManager[None]:
+    """Return a context in which an op, which runs below autograd, sees autograd again."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in (DispatchKey.AutogradFunctionality, DispatchKey.ADInplaceOrView):
+        excluded = excluded.remove(key)
+    included = torch._C._dispatch_tls_local_include_set()
+    return torch._C._ForceDispatchKeyGuard(included, excluded)
+
+
+# Modules.
+
+MODULE_CALL = nn.Module._call_impl.__code__
+"""The code that runs whenever a module is called."""
+
+EXTRA_STATE = "_extra_state"
+"""The name that `nn.Module` gives extra state in a state dict."""
+
+IGNORED_BY_DATA_PARALLEL = "_ddp_params_and_buffers_to_ignore"
+"""The attribute whose names DistributedDataParallel does not broadcast; from 1.8 on."""
+
+ORIGINAL_MODULE = "_orig_mod"
+"""The name of a module inside the one that `torch.compile` returns."""
+
+# The fused calls of nn.RNNBase read FLAT_WEIGHTS; FLAT_REFERENCES says whether they are still
+# those; INIT_FLAT_WEIGHTS rewrites both in place.
+FLAT_WEIGHTS, FLAT_REFERENCES = "_flat_weights", "_flat_weight_refs"
+INIT_FLAT_WEIGHTS = "_init_flat_weights"
+
+
+def flat_names(module: Any) -> list[str]:
+    """Return the names of the weights of a recurrent module in the order of the fused call."""
+    return list(module._flat_weights_names)
+
+
+# FX and Dynamo.
+
+FRAMES_INSIDE_TORCH = "torch._"
+"""How the names of the private modules of torch begin."""
+
+CONTEXT_MODULE = "torch.utils._contextlib"
+COMPILER_MODULES = ("torch._compile", "torch._dynamo")
+"""Modules whose functions change what the calls inside them mean."""
+
+ARGUMENT_CHECKS = ("_assert", "_assert_is_none")
+"""Names of the functions by which FX checks an argument that was fixed while tracing."""
+
+SET_GRAD_ENABLED = "_set_grad_enabled"
+"""Name of the function that stands in Dynamo's graph for `no_grad` and `enable_grad`."""
+
+
+def source_of(node: fx.Node) -> str | None:
+    """Return where Dynamo found what a node holds, as an expression; None where it does not say."""
+    source = getattr(node, "_dynamo_source", None)
+    return None if source is None else str(getattr(source, "name", ""))
+
+
+def copy_source_(node: fx.Node, copy: Any) -> None:
+    """Let a copied node say where Dynamo found what the first one holds."""
+    if hasattr(node, "_dynamo_source"):
+        copy._dynamo_source = node._dynamo_source
+
+
+def declare_without_source_(node: Any) -> None:
+    """Say of an input that Dynamo found it nowhere."""
+    node._dynamo_source = None
+
+
+def copy_parameter_sources_(module: Any, copy: Any) -> None:
+    """Let a copied graph module say where Dynamo found its parameters."""
+    if hasattr(module, "_param_name_to_source"):
+        copy._param_name_to_source = module._param_name_to_source
+
+
+def compiler_of(module: nn.Module) -> Any:
+    """Return the backend with which a module was compiled, by `torch.compile` or in place."""
+    context = module.__dict__.get("dynamo_ctx")
+    call = module.__dict__.get("_compiled_call_impl")
+    if context is None and call is not None:
+        cells = [cell.cell_contents for cell in getattr(call, "__closure__", None) or ()]
+        context = next((value for value in cells if hasattr(value, "callback")), None)
+    backend: Any = getattr(context, "callback", None)
+    while backend is not None and not hasattr(backend, "compiler_fn"):
+        backend = getattr(backend, "_torchdynamo_orig_backend", None)
+    while hasattr(backend, "compiler_fn"):
+        backend = backend.compiler_fn
+    return backend
+
+
+def lookup_backend(backend: Any) -> Callable[..., Any]:
+    """Find a backend of `torch.compile` by its name; raise where there is none."""
+    return cast(Callable[..., Any], torch._dynamo.lookup_backend(backend))
+
+
+def inductor_in_mode(mode: str) -> Callable[..., Any]:
+    """Return the backend `inductor` in one of the modes of `torch.compile`."""
+    patches = torch._inductor.list_mode_options(mode)
+    return lambda module, examples: torch._inductor.compile(module, list(examples), patches)
+
+
+def fake_mode() -> AbstractContextManager[Any]:
+    """Return the context in which a backend makes fake tensors; an empty one where none is."""
+    context = torch._guards.TracingContext.try_get()
+    mode = None if context is None else context.fake_mode
+    return nullcontext() if mode is None else mode
+
+
+def admit_to_dynamo(module_class: type) -> None:
+    """Let Dynamo wrap modules of a class that it refuses because of a base class.
+
+    Every other `nn.LSTM` is refused as before: the setting `allow_rnn` stays what it is. Seen on
+    2.13.
+    """
+    builder: Any = torch._dynamo.variables.builder.VariableBuilder
+
+    def wrap(self: Any, value: Any) -> Any:
+        with torch._dynamo.config.patch(allow_rnn=True):
+            return self.wrap_module(value)
+
+    builder._type_dispatch()[module_class] = wrap
+
+
+def trace_artifact(name: str, payload: Callable[[], str]) -> None:
+    """Put a text among the artifacts that `TORCH_TRACE` collects; seen on 2.13."""
+    trace_structured_artifact(name, "string", payload)
