@@ -20,7 +20,7 @@ OWN = ("self", "cls", "super()")
 """Whose private names a class may use: its own, and those that it overrides."""
 
 ALLOWED = ("_parameters", "_modules", "_buffers", "sys._getframe")
-"""Everybody reads these dictionaries of a module (see torch_private.py); Python documents `sys._getframe`."""
+"""Everybody reads these dictionaries of a module, see torch_private; `_getframe` is documented."""
 
 
 def is_private(name: str) -> bool:
