@@ -29,7 +29,7 @@ class Config:
             The first batches say most, so the first roots are renewed soon.
         observe_every: Optimizer steps between two observed steps; integer >= 1. Step 0 is observed.
         early_observations: Further observed steps, counted from 0; increasing integers >= 0.
-        ema_decay: Weight that the average over time keeps per observed step; in [0, 1).
+        ema_decay: Weight that the running average keeps per observed step; in [0, 1).
         damping_rel_trace: Damping as a fraction of the trace of the factor (for a grouped
             convolution: of the mean trace of its groups); in [0, 1]. It bounds the condition
             number of the damped factor by `1 / damping_rel_trace + 1`.

@@ -77,7 +77,7 @@ def graph(net: nn.Module) -> Graphs:
 def fisher_layers(net: nn.Module) -> dict[str, FisherLayer]:
     """Map the qualified name of each reconstructed weight to its Fisher layer.
 
-    Of a model compiled with `backend="sngd"`: of each weight that a frame has met.
+    Of a model compiled with `backend="sngd"`: of each weight that a frame has used.
     """
     modules = reconstructed_modules(net)
     states = [(names, state_of(parameter)) for parameter, names in parameters_of(net).items()]

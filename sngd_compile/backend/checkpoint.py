@@ -74,10 +74,12 @@ def _restored(name: str, saved: Mapping[str, Any], named: Mapping[str, Tensor]) 
     """Make the state of one weight; nothing that there is changes."""
     missing = {"form", "rule", "note", "bias", "fisher"} - set(saved)
     if missing:
-        raise ModelError(f"{name}: the state lacks {sorted(missing)}; it is damaged, or no state")
+        raise ModelError(
+            f"{name}: the state lacks {sorted(missing)}; it is damaged, or not from sngd.state_dict"
+        )
     for needed in (name, saved["bias"]):
         if needed is not None and needed not in named:
-            raise ModelError(f"the model has no parameter {needed!r}, which the state is of")
+            raise ModelError(f"the model has no parameter {needed!r}, which the state describes")
     weight = named[name]
     bias = None if saved["bias"] is None else named[saved["bias"]]
     try:
@@ -85,7 +87,7 @@ def _restored(name: str, saved: Mapping[str, Any], named: Mapping[str, Tensor]) 
     except ValueError as error:
         raise ModelError(f"{name}: the state is damaged, or of a newer version: {error}") from error
     if prod(spec.layout.view) != weight.numel():
-        raise ModelError(f"{name} has shape {tuple(weight.shape)}; the state is of another")
+        raise ModelError(f"{name} has shape {tuple(weight.shape)}; the state is of another shape")
     fisher = FisherLayer(name, spec, Config(root=spec.root, rank=spec.rank), weight.device)
     try:
         fisher.load_state_dict(dict(saved["fisher"]))

@@ -30,7 +30,7 @@ UNSEEN = (
 )
 
 HARMLESS = (ADDED, LONE_BIAS)
-"""Reasons for which plain descent is natural descent, so that nobody need be warned."""
+"""Reasons for which plain descent is natural descent, so that no warning is due."""
 
 
 class CompiledModels:

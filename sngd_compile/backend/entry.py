@@ -99,7 +99,9 @@ def _inner(backend: Any, mode: str | None) -> Inner:
     try:
         found = lookup_backend(backend)
     except Exception as error:
-        raise ConfigError(f"inner_backend = {backend!r}: no backend of torch.compile") from error
+        raise ConfigError(
+            f"inner_backend = {backend!r}: expected one of torch.compiler.list_backends()"
+        ) from error
     if found is sngd:
         raise ConfigError("inner_backend = 'sngd': expected another backend")
     if mode is None:

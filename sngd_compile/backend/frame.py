@@ -201,8 +201,12 @@ def _slot(name: str, reader: _Reader, decision: Decision, found: Found) -> Slot:
 
 
 def _without_parts(found: Found) -> Found:
-    """Refuse a weight that is taken apart: in a frame nobody follows the parts."""
-    return found if isinstance(found, tuple | str) else "the forward takes it apart"
+    """Refuse a weight that is split: in a frame its parts are not tracked."""
+    return (
+        found
+        if isinstance(found, tuple | str)
+        else "the forward splits it, which a compiled frame does not track: use reconstruct"
+    )
 
 
 def _attribute(module: nn.Module, target: str) -> Any:

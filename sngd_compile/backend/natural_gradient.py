@@ -102,7 +102,7 @@ def observe_frame(
     Args:
         statistics: Sum, tally and gate.
         rule: Name of the rule that makes rows of the inputs.
-        inputs: The activations that meet the weight.
+        inputs: The activations that the weight multiplies.
         geometry: Static integers of the layer, as the rule wrote them.
         encoded: The record of the local Fisher, `FisherSpec.encoded`.
         swapped: As in `observe`.

@@ -32,7 +32,7 @@ from sngd_compile.training.refresh import move_
 SHUT = torch.zeros(GATE_ENTRIES, dtype=torch.int64, device="cpu")
 """The gate of a forward pass that is no part of training."""
 
-UNFIT = "its uses in several compiled frames read it in ways that do not fit together"
+UNFIT = "its uses in several compiled frames need different local Fishers"
 
 
 class ParameterState:
@@ -43,7 +43,7 @@ class ParameterState:
         bias: The bias that joins, or None.
         fisher: The Fisher layer.
         rule: Name of the rule, for the plan.
-        config: As it was asked for; None where the state was loaded and nobody asked yet.
+        config: As it was asked for; None where the state was loaded and no compilation has asked.
         note: For the plan.
     """
 
@@ -227,7 +227,8 @@ def _configure_(state: ParameterState, config: Config) -> None:
     elif state.config != config and "options" not in fisher.warned:
         fisher.warned.add("options")
         warnings.warn(
-            f"{fisher.name}: compiled a second time with other options; the first ones stay.",
+            f"{fisher.name}: compiled a second time with other options; the first ones "
+            "stay in force.",
             SngdWarning,
             stacklevel=2,
         )

@@ -75,7 +75,7 @@ class FrameRewriter:
                 graph.erase_node(halves[1])
 
     def observe_(self) -> None:
-        """Show what meets a weight to its Fisher layer, after the call."""
+        """Show the inputs of a weight to its Fisher layer, after the call."""
         for slot, form in self.slots:
             assert form is not None
             for call in slot.uses:

@@ -18,9 +18,8 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_REFUSED_CALLS = words(
-    "type hasattr callable id print open input exec eval vars globals locals setattr delattr"
-)
+_QUESTIONS = words("type hasattr callable id vars globals locals")
+_EFFECTS = words("print open input exec eval setattr delattr")
 _REFUSED_READS = words(
     "is_grad_enabled is_autocast_enabled is_inference_mode_enabled is_compiling get_default_dtype "
     "_parameters _buffers __dict__"
@@ -144,13 +143,15 @@ class _Inner:
 
 def _reason(code: CodeType, step: dis.Instruction) -> str | None:
     name, value = step.opname, step.argval
+    is_global = name in ("LOAD_GLOBAL", "LOAD_NAME")
     reasons = (
-        (f"calls {value}()", name in ("LOAD_GLOBAL", "LOAD_NAME") and value in _REFUSED_CALLS),
-        (f"reads {value}", name.startswith("LOAD_") and value in _REFUSED_READS),
+        (f"decides by {value}(), which a graph cannot ask", is_global and value in _QUESTIONS),
+        (f"has a side effect, {value}()", is_global and value in _EFFECTS),
+        (f"depends on {value}", name.startswith("LOAD_") and value in _REFUSED_READS),
         (f"changes or creates .{value}", name in ("STORE_ATTR", "DELETE_ATTR")),
         (f"changes the global {value}", name in ("STORE_GLOBAL", "DELETE_GLOBAL")),
         (
-            f"changes {value} of its surroundings",
+            f"changes {value}, a variable of the function around it",
             name == "STORE_DEREF" and value in code.co_freevars,
         ),
         ("uses `with` or `try`", name == "PUSH_EXC_INFO"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import torch
 from torch import fx, nn
 
 from sngd_compile.capture.bytecode import UncapturableError
-from sngd_compile.capture.side_effects import Content, contents, same_contents
+from sngd_compile.capture.side_effects import Content, contents, module_of, same_contents
 from sngd_compile.capture.tracer import LocalTracer
 from sngd_compile.torch_private import ARGUMENT_CHECKS
 
@@ -84,6 +85,14 @@ def is_plain(path: str) -> bool:
     )
 
 
+def _shown(error: Exception) -> str:
+    """Name an error; with its text where code of the user's raised it, which may say more."""
+    last = [*traceback.walk_tb(error.__traceback__)][-1][0]
+    text = str(error).strip().splitlines()
+    is_inner = module_of(last).partition(".")[0] in ("torch", "sngd_compile")
+    return type(error).__name__ + (f": {text[0]}" if text and not is_inner else "")
+
+
 def _optional_arguments(module_class: type[nn.Module]) -> dict[str, Any]:
     """List the arguments that are None when left out; tests of any other default raise anyway."""
     signature = inspect.signature(module_class.forward)
@@ -108,9 +117,8 @@ def _trace(
             "its forward branches on an activation or its shape, or iterates over one"
         ) from error
     except Exception as error:  # whatever user code raises on a proxy is a reason not to rewrite
-        text = str(error).strip().splitlines()
         raise UncapturableError(
-            f"tracing its forward raised {type(error).__name__}: {text[0] if text else ''}"
+            f"its forward needs the values of tensors: on placeholders it raised {_shown(error)}"
         ) from error
     after = _snapshot(twin)
     for name in sorted(before.keys() | after.keys()):

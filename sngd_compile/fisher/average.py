@@ -1,4 +1,4 @@
-"""The average over time of a local Fisher, corrected for its start from nothing."""
+"""The running average of a local Fisher, corrected for its start from nothing."""
 
 from __future__ import annotations
 

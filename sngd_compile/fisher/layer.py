@@ -34,7 +34,7 @@ class FisherLayer(WideBuffers):
     Args:
         name: Qualified name of the weight, for messages.
         spec: What the local Fisher is but for its numbers.
-        config: Strength of the damping, average over time, schedule.
+        config: Strength of the damping, running average, schedule.
         device: Where the buffers live.
 
     Attributes:
@@ -137,11 +137,13 @@ class FisherLayer(WideBuffers):
 
     @torch.no_grad()
     def absorb_(self) -> bool:
-        """Move the sums into the averages over time; return False where no row was seen.
+        """Move the sums into the running averages; return False where no row was seen.
 
         The past counts `ema_decay^(observed steps)`.
         """
         rows = int(self.tally[ROWS])
+        # One mean enters for all steps observed since the last time, so the past is discounted
+        # once for each of them, however often roots are renewed.
         kept = self.config.ema_decay ** max(1, self.schedule.observed_steps)
         if self.output_side is not None:
             self.output_side.absorb_(kept)
@@ -204,6 +206,8 @@ class FisherLayer(WideBuffers):
             ModelError: A tensor has another shape, or a number that is not finite, or the counts of
                 steps are none. Nothing of this layer is changed then.
         """
+        # All are looked at before any is taken: a layer half loaded would have a root that belongs
+        # to another factor.
         for key, own in self.state_dict().items():
             given = state_dict.get(prefix + key)
             if given is None or (mismatch := _mismatch(given, own, key == EXTRA_STATE)) is None:

@@ -15,6 +15,9 @@ from sngd_compile.errors import SngdWarning
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.roots.base import FactorRoot, Root, decompose_all_
 
+MOST_NAMES = 6
+"""Names in one warning; their number stands before them."""
+
 NextRoot = tuple[Root, tuple[float, ...]]
 """A root and the damping in it, of a kronecker kind on each of its two sides."""
 
@@ -39,6 +42,8 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
         For each layer the root and its damping; None where the factor has no root: it is zero and
         undamped, or not positive definite. The present root then stays.
     """
+    # On a GPU a decomposition of one small matrix is many launches and little work: those of one
+    # shape cost as much together as one alone.
     batches: dict[Any, list[_Entry]] = defaultdict(list)
     next_: list[NextRoot | None] = []
     for layer in layers:
@@ -59,7 +64,13 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
             if not fine:
                 rootless.add(id(entry.root))
             elif reason:
-                warn_once(entry.layer, "fallback", f"{reason}. eigh was taken instead")
+                warn_once(
+                    entry.layer,
+                    "fallback",
+                    f"{reason}. eigh was taken instead, which is exact and slower; if it comes "
+                    "often, raise damping_rel_trace or choose another root",
+                )
+    # With two sides, a new root on one and an old one on the other would fit no factor.
     return [
         None if found is None or any(id(side) in rootless for side in found[0].sides) else found
         for found in next_
@@ -68,6 +79,16 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
 
 def warn_once(layer: FisherLayer, kind: str, text: str) -> None:
     """Warn by name, the first time that this kind of thing happens to this layer."""
-    if kind not in layer.warned:
+    warn_once_of([layer], kind, text)
+
+
+def warn_once_of(layers: Sequence[FisherLayer], kind: str, text: str) -> None:
+    """Warn in one text of all layers to which this kind of thing happens for the first time."""
+    new = [layer for layer in layers if kind not in layer.warned]
+    for layer in new:
         layer.warned.add(kind)
-        warnings.warn(f"{layer.name}: {text}.", SngdWarning, stacklevel=3)
+    if new:
+        named = ", ".join(layer.name for layer in new[:MOST_NAMES])
+        rest = f" and {len(new) - MOST_NAMES} more" if len(new) > MOST_NAMES else ""
+        number = f"{len(new)} weights, " if len(new) > 1 else ""
+        warnings.warn(f"{number}{named}{rest}: {text}.", SngdWarning, stacklevel=4)

@@ -32,7 +32,7 @@ def observe(  # noqa: PLR0913, PLR0917 - a node of a graph is flat
     Args:
         fisher: The local Fisher layer of the weight.
         rule: Name of the rule that makes rows of the inputs.
-        inputs: The activations that meet the weight.
+        inputs: The activations that the weight multiplies.
         geometry: Static integers of the layer (kernel, stride, ...), as the rule wrote them.
         observing: Whether the pass trains: train mode, with gradients.
         swapped: 0; or, for a use in which the weight's inputs are its outputs and the other way
@@ -87,12 +87,14 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     """
     if not int(gate[OBSERVING]) or backward_pass() != OUTSIDE_BACKWARD:
         return
+    # By name: an op's arguments are tensors, numbers and strings.
     statistics: Statistics = RULES[rule]
     samples = statistics.samples(inputs, geometry)
     rows_each = statistics.rows_per_sample(samples, geometry)
     if samples[0].shape[0] * rows_each == 0:
         return
     seen = samples if output is None else [*samples, statistics.output_rows(output, geometry)]
+    # Drawn before anything is widened or unfolded, which is what costs.
     seen = draw(seen, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
     # The kinds that see outputs weigh the rows in float32 or wider.
     takes_halves = statistics.takes_halves and output is None
@@ -108,6 +110,7 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
             kind_of(spec).add_rows(spec, statistics, samples, outputs, geometry, total)
 
     add_if_finite_(sum, finite, add_)
+    # Products, not branches: `finite` may still be on its way from the device.
     tally[ROWS].add_(finite * (samples[0].shape[0] * rows_each))
     tally[REJECTED].add_(~finite)
 

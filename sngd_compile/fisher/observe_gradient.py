@@ -102,6 +102,7 @@ def observe_gradient_(
     wide = drawn.to(torch.promote_types(drawn.dtype, torch.float32))
     largest = wide.abs().amax()
     finite = largest.isfinite()
+    # Squares of small gradients underflow in float32; those of rows divided by the largest do not.
     unit = torch.where(finite & (largest > 0), largest, 1.0)
     flat = torch.where(finite, wide / unit, 0.0).flatten(0, 1)
     blocks = [flat] if flat.dim() == 2 else flat.unbind(1)

@@ -68,6 +68,7 @@ class OutputSide(nn.Module):
     @torch.no_grad()
     def close_step_(self) -> None:
         """Count the present step: its B needs the number of all its samples."""
+        # Known only now: a step may have had several backward passes, and N counts all of them.
         self.total.addcmul_(self.sum, self.tally[SAMPLES].double())
         self.tally[STEPS].add_(self.tally[SAMPLES] > 0)
         self.discard_step_()
@@ -79,7 +80,7 @@ class OutputSide(nn.Module):
 
     @torch.no_grad()
     def absorb_(self, kept: float) -> None:
-        """Move the mean over steps into the average over time, whose past counts `kept`."""
+        """Move the mean over steps into the running average, whose past counts `kept`."""
         steps = int(self.tally[STEPS])
         if steps == 0:
             return

@@ -29,7 +29,7 @@ class Ties:
         followers: Layers that take over the roots of this one.
         process_group: The processes that train its weight in parallel; None for this one alone.
         is_hooked: Whether loading it is followed up.
-        weight_sum: Sum of its weight when it was last looked at, if nobody was to change it since.
+        weight_sum: Sum of its weight when it was last looked at, if no change is due since.
     """
 
     copied: ClassVar[bool] = False
@@ -64,6 +64,6 @@ class Ties:
         self.weight_sum = None
 
     def is_written_to(self, total: float) -> bool:
-        """Say whether the sum of a weight is another than last time, though nobody expected it."""
+        """Say whether the sum of a weight is another than last time, though no change was due."""
         before, self.weight_sum = self.weight_sum, total
         return before is not None and before != total

@@ -52,6 +52,8 @@ def mapped(name: str, root: Root, spec: FisherSpec, weight: Tensor, bias: Tensor
     Returns:
         Both, of the shapes and dtypes given.
     """
+    # An op takes plain tensors and strings: so the root goes in as its buffers, and what kind of
+    # root that was as the encoded record.
     if takes_opaque_ops() and spec.pays_as_op:
         opaque = torch.ops.sngd.map_weight(weight, bias, _buffers_of(root), name, spec.encoded)
         return opaque[0], None if bias is None else opaque[1]
@@ -73,6 +75,8 @@ def visibly_mapped(
     name: str, root: Root, layout: Layout, weight: Tensor, bias: Tensor | None
 ) -> Pair:
     """Apply one of `MAPS` as `mapped` does, in a graph too by nodes that a compiler sees."""
+    # An ill-conditioned root multiplies the rounding of what it is applied to: bfloat16 weights
+    # are widened first, and autocast, which would narrow the product again, is off.
     wide = torch.promote_types(weight.dtype, _buffers_of(root)[0].dtype)
     pair = as_matrices(layout, weight, bias, wide)
     device = weight.device.type
@@ -107,8 +111,10 @@ def map_weight(
 ) -> list[Tensor]:
     """Apply one of `MAPS`; see `mapped`. `root` are its buffers, `encoded` is the record."""
     spec = FisherSpec.decode(encoded)
+    # The record says whether the local Fisher has a bias, the call whether one is mapped with it.
     held = filled_root(spec, bias is not None, root)
     pair = visibly_mapped(name, held, spec.layout, weight, bias)
+    # The fake kernel promises contiguous results, and inductor plans memory by that promise.
     return [part.contiguous() for part in pair if part is not None]
 
 
@@ -126,6 +132,8 @@ def _empty_root(spec: FisherSpec, has_bias: bool) -> Root:
 
 def _with_buffers(root: nn.Module, buffers: Iterator[Tensor]) -> nn.Module:
     """Copy a root, in the order of `_buffers_of`, without what `nn.Module` does for the rest."""
+    # `copy.copy` and `deepcopy` take longer than the map of a small weight does, and every fold
+    # of every step in a compiled graph comes through here.
     copied = object.__new__(type(root))
     own = {name: next(buffers) for name in root._buffers}
     inner = {
@@ -142,6 +150,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _backward(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Any, ...]:
+    # The adjoint of `w' R` is `g R^T`: the same op under another name, so a second backward works.
     given = gradients[1] if len(gradients) > 1 else None
     root = list(ctx.saved_tensors)
     found = torch.ops.sngd.map_weight(gradients[0], given, root, ADJOINT[ctx.name], ctx.encoded)

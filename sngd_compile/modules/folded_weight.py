@@ -1,9 +1,9 @@
-"""A folded weight that shows its Fisher layer what it meets, wherever it is used.
+"""A folded weight that shows its Fisher layer its inputs, wherever it is used.
 
 A module whose forward cannot be captured runs as it is, and so does foreign code that reads the
 `.weight` of a reconstructed module. Both get the folded `w = w' R` as a `FoldedWeight`. It behaves
 like the tensor that it is: every function computes what it would, on plain tensors. Beside that,
-calls that a rule understands are observed, and views are followed.
+calls that a rule understands are observed, and its views are tracked.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from sngd_compile.torch_private import MODULE_CALL, DisableTorchFunctionSubclass
 Composite = Callable[..., Any]
 
 COMPOSITES: dict[Any, Composite] = {}
-"""Functions that meet several weights at once, and what to call instead while observing."""
+"""Functions that use several weights at once, and what to call instead while observing."""
 
 
 def register_composite(*functions: Any) -> Callable[[Composite], Composite]:
-    """Register, as a decorator, an equal function whose calls meet one weight each."""
+    """Register, as a decorator, an equal function whose calls use one weight each."""
 
     def register(composite: Composite) -> Composite:
         COMPOSITES.update(dict.fromkeys(functions, composite))
@@ -41,7 +41,7 @@ def register_composite(*functions: Any) -> Callable[[Composite], Composite]:
 
 
 class GuardedWeight(Tensor):
-    """A folded weight that a forward reads and nobody observes: it refuses to be changed.
+    """A folded weight that a forward reads outside of observation: it refuses to be changed.
 
     Attributes:
         fisher: Its local Fisher layer.
@@ -71,7 +71,7 @@ class GuardedWeight(Tensor):
 
 
 class FoldedWeight(GuardedWeight):
-    """The folded weight of a reconstructed module, followed through views and calls.
+    """The folded weight of a reconstructed module, tracked through views and calls.
 
     Attributes:
         is_transposed: Whether this is the transpose of the parameter `[..., rows, columns]`.
@@ -89,19 +89,24 @@ class FoldedWeight(GuardedWeight):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Compute on plain tensors; observe, or follow a view."""
+        """Compute on plain tensors; observe, or track a view."""
         kwargs = kwargs or {}
         _refuse_change(func, args, kwargs)
         with DisableTorchFunctionSubclass():
+            # A fused function multiplies several weights inside C++, where no call is seen: an
+            # equal one, written out, stands in for it in an observed forward only.
             if func in COMPOSITES:
                 return COMPOSITES[func](*args, **kwargs)
             result = func(*args, **kwargs)
+            # A view is no use yet. It has to stay a folded weight, or the product that it enters
+            # later would not be observed.
             if func in VIEWS and isinstance(args[0], FoldedWeight):
                 view = track_view(args[0], folded_weight, func, args[1:], kwargs, result)
                 if view is not None:
                     return view
             if rule_for(func) is not None:
                 _show_call(func, args, kwargs)
+            # `w.shape` and `w.dim()` use no values: what gives no tensor is not worth a warning.
             elif any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
                 _remember_unmatched(func, args, kwargs)
             return result
@@ -111,6 +116,7 @@ def folded_weight(
     fisher: FisherLayer, value: Tensor, is_transposed: bool = False, group: int | None = None
 ) -> Tensor:
     """Return a folded weight, or a view of one, that will be observed."""
+    # The same memory and the same autograd node: gradients reach w' through it as before.
     weight = value.as_subclass(FoldedWeight)
     weight.fisher, weight.is_transposed, weight.group = fisher, is_transposed, group
     return weight
@@ -124,12 +130,14 @@ def guarded_weight(fisher: FisherLayer, value: Tensor) -> Tensor:
 
 
 def is_in_forward() -> bool:
-    """Say whether this runs inside the call of a module, where a weight meets activations.
+    """Say whether this runs inside the call of a module, where a weight is used.
 
     Elsewhere, as in a test or a penalty, a folded weight is an ordinary tensor.
     """
     if torch.compiler.is_compiling():
         return True
+    # A flag set around each forward would be seen by other threads and left behind by an error in
+    # between; the stack is always right.
     frame = sys._getframe(1)
     while frame.f_back is not None:
         frame = frame.f_back
@@ -139,7 +147,7 @@ def is_in_forward() -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return a tensor without what follows it; anything else as it is."""
+    """Return a tensor without what tracks it; anything else as it is."""
     return bare(value) if isinstance(value, FoldedWeight) else value
 
 
@@ -173,7 +181,7 @@ def show(weight: Any, *rows: Tensor) -> None:
 
 
 def show_use(weight: Any, inputs: tuple[Tensor, ...], layout: Layout, rule: str) -> None:
-    """Let a weight observe what it meets, by the rows of a rule."""
+    """Let a weight observe its inputs, by the rows of a rule."""
     if isinstance(weight, FoldedWeight):
         _show(weight, Use(weight, inputs, layout), rule)
 
@@ -182,6 +190,8 @@ def _show_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
     """Match an intercepted call and observe it."""
     rule = rule_for(func)
     assert rule is not None
+    # A rule asks the same of a call that runs as of a node in a graph: here the tensors themselves
+    # stand for the nodes that hold parameters.
     weights = {a: a for a in tree_leaves((args, kwargs)) if isinstance(a, FoldedWeight)}
     try:
         use = rule.match(rule.bind(args, kwargs, weights))
@@ -197,6 +207,7 @@ def _show(weight: FoldedWeight, use: Use, rule: str) -> bool:
     fisher, layout = weight.fisher, use.layout
     if kind_of(fisher.spec).sees_outputs:  # which are not seen here
         return False
+    # The call was matched by the shape that it saw; the Fisher layer knows the parameter's.
     if weight.is_transposed:
         layout = layout.of_transpose()
     swapped = _swapped_width(layout, fisher.layout, weight.group)
@@ -212,6 +223,7 @@ def _swapped_width(layout: Layout, known: Layout, group: int | None) -> int | No
     if group is not None:
         order = (1, 0) if known.is_transposed else (0, 1)
         known = Layout(known.view[-2:], order, known.matrix[-2:])
+    # A part of the outputs has rows of the same width, and all outputs share one local Fisher.
     same_side = layout.orders_like(known) and layout.groups == known.groups
     if same_side and layout.width == known.width:
         return 0

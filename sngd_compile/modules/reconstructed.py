@@ -96,7 +96,9 @@ class Reconstructed(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set it, and capture the forward again, which may read it."""
         if name in RESERVED_NAMES:
-            raise ModelError(f"a reconstructed module has an attribute {name!r} of its own")
+            raise ModelError(
+                f"a reconstructed module needs its attribute {name!r}: choose another name"
+            )
         if comes_back(value, self, name):
             return  # what was written has reached w'
         super().__setattr__(name, value)
@@ -198,6 +200,7 @@ def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) ->
     module.__dict__["program"] = program
     for members in members_of(type(module)):
         members.prepare(module)
+    # The class changes and the object stays: whoever holds the module, or a hook on it, keeps it.
     module.__class__ = reconstructed_class(type(module), names)  # type: ignore[arg-type]
     install_averaged_model_hook()
     register_owner(module)
@@ -205,6 +208,8 @@ def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) ->
 
 def fold_module_(module: Reconstructed) -> None:
     """Give one module its class, its ordinary weights and its own forward back, in place."""
+    # The root returns to the identity first, which makes w' the ordinary w in the same tensor:
+    # optimizers and other holders of the parameter keep what they hold.
     for site in module.local_sites():
         reset_(site)
         del module._modules[f"{site.weight_name}_fisher"]

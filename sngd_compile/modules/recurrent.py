@@ -103,7 +103,7 @@ class _Stack:
         return replace(self, data=data, states=tuple(states), params=own)
 
     def show(self, output: Tensor) -> None:
-        """Let the weights of one layer observe what met them."""
+        """Let the weights of one layer observe their inputs."""
         with torch.no_grad():
             self._show(output)
 

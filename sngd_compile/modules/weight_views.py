@@ -46,10 +46,10 @@ def track_view(
         result: What it returned, plain tensors.
 
     Returns:
-        The result, followed; None where it is no part that a local Fisher has rows for.
+        The result as a folded weight; None where it is no part that a local Fisher has rows for.
     """
     kind, transposed = VIEWS[func], weight.is_transposed
-    if kind == "transpose" and weight.dim() >= 2 and _turns(func, rest, kwargs, weight.dim()):
+    if kind == "transpose" and weight.dim() >= 2 and _swaps(func, rest, kwargs, weight.dim()):
         return make(weight.fisher, result, not transposed, weight.group)
     if kind == "same":
         return make(weight.fisher, result, transposed, weight.group)
@@ -64,7 +64,7 @@ def track_view(
     return None
 
 
-def _turns(func: Any, rest: Sequence[Any], kwargs: Mapping[str, Any], dims: int) -> bool:
+def _swaps(func: Any, rest: Sequence[Any], kwargs: Mapping[str, Any], dims: int) -> bool:
     """Say whether the last two axes, and no others, change places."""
     axes = [axis % dims for axis in tree_leaves((rest, dict(kwargs)))]
     if not axes:
@@ -75,7 +75,7 @@ def _turns(func: Any, rest: Sequence[Any], kwargs: Mapping[str, Any], dims: int)
 
 
 def _parts(weight: Any, make: Callable[..., Tensor], parts: Any, axis: int) -> Any:
-    """Follow the groups of a stack, or parts of the outputs."""
+    """Track the groups of a stack, or parts of the outputs."""
     transposed, group = weight.is_transposed, weight.group
     of_outputs = weight.dim() - (1 if transposed else 2)
     taken_out = len(parts) > 0 and parts[0].dim() < weight.dim()
@@ -91,7 +91,7 @@ def _parts(weight: Any, make: Callable[..., Tensor], parts: Any, axis: int) -> A
 def _item(
     weight: Any, make: Callable[..., Tensor], func: Any, rest: Sequence[Any], result: Tensor
 ) -> Tensor | None:
-    """Follow one group of a stack, or a slice of the outputs of a matrix."""
+    """Track one group of a stack, or a slice of the outputs of a matrix."""
     index = rest[0] if func is Tensor.__getitem__ else None
     if func is Tensor.select and len(rest) == 2 and rest[0] == 0:
         index = rest[1]

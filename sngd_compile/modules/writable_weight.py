@@ -89,7 +89,7 @@ class WritableWeight(Tensor, metaclass=_LikeEveryTensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Compute on plain tensors, hand a change on, and follow views."""
+        """Compute on plain tensors, hand a change on, and track views."""
         kwargs = kwargs or {}
         leaves = tree_leaves((args, kwargs))
         given = [leaf for leaf in leaves if type(leaf) is WritableWeight]
@@ -114,7 +114,7 @@ class WritableWeight(Tensor, metaclass=_LikeEveryTensor):
             for weight, version in zip(given, versions, strict=True):
                 if version_of(weight) != version:
                     weight.origin.write(weight.origin.value)
-            return tree_map_only(Tensor, lambda part: _followed(part, given), result)
+            return tree_map_only(Tensor, lambda part: _tracked(part, given), result)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle the numbers."""
@@ -155,7 +155,7 @@ def _of(value: Tensor, origin: Written) -> WritableWeight:
     return weight
 
 
-def _followed(part: Tensor, given: Sequence[WritableWeight]) -> Tensor:
+def _tracked(part: Tensor, given: Sequence[WritableWeight]) -> Tensor:
     """Return a result; where it is a view of a writable weight, writable too."""
     if type(part) is WritableWeight:
         return part

@@ -13,7 +13,7 @@ from sngd_compile.plan.records import GraphUse, Place
 
 
 def observe_(graph: fx.Graph, places: Sequence[Place]) -> None:
-    """Show the activations that meet a weight to its Fisher layer.
+    """Show the activations that a weight multiplies to its Fisher layer.
 
     The node stands after the use, so that a wrong input raises the error of the original call. It
     adds to buffers that nothing else in the graph reads, so its place changes no result. A weight

@@ -35,7 +35,7 @@ FUNCTIONS: dict[Any, str] = {
 
 
 class Surroundings:
-    """The modules of a model, whose forwards are captured as far as somebody asks.
+    """The modules of a model, whose forwards are captured on demand.
 
     Args:
         model: The model.
@@ -48,7 +48,7 @@ class Surroundings:
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
-        """Every module by each of its names, once somebody asks."""
+        """Every module by each of its names."""
         return dict(self.model.named_modules(remove_duplicate=False))
 
     def after(self, module_name: str, node: fx.Node) -> NextActivation:

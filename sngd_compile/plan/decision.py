@@ -13,7 +13,7 @@ from sngd_compile.fisher.kinds.diagonal import Diagonal
 from sngd_compile.fisher.kinds.shared import Shared
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.layout import Layout
-from sngd_compile.plan.matching import UNUSED, Found
+from sngd_compile.plan.matching import PLAIN, UNUSED, Found
 from sngd_compile.plan.parameter_uses import Occurrence, WeightUses
 from sngd_compile.plan.records import GraphUse, Site
 from sngd_compile.rules import GUESS, RULES, Planned
@@ -73,7 +73,7 @@ def _decide_weight(
     layout, _, rule = (full or sure)[0]
     if any(c[0].swapped_width(layout) is None for c in sure):
         kinds = sorted({c[2] for c in sure})
-        return f"its uses read it in ways that do not fit together ({', '.join(kinds)})"
+        return f"its uses need different local Fishers ({', '.join(kinds)}); {PLAIN}"
     kind = config.fisher if full else Diagonal.name
     return kind, WeightUses(parameter, layout, rule, config, held)
 

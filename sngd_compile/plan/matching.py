@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import re
 from collections import defaultdict
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from sngd_compile.capture.bytecode import UncapturableError, changes_in_place
 from sngd_compile.capture.module_graph import capture
@@ -27,6 +29,9 @@ RESERVED_NAMES = (
     "run_reconstructed",
 )
 """Attributes that a module gets when it is reconstructed."""
+
+PLAIN = "it trains by plain gradient descent"
+AT_RUN_TIME = "its forward runs as written, and its weights are observed at run time"
 
 LONE_BIAS = (
     "a bias that joins no local Fisher: its own is the identity, so plain descent on it is natural"
@@ -76,17 +81,20 @@ def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str])
     try:
         graph = capture(module, module_class)
     except UncapturableError as error:
-        # What a layer of torch does is known: why no graph repeats it is nobody's concern.
         reason = f"its module cannot be captured: {error}"
-        note = "" if runs_known_forward(module_class) else reason
-        return _as_it_is(module, module_class, names, note, reason)
+        # What a layer of torch does is known: why no graph repeats it does not concern a user.
+        note = "" if runs_known_forward(module_class) else f"{reason}; {AT_RUN_TIME}"
+        return _as_it_is(module, module_class, names, note, f"{reason}; {PLAIN}")
     owned = {n: p for n, p in module._parameters.items() if p is not None}
     reads = {node: node.target for node in graph.nodes if node.op == "get_attr"}
     own_reads = {node: name for node, name in reads.items() if name in owned}
     matcher = Matcher(own_reads, owned, guesses=planned_weights(module, module_class))
     found = {name: matcher.found(name) for name in names}
+    for name in names:
+        if found[name] == UNUSED and (hook := _computing_hook(module)):
+            found[name] = _computed_by(hook)
     taken_apart = [name for name, uses in found.items() if isinstance(uses, Planned)]
-    note = f"its forward takes {taken_apart[0]} apart" if taken_apart else ""
+    note = f"its forward splits {taken_apart[0]}; {AT_RUN_TIME}" if taken_apart else ""
     calls = {name: matcher.calls(name) for name in names}
     return Findings(None if taken_apart else graph, found, note, matcher.parameters, calls)
 
@@ -166,21 +174,32 @@ class Matcher:
             return ADDED
         rule = rule_for(target) if target is not None else None
         if rule is None:
-            return f"no rule for {_where(node)}"
+            return self._without_rule(node)
         try:
             use = rule.match(rule.bind(node.args, node.kwargs, self.parameters))
         except TypeError:
-            use = f"no rule for these arguments of {_where(node)}"
+            use = f"no rule for these arguments of {_where(node)}; {PLAIN}"
         if isinstance(use, str):
             return use
         return self._checked(name, node, use, rule.name)
+
+    def _without_rule(self, node: fx.Node) -> str:
+        """Say what a call that no rule knows makes of a parameter."""
+        if node.op == "output":
+            return f"its module's forward returns it; {PLAIN}"
+        if all(source in self.parameters for source in node.all_input_nodes):
+            return (
+                f"another weight is computed from it by {_where(node)}: no rule for a function of "
+                f"a parameter alone; {PLAIN}"
+            )
+        return f"no rule for {_where(node)}; {PLAIN}"
 
     def _checked(self, name: str, node: fx.Node, use: Use, rule: str) -> GraphUse | str:
         """Accept a use in which the parameter is the weight and nothing else."""
         if use.weight not in self.nodes[name]:
             return LONE_BIAS
         if not set(self.nodes[name]).isdisjoint(use.inputs):
-            return f"it is also the input of {_where(node)}"
+            return f"it is the weight and also the input of {_where(node)}; {PLAIN}"
         if use.weight in self.transposed:
             use = replace(use, layout=use.layout.of_transpose())
         return GraphUse(node, use, rule)
@@ -214,9 +233,14 @@ def _takes_apart(node: fx.Node) -> bool:
 def _obstacle(module: nn.Module, module_class: type[nn.Module], names: Iterable[str]) -> str | None:
     """Say why a module cannot become a reconstructed one."""
     if isinstance(module, torch.jit.ScriptModule):
-        return "it is scripted"
+        return f"its module is scripted: reconstruct it before torch.jit does; {PLAIN}"
+    if isinstance(module, ParametrizationList):
+        return _computed_by(", ".join(_plain_name(child) for child in module))
     if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        return "its module counts its children, and a Fisher layer would be one more"
+        return (
+            f"its module is a {type(module).__name__}, whose length a Fisher layer would change: "
+            f"hold the parameter in a module of its own; {PLAIN}"
+        )
     own_copying = (
         hasattr(module_class, "__deepcopy__")
         or hasattr(module_class, "__copy__")
@@ -224,7 +248,10 @@ def _obstacle(module: nn.Module, module_class: type[nn.Module], names: Iterable[
         or module_class.__reduce__ is not object.__reduce__
     )
     if own_copying:
-        return f"{module_class.__name__} copies itself in a way of its own"
+        return (
+            f"{module_class.__name__} defines how it is copied or pickled, which may lose a Fisher "
+            f"layer; {PLAIN}"
+        )
     for name in names:
         # They become attributes of a class, and Python gives such names a meaning there.
         if "." in name or (name.startswith("__") and name.endswith("__")):
@@ -232,14 +259,37 @@ def _obstacle(module: nn.Module, module_class: type[nn.Module], names: Iterable[
     needed = [f"{name}_{end}" for name in names for end in ("fisher", "prime")]
     taken = [name for name in (*RESERVED_NAMES, *needed) if hasattr(module, name)]
     if taken and type(module) is module_class:
-        return f"its module has an attribute {taken[0]!r}, which a reconstructed one needs"
+        return (
+            f"its module has an attribute {taken[0]!r}, which a reconstructed one needs: rename it"
+        )
     return None
+
+
+def _computing_hook(module: nn.Module) -> str:
+    """Name a hook that computes a weight before each forward, as weight_norm does; or ""."""
+    hooks = module._forward_pre_hooks.values()
+    return next((_plain_name(hook) for hook in hooks if not inspect.isroutine(hook)), "")
+
+
+def _computed_by(computing: str) -> str:
+    return (
+        f"{computing} computes the weight of its layer from it: only a weight that a layer uses as "
+        f"it is has a local Fisher; {PLAIN}"
+    )
+
+
+def _plain_name(thing: object) -> str:
+    """Return the name of a class; of one of torch's own as people call it, `weight_norm`."""
+    name = type(thing).__name__
+    if not type(thing).__module__.startswith("torch."):
+        return name
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip("_")).lower()
 
 
 def _where(node: fx.Node) -> str:
     target = node.target if isinstance(node.target, str) else node.target.__name__
     line = node.meta.get("line") or _innermost_line(node.stack_trace or "")
-    return f"{target} (node {node.name}{', ' if line else ''}{line})"
+    return f"{target} ({line})" if line else target
 
 
 def _innermost_line(stack_trace: str) -> str:

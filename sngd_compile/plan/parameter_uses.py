@@ -1,4 +1,4 @@
-"""Who holds a parameter, what is done with it there, and what a kind of local Fisher may ask."""
+"""Where a parameter is, what is done with it there, and what a kind of local Fisher may ask."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Occurrence:
         parameters: All parameters of the module.
         name: Of this one.
         findings: What the module does with its parameters.
-        after: Says what follows a call of the module; None where nobody can.
+        after: Says what follows a call of the module; None where no graph shows it.
     """
 
     owner: int
@@ -104,10 +104,10 @@ class WeightUses:
         if occurrence.is_compiled:
             return "a frame compiled with backend='sngd' observes inputs only; use reconstruct"
         if occurrence.findings.graph is None:
-            return "its module's forward runs as it is, and its outputs are not seen"
+            return "its module's forward runs as written, and its outputs are not observed"
         for call in uses:
             if not RULES[call.rule].has_output_rows:
-                return f"the rule {call.rule} does not say what rows its outputs have"
+                return f"the rule {call.rule} does not say which rows its outputs have"
             if call.use.layout.swapped_width(self.layout):
-                return "one of its calls takes its inputs for its outputs"
+                return "one of its uses is transposed: its inputs are the outputs of the others"
         return ""

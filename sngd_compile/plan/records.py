@@ -56,7 +56,7 @@ class Place:
         weight_name: Attribute name of the weight.
         bias_name: Attribute name of the bias that joins the local Fisher, or None.
         uses: The calls in the module's captured graph that the weight enters; None where the
-            module runs as it is and its calls are met as they happen.
+            module runs as it is and its calls are observed at run time.
         spec: What the local Fisher of the weight is; None before that is decided.
     """
 

@@ -23,7 +23,7 @@ class Use:
 
     Args:
         weight: The weight.
-        inputs: The activations that meet the weight.
+        inputs: The activations that the weight multiplies.
         layout: How this call reads the weight as matrices `[*, O, K]`.
         bias: The bias that is added to every output, or None.
         geometry: Static integers of the layer, as the rule's own `rows` reads them.
@@ -153,7 +153,7 @@ class Rule(ABC):
         """Return the outputs of a call, or their gradient, by sample and position.
 
         A rule that has it takes `Config(fisher="kronecker")`, whose second factor is that of the
-        gradients, and `"unit"` and `"softmax"`, which the outputs weigh; for one that has not, the
+        gradients, and `"unit"`, whose rows the outputs weigh; for one that has not, the
         plan says so and takes "shared".
 
         Returns:

@@ -29,7 +29,7 @@ class Bilinear(Rule):
         """Take the weight `[O, I1, I2]`; a bias of its own joins the local Fisher."""
         weight = call.parameter("weight")
         if weight is None:
-            return "F.bilinear takes it as something else than the weight"
+            return "F.bilinear uses it, but not as its weight"
         bias = call.arguments["bias"] if call.parameter("bias") is not None else None
         inputs = (call.arguments["input1"], call.arguments["input2"])
         return Use(call.arguments["weight"], inputs, Layout.plain(weight.shape), bias)

@@ -94,7 +94,7 @@ class Convolution(Rule):
         """Take the weight and its static geometry."""
         weight = call.parameter("weight")
         if weight is None:
-            return "the convolution takes it as something else than the weight"
+            return "the convolution uses it, but not as its weight"
         static = ("stride", "padding", "dilation", "groups")
         dynamic = [name for name in static if not is_static(call.arguments[name])]
         if dynamic:

@@ -61,7 +61,7 @@ class Einsum(Rule):
         place = 0 if weights[0] is not None else 1
         weight, other = weights[place], weights[1 - place]
         if weight is None or other is not None:
-            return "torch.einsum of two parameters: no activation meets either"
+            return "torch.einsum of two parameters: no activation enters it"
         terms, result = _parse(equation)
         own, met = terms[place], terms[1 - place]
         indices = _indices(own, met, result)

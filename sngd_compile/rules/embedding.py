@@ -43,7 +43,7 @@ class Embedding(Rule):
         """Take the table, unless its gradient or its entries are changed on the way."""
         weight = call.parameter("weight")
         if weight is None:
-            return "F.embedding takes it as something else than the weight"
+            return "F.embedding uses it, but not as its weight"
         for name, change in REFUSED.items():
             if call.arguments[name] not in (None, False):
                 return f"F.embedding with {name}={call.arguments[name]}: {change}"

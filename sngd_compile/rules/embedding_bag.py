@@ -48,7 +48,7 @@ class EmbeddingBag(Rule):
         """Take the table, unless its gradient or its entries are changed on the way."""
         arguments, weight = call.arguments, call.parameter("weight")
         if weight is None:
-            return "F.embedding_bag takes it as something else than the weight"
+            return "F.embedding_bag uses it, but not as its weight"
         reason = _refusal(arguments)
         if reason is not None:
             return reason

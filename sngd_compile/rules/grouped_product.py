@@ -36,7 +36,7 @@ class GroupedProduct(Rule):
         """Take the stack of matrices, multiplied from the left by rows sorted by group."""
         weight = call.parameter("weight")
         if weight is None or weight.dim() != 3 or call.arguments["offs"] is None:
-            return "a grouped product that takes it as something else than the matrices [G, K, O]"
+            return "a grouped product uses it, but not as its matrices [G, K, O]"
         groups, width, outputs = weight.shape
         layout = Layout((groups, width, outputs), (0, 2, 1), (groups, outputs, width))
         inputs = (call.arguments["rows"], call.arguments["offs"])

@@ -29,7 +29,7 @@ class Linear(Rule):
         """Take the weight; a bias of its own joins the local Fisher."""
         weight = call.parameter("weight")
         if weight is None:
-            return "F.linear takes it as something else than the weight"
+            return "F.linear uses it, but not as its weight"
         if weight.dim() != 2:
             return f"F.linear with a weight of {weight.dim()} dimensions: expected [O, K]"
         bias = call.arguments["bias"] if call.parameter("bias") is not None else None

@@ -31,7 +31,7 @@ class Lookup(Embedding):
         """Take the table if the index is a tensor of integers or a slice."""
         table, index = call.parameter("table"), call.arguments["index"]
         if table is None or table.dim() != 2:
-            return "an index into something else than a table [V, E]"
+            return "it is indexed, and is no table [V, E]"
         if isinstance(index, slice) and isinstance(call.arguments["table"], Tensor):
             index = torch.arange(table.shape[0], device=table.device)[index]
         kinds = (torch.int64, torch.int32)

@@ -34,7 +34,7 @@ class Normalisation(ChannelwiseRule):
         """Take the weight, and the bias where there is one."""
         weight = call.parameter("weight")
         if weight is None:
-            return f"{self.name} takes it as something else than the weight"
+            return f"{self.name} uses it, but not as its weight"
         for name in self.static:
             if not isinstance(call.arguments[name], int | float | None):
                 return f"{self.name}'s {name} is computed in the forward"

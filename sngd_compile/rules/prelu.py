@@ -29,7 +29,7 @@ class PReLU(ChannelwiseRule):
         """Take the slopes."""
         weight = call.parameter("weight")
         if weight is None:
-            return "prelu takes it as something else than the weight"
+            return "prelu uses it, but not as its weight"
         layout = Layout.channelwise(weight.shape)
         inputs = (call.arguments["input"],)
         return Use(call.arguments["weight"], inputs, layout, None, (weight.numel(),))

@@ -17,7 +17,7 @@ from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import register_rule
 
 LEFT, RIGHT = 0, 1
-TWO_PARAMETERS = "a product of two parameters: no activation meets either"
+TWO_PARAMETERS = "a product of two parameters: no activation enters it"
 
 
 class _Product(Rule):
@@ -38,7 +38,7 @@ class _Product(Rule):
         side = LEFT if weights[LEFT] is not None else RIGHT
         weight = weights[side]
         if weight is None:
-            return "a product takes it as something else than a factor"
+            return "a product uses it, but not as a factor"
         if weight.dim() == 0:
             return "a product with a scalar parameter"
         inputs = (call.arguments[right if side == LEFT else left],)

@@ -38,7 +38,7 @@ class Scale(ChannelwiseRule):
         assert weight is not None
         other = call.arguments["other" if names[0] == "input" else "input"]
         if not _is_activation(other):
-            return "it is multiplied by no activation"
+            return "it is multiplied by no activation: another weight is computed from it"
         layout = Layout.channelwise(weight.shape)
         return Use(call.arguments[names[0]], (other,), layout, None, tuple(weight.shape))
 
@@ -57,7 +57,7 @@ class Scale(ChannelwiseRule):
 
 @register_rule
 class ScaleInPlace(Rule):
-    """`x *= w`: afterwards the activations that met the parameter are gone."""
+    """`x *= w`: afterwards the activations that the parameter multiplied are gone."""
 
     name = "scale in place"
     targets = (operator.imul, Tensor.mul_, Tensor.multiply_)

@@ -1,7 +1,8 @@
 """What is known of a layer's parameters before it runs, by its class.
 
 A module whose forward cannot be captured is still reconstructed: its own forward runs, and each
-call that a weight enters is met as it happens. How the weight is laid out must be known before.
+call that a weight enters is observed as it happens. How the weight is laid out must be known
+before.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def planned_weights(
 ) -> Mapping[str, Planned | str]:
     """Describe the weights of a module, by attribute name.
 
-    Of a class that nobody registered, a parameter `[..., O, K]` is taken for linear layers side by
+    Of a class that is not registered, a parameter `[..., O, K]` is taken for linear layers side by
     side; for `[..., K, O]` where the forward multiplies by it from the right. One with fewer axes,
     or one that is broadcast along its first, is no matrix.
     """

@@ -41,7 +41,7 @@ class TransposedConvolution(Rule):
         """Take the weight and its static geometry."""
         weight = call.parameter("weight")
         if weight is None:
-            return "the transposed convolution takes it as something else than the weight"
+            return "the transposed convolution uses it, but not as its weight"
         static = ("stride", "padding", "output_padding", "groups", "dilation")
         dynamic = [name for name in static if not is_static(call.arguments[name])]
         if dynamic:

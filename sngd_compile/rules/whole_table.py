@@ -31,9 +31,9 @@ class WholeTable(Embedding):
         sizes = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
         entries_last = table is not None and table.dim() >= 2 and prod(table.shape[:-2]) == 1
         if not isinstance(call.arguments["table"], Tensor) or table is None or not entries_last:
-            return "repeated, and no table [V, E]: no rule for what comes of it"
+            return "it is repeated, and is no table [V, E]: no rule for the result"
         if sizes[-1] not in (1, -1, table.shape[-1]):
-            return "repeated along its columns"
+            return "it is repeated along its columns"
         entries = table.shape[-2]
         indices = torch.arange(entries, device=table.device)
         layout = Layout.transposed(table.shape[-2:])

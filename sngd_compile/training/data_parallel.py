@@ -28,6 +28,8 @@ def keep_out_of_broadcast(net: nn.Module) -> None:
     """
     layers = [(name, m) for name, m in net.named_modules() if isinstance(m, FisherLayer)]
     own = [f"{name}.{buffer}" for name, layer in layers for buffer, _ in layer.named_buffers()]
+    # Statistics of the first process alone would be an average over a part of the batch; and the
+    # roots are the same everywhere without being sent. What a user ignores stays ignored.
     before = [
         name for name in net.__dict__.get(IGNORED_BY_DATA_PARALLEL, ()) if "_fisher." not in name
     ]
@@ -42,8 +44,11 @@ def find_groups(layers: Iterable[tuple[Tensor, FisherLayer]]) -> None:
     """Remember for each weight's Fisher layer which processes train the weight in parallel."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return
+    # The wrapper lies outside of the network, which cannot know it: no module has its parent. This
+    # walk is once per binding of an optimizer, not once a step.
     groups: dict[int, Any] = {}
     for thing in gc.get_objects():
+        # `isinstance` would ask every object of the process for `__class__`, and some raise.
         if issubclass(type(thing), DistributedDataParallel):
             groups |= {id(p): thing.process_group for p in thing.module.parameters()}
     for weight, layer in layers:
@@ -64,6 +69,7 @@ def all_reduce_(fisher: FisherLayer) -> None:
 
 
 def _all_reduce_(sum: Tensor, count: Tensor, group: Any) -> None:
+    # Sums and counts, not means: processes with other numbers of rows weigh by their rows.
     torch.distributed.all_reduce(sum, group=group)
     everywhere = count.clone()
     torch.distributed.all_reduce(everywhere, group=group)

@@ -1,7 +1,7 @@
 """What a reconstructed module must have, and the typed error where other code took it away.
 
 The optimizer hooks of this process see every reconstructed module. One that was damaged, as by a
-`del module._parameters["weight"]`, must stop whoever uses or steps it, and nobody else.
+`del module._parameters["weight"]`, must stop whoever uses or steps it, and no other.
 """
 
 from __future__ import annotations

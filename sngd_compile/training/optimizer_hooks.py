@@ -56,6 +56,7 @@ class Binding:
 
 
 _owners: WeakSet[Any] = WeakSet()
+# Counts changes of the set of owners, so that a step asks one number whether its list still holds.
 _generation = 0
 _bindings: WeakKeyDictionary[Optimizer, Binding] = WeakKeyDictionary()
 _skipped: WeakSet[Optimizer] = WeakSet()
@@ -148,6 +149,7 @@ def _bind(optimizer: Optimizer) -> Binding:
     def is_driven(owner: Any) -> bool:
         return any(id(parameter) in owned for parameter in parameters_of(owner))
 
+    # An owner that is damaged stops the optimizer that drives it, and no other.
     everywhere = _listed(_owners, is_driven)
     # In the order of the optimizer: processes that train in parallel refresh in the same one.
     driven = [site for site in everywhere if id(site.weight) in owned]
@@ -161,7 +163,7 @@ def _bind(optimizer: Optimizer) -> Binding:
         warnings.warn(
             f"{type(optimizer).__name__} steps {len(sites)} reconstructed weights, "
             f"{sites[0].fisher.name} among them: it scales the gradient of w' again, so this is "
-            "not natural gradient descent. torch.optim.SGD on the same parameters is.",
+            "not natural gradient descent. Use torch.optim.SGD on the same parameters.",
             SngdWarning,
             stacklevel=2,
         )
@@ -182,6 +184,7 @@ def before_step(
     if closure is None:
         return None
 
+    # With a closure the gradients are made inside the step, so they are looked at there.
     def guarded() -> Any:
         loss = closure()
         _drop_non_finite(optimizer, binding)
@@ -192,12 +195,13 @@ def before_step(
 
 def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Count the step of every site the optimizer drives, and refresh those that are due."""
+    # A fused optimizer under GradScaler skips its step inside the kernel, and says so here only.
     found_inf = getattr(optimizer, "found_inf", None)
     if optimizer in _skipped or (found_inf is not None and bool(found_inf)):
         for site in _bind(optimizer).sites:
             site.fisher.close_step_(valid=False)
         return
-    due, sites = [], _bind(optimizer).sites
+    due, unobserved, sites = [], [], _bind(optimizer).sites
     warn_of_rejected([site.fisher for site in sites if site.fisher.schedule.observing])
     for site in sites:
         schedule = site.fisher.schedule
@@ -205,9 +209,10 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
             site.fisher.close_step_()
         if schedule.advance():
             if _is_unobserved(site):
-                warn_of_unobserved(site.fisher)
+                unobserved.append(site.fisher)
             warn_of_frozen_bias(site.fisher, site.weight, site.bias)
             due.append(site)
+    warn_of_unobserved(unobserved)
     if due:
         _warn_of_averages([site.fisher for site in due])
         after_backward(lambda: refresh_sites(due, known_optimizers()))
@@ -223,7 +228,7 @@ def _warn_of_averages(leaders: list[FisherLayer]) -> None:
 
 
 def _is_unobserved(site: Site) -> bool:
-    """Say whether a weight learns from what nobody showed to its Fisher layer."""
+    """Say whether a weight learns although its Fisher layer has observed nothing."""
     gradient, fisher = site.weight.grad, site.fisher
     if gradient is None or not fisher.unseen or "rejected" in fisher.warned:
         return False

@@ -105,10 +105,13 @@ def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
     due = []
     warn_of_rejected([site.fisher for site in sites])
     for site in sites:
+        # Summed over processes before anything is divided: the mean is over the rows of all, and
+        # a process without rows must take part, or the others would wait for it.
         site.fisher.close_step_()
         all_reduce_(site.fisher)
         if site.fisher.absorb_():
             due.append(site)
+    # All decompositions before any change: one that fails leaves every network as it was.
     for site, found in zip(due, next_roots([site.fisher for site in due]), strict=True):
         fisher = site.fisher
         if found is not None:
@@ -141,13 +144,19 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
     """
     dtype = next(root.buffers()).dtype
     layout = site.fisher.layout
+    # What moves is read through the old root, so that is written over last.
     present = present_root(site.fisher, dtype)
     step, gradient = present.moves_to(root, layout.outputs, layout.width)
     move_(site, step, dtype, site.weight, site.bias)
+    # A gradient that waits, as of micro-batches, is `g R^T` of the old root; the next backward
+    # pass adds `g R^T` of the new one, and the sum must mean something.
     bias_gradient = None if site.bias is None else site.bias.grad
     move_(site, gradient, dtype, site.weight.grad, bias_gradient)
+    # A velocity is a sum of past steps of w', so it moves as w' does. Squares of gradients, as
+    # Adam keeps them, have no such map.
     for name in LINEAR_STATES:
         move_(site, step, dtype, *_states(site, name, list(optimizers)))
+    # In place: compiled graphs and CUDA graphs hold these buffers.
     copy_root_(site.fisher.root_buffers, root)
     site.fisher.ties.expect_change()
     for follower in followers_of(site.fisher):
@@ -156,6 +165,7 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
 
 def take_over_(site: LocalSite, root: Root) -> None:
     """Give a copy's layer the root of another, wherever that lies; the function stays."""
+    # A copy of its own: a copied network may lie on another device or have another dtype.
     own = site.fisher.new_root(next(root.buffers()).dtype)
     copy_root_(own, root)
     change_root_(site, own, ())
@@ -181,6 +191,7 @@ def move_(
     """Apply `change` in `dtype` to a pair shaped like w' and b'; a missing half counts as zero."""
     if weight is None and bias is None:
         return
+    # The map mixes weight and bias, so half a pair is moved as a pair with zeros.
     full_weight = torch.zeros_like(site.weight) if weight is None else weight
     full_bias = torch.zeros_like(site.bias) if bias is None and site.bias is not None else bias
     layout = site.fisher.layout

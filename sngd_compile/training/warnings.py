@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sngd_compile.fisher.layer import REJECTED, FisherLayer
-from sngd_compile.fisher.next_roots import warn_once
+from sngd_compile.fisher.next_roots import warn_once, warn_once_of
 
 
 def warn_of_rejected(fishers: Sequence[FisherLayer]) -> None:
@@ -17,30 +18,33 @@ def warn_of_rejected(fishers: Sequence[FisherLayer]) -> None:
         return
     tallies = [fisher.tally[REJECTED] for fisher in fishers]
     counts = torch.stack([tally.to(tallies[0].device) for tally in tallies]).tolist()
-    for fisher, rejected in zip(fishers, counts, strict=True):
-        if rejected:
-            _warn_of_rejected(fisher, rejected)
-
-
-def _warn_of_rejected(fisher: FisherLayer, rejected: int) -> None:
-    fisher.tally[REJECTED].zero_()
-    warn_once(
-        fisher,
+    hit = [fisher for fisher, rejected in zip(fishers, counts, strict=True) if rejected]
+    for fisher in hit:
+        fisher.tally[REJECTED].zero_()
+    warn_once_of(
+        hit,
         "rejected",
-        f"{rejected} forward pass(es) brought it inputs that are not finite, or too large to "
-        "square; nothing was observed from them. Look for the first layer that overflows",
+        f"{max(counts)} forward pass(es) had inputs that are not finite, or too large to square. "
+        "Nothing was observed from them, and training goes on with the roots that are there. Look "
+        "for the first layer that overflows",
     )
 
 
-def warn_of_unobserved(fisher: FisherLayer) -> None:
-    """Warn once by name when a layer trains but what it needs never meets a rule."""
-    used = f": it enters {fisher.unmatched}, which no rule understands" if fisher.unmatched else ""
-    warn_once(
-        fisher,
-        "unobserved",
-        f"no {fisher.unseen} has been observed although it receives gradients{used}. Its steps are "
-        "plain gradient descent",
-    )
+def warn_of_unobserved(fishers: Sequence[FisherLayer]) -> None:
+    """Warn once, those alike together, of layers that train although no rule saw their use."""
+    alike: dict[str, list[FisherLayer]] = defaultdict(list)
+    for fisher in fishers:
+        used = f": it enters {fisher.unmatched}, which has no rule" if fisher.unmatched else ""
+        alike[f"no {fisher.unseen} has been observed although it receives gradients{used}"].append(
+            fisher
+        )
+    for text, layers in alike.items():
+        warn_once_of(
+            layers,
+            "unobserved",
+            f"{text}. Its steps are plain gradient descent. Leave it out with overrides, or add a "
+            "rule (docs/add_a_rule.md)",
+        )
 
 
 def warn_of_frozen_bias(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> None:
@@ -49,6 +53,6 @@ def warn_of_frozen_bias(fisher: FisherLayer, weight: Tensor, bias: Tensor | None
         warn_once(
             fisher,
             "frozen",
-            "its bias does not require a gradient and moves all the same: it shares a local "
-            "Fisher with the weight. Freeze it before reconstruct, which then keeps it apart",
+            "its bias does not require a gradient and moves all the same, since it shares a local "
+            "Fisher with the weight. Freeze the bias before reconstruct: then they are apart",
         )

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import sngd_compile as sngd
 from api import EVERY_STEP, apart, batch, mlp, sgd, train, trained
 from sngd_compile import ModelError, SngdWarning
-from sngd_compile.training.optimizer_hooks import register_owner
+from sngd_compile.training.optimizer_hooks import register_owner, steps_reconstructed_only
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of the old weight_norm
 
@@ -176,6 +176,7 @@ def test_a_module_that_is_not_even_one_any_more_stops_nobody():
     for name in ("_parameters", "_modules", "_buffers"):
         del net[0].__dict__[name]
     others_step()
+    assert not steps_reconstructed_only(torch.optim.SGD(mlp().parameters(), lr=1.0))
 
 
 def test_an_owner_of_sites_that_fails_stops_nobody():

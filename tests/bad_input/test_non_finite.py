@@ -42,9 +42,9 @@ def test_a_batch_that_is_not_finite_is_not_observed(value):
     with pytest.warns(SngdWarning) as found:
         sngd.refresh_(net)
     sngd.refresh_(expected)
-    texts = sorted(str(warning.message) for warning in found)
-    assert [text.partition(":")[0] for text in texts] == ["0.weight", "2.weight"]
-    assert all("1 forward pass(es)" in text and "not finite" in text for text in texts)
+    (text,) = [str(warning.message) for warning in found]
+    assert text.startswith("2 weights, 0.weight, 2.weight: 1 forward pass(es)")
+    assert "not finite" in text
     for name, layer in sngd.fisher_layers(net).items():
         assert torch.equal(layer.factor, sngd.fisher_layers(expected)[name].factor)
 
@@ -104,7 +104,7 @@ def test_training_goes_on_and_warns_no_more():
         train(net, optimizer, inputs=lambda step: poisoned(NAN) if step % 2 else batch(step))
     texts = [str(warning.message) for warning in found]
     assert len([text for text in texts if "gradient" in text]) == 1
-    assert len([text for text in texts if "forward pass" in text]) == 2
+    assert len([text for text in texts if "forward pass" in text]) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(net, optimizer, inputs=lambda step: poisoned(NAN) if step % 2 else batch(step))

@@ -154,7 +154,7 @@ def test_hidden_layers_have_a_fisher_for_each_unit_as_the_authors_have():
     network = as_in_the_paper(mlp(6, 6, 6), Recipe(0.1)).network
     sites = sngd.explain(network).sites
     assert [site.kind for site in sites] == ["shared", "unit", "unit", "shared"]
-    assert [site.activation for site in sites] == ["", "relu", "relu", ""]
+    assert [site.spec.activation for site in sites] == ["", "relu", "relu", ""]
     common = sngd.Config.paper()
     assert {site.config.replace(fisher="shared") for site in sites} == {common}
 

@@ -187,7 +187,7 @@ BRANCHES = [
     (isinstance_in_a_helper, "type of an activation"),
     (isinstance_of_an_attribute, "type of an activation"),
     (isinstance_in_torch, "type of an activation"),
-    (type_in_a_helper, "calls type()"),
+    (type_in_a_helper, "decides by type()"),
     (pattern, "`match`"),
     (looked_up, "dictionary or a set"),
     (member_of_a_set, "dictionary or a set"),

@@ -25,8 +25,8 @@ class Tied(nn.Module):
 
 FALLBACKS = [
     (nn.LayerNorm(4), "the rule norm|the rule layer", CONFIG),
-    (nn.LSTM(3, 4), "its module's forward runs as it is", CONFIG),
-    (Tied(), "the rule embedding|takes its inputs", CONFIG),
+    (nn.LSTM(3, 4), "its module's forward runs as written", CONFIG),
+    (Tied(), "the rule embedding|uses is transposed", CONFIG),
     (nn.Linear(3, 4, dtype=torch.float16), "use bfloat16", CONFIG),
     (nn.Linear(3, 40), "above max_factor_bytes", CONFIG.replace(max_factor_bytes=1000)),
 ]

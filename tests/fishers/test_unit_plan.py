@@ -85,8 +85,8 @@ def plan_of(model: nn.Module, config: Config = UNIT) -> dict[str, tuple[str, str
     """Return activation and note of every site, after reconstruction the same as before."""
     plan = sngd.explain(model, config)
     assert str(sngd.explain(sngd.reconstruct(model, config))) == str(plan)
-    assert all((site.kind == "unit") == bool(site.activation) for site in plan.sites)
-    return {site.name: (site.activation, site.note) for site in plan.sites}
+    assert all((site.kind == "unit") == bool(site.spec.activation) for site in plan.sites)
+    return {site.name: (site.spec.activation, site.note) for site in plan.sites}
 
 
 FUNCTIONS = [
@@ -139,9 +139,13 @@ NOT_FOUND = [
     (nn.Sequential(nn.Linear(3, 2), nn.ELU(0.5)), "0", "has an alpha other than 1"),
     (Applied(lambda x: F.elu(x, 2.0), torch.tanh), "one", "has an alpha other than 1"),
     (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.ReLU()), "0", "1 (BatchNorm1d) follows"),
-    (nn.Sequential(nn.ConvTranspose1d(3, 2, 2), nn.ReLU()), "0", "runs as it is|rows its outputs"),
+    (
+        nn.Sequential(nn.ConvTranspose1d(3, 2, 2), nn.ReLU()),
+        "0",
+        "runs as written|rows its out",
+    ),
     (nn.Sequential(nn.Linear(3, 2), Leaky()), "0", "1 (Leaky) follows it"),
-    (nn.LSTM(3, 4), "weight_ih_l0", "runs as it is"),
+    (nn.LSTM(3, 4), "weight_ih_l0", "runs as written"),
 ]
 
 
@@ -204,4 +208,4 @@ def test_the_papers_network_as_the_authors_have_it():
     overrides = {"0.*": paper}
     plan = sngd.explain(nn.Sequential(*layers), paper.replace(fisher="unit"), overrides=overrides)
     assert [site.kind for site in plan.sites] == ["shared", "unit", "unit", "shared"]
-    assert [site.activation for site in plan.sites] == ["", "relu", "relu", ""]
+    assert [site.spec.activation for site in plan.sites] == ["", "relu", "relu", ""]

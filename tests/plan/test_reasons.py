@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 import sngd_compile as sngd
 from api import apart, batch, mlp, train
@@ -36,17 +37,23 @@ CALLS = {
         lambda m, x: F.linear(x, m.weight * m.mask),
         {"weight": "multiplied by no activation"},
     ),
-    "power": (lambda m, x: x.sum() + (m.weight**2).sum(), {"weight": "no rule for pow"}),
+    "power": (
+        lambda m, x: x.sum() + (m.weight**2).sum(),
+        {"weight": "from it by pow"},
+    ),
     "penalised": (
         lambda m, x: F.linear(x, m.weight) + m.weight.square().sum(),
-        {"weight": "no rule for square"},
+        {"weight": "computed from it by square (test_reasons.py:"},
     ),
-    "returned": (lambda m, x: (F.linear(x, m.weight), m.weight), {"weight": "no rule for output"}),
-    "detached": (lambda m, x: F.linear(x, m.weight.detach()), {"weight": "no rule for detach"}),
-    "data": (lambda m, x: F.linear(x, m.weight.data), {"weight": "no rule for getattr"}),
+    "returned": (lambda m, x: (F.linear(x, m.weight), m.weight), {"weight": "forward returns it"}),
+    "detached": (
+        lambda m, x: F.linear(x, m.weight.detach()),
+        {"weight": "from it by detach"},
+    ),
+    "data": (lambda m, x: F.linear(x, m.weight.data), {"weight": "computed from it by getattr"}),
     "own input": (
         lambda m, x: F.linear(m.weight, m.weight) + F.linear(x, m.other).sum(),
-        {"weight": "it is also the input of linear"},
+        {"weight": "it is the weight and also the input of linear"},
     ),
     "vector": (lambda m, x: F.linear(x[:, :3], m.bias), {"bias": "1 dimensions"}),
     "unused": (lambda m, x: F.linear(x, m.weight), {"other": "does not use it"}),
@@ -57,7 +64,7 @@ CALLS = {
     ),
     "bias of a computed weight": (
         lambda m, x: F.linear(x, 2 * m.weight, m.bias),
-        {"bias": "takes it as something else"},
+        {"bias": "uses it, but not as its weight"},
     ),
     "with and without bias": (
         lambda m, x: F.linear(x, m.weight, m.bias) + F.linear(x, m.weight),
@@ -151,7 +158,7 @@ def test_children_that_are_counted():
             return F.linear(super().forward(x), self.weight)
 
     model = Numbered()
-    assert "counts its children" in reasons(model)["weight"]
+    assert "whose length a Fisher layer would change: hold" in reasons(model)["weight"]
     net = sngd.reconstruct(model)
     assert (len(net), net[-1]) == (2, net[1])
     assert apart(net, model) == 0.0
@@ -176,8 +183,11 @@ class Recipe(nn.Linear):
 @pytest.mark.parametrize("layer_class", [Cloned, Recipe])
 def test_classes_with_their_own_copying_are_left(layer_class):
     model = nn.Sequential(layer_class(5, 4), nn.Linear(4, 3))
-    text = f"{layer_class.__name__} copies itself in a way of its own"
-    assert reasons(model) == {"0.weight": text, "0.bias": text}
+    text = f"{layer_class.__name__} defines how it is copied or pickled, which may lose a Fisher"
+    assert {name: why[: len(text)] for name, why in reasons(model).items()} == {
+        "0.weight": text,
+        "0.bias": text,
+    }
     net = sngd.reconstruct(model)
     train(net)
     assert apart(net, sngd.fold(net)) < 1e-12
@@ -186,4 +196,56 @@ def test_classes_with_their_own_copying_are_left(layer_class):
 def test_a_reason_names_the_line():
     model = Functional(lambda m, x: torch.cdist(x, m.weight))
     line = test_a_reason_names_the_line.__code__.co_firstlineno + 1
-    assert f"no rule for cdist (node cdist, test_reasons.py:{line})" in reasons(model)["weight"]
+    assert (
+        f"no rule for cdist (test_reasons.py:{line}); it trains by plain gradient descent"
+        in reasons(model)["weight"]
+    )
+
+
+class Doubled(nn.Module):
+    """A parametrization of a user's own."""
+
+    def forward(self, weight):
+        return 2 * weight
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("norm", "computing"),
+    [
+        (nn.utils.parametrizations.weight_norm, "weight_norm"),
+        (nn.utils.weight_norm, "weight_norm"),
+        (lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()), "Doubled"),
+    ],
+)
+def test_a_weight_that_is_computed_before_its_layer_says_by_what(norm, computing):
+    found = reasons(nn.Sequential(norm(nn.Conv1d(3, 4, 3)), nn.Conv1d(4, 4, 3)))
+    assert found
+    text = f"{computing} computes the weight of its layer from it: only a weight that a layer uses"
+    left = [why for name, why in found.items() if not name.endswith("bias")]
+    assert [why[: len(text)] for why in left] == [text] * len(left)
+
+
+class Unobserved(nn.Module):
+    """A forward with a branch, which uses its weight in a way that has no rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 5))
+
+    def forward(self, x):
+        if float(x.detach().sum()) > 1e9:
+            return x
+        return x + F.linear(x, self.weight.roll(1, 0)).tanh()
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_layers_with_one_problem_share_one_warning(count):
+    net = sngd.reconstruct(nn.Sequential(*[Unobserved() for _ in range(count)]))
+    with pytest.warns(sngd.SngdWarning) as caught:
+        train(net)
+    (text,) = [str(warning.message) for warning in caught]
+    named = ", ".join(f"{i}.weight" for i in range(min(count, 6)))
+    rest = " and 3 more" if count == 9 else ""
+    assert text.startswith(f"{count} weights, {named}{rest}: no input has been observed")
+    assert "plain gradient descent" in text

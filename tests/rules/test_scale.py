@@ -126,7 +126,7 @@ REASONS = {
     "computed": (lambda m, x: x + m.weight * m.other.tanh(), "it is multiplied by no activation"),
     "in place": (lambda m, x: x.mul_(m.weight), "the product is taken in place"),
     "augmented": (lambda m, x: operator.imul(x, m.weight), "the product is taken in place"),
-    "view": (lambda m, x: m.weight.unsqueeze(0) * x, "no rule for unsqueeze"),
+    "view": (lambda m, x: m.weight.unsqueeze(0) * x, "another weight is computed from it by unsq"),
     "square": (lambda m, x: m.weight * m.weight * x, "two parameters are multiplied"),
 }
 

@@ -59,4 +59,4 @@ def test_a_parameter_that_is_no_table_stays_as_it_is():
             return torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
 
     (skip,) = sngd.explain(Token()).skips
-    assert "no rule for what comes of it" in skip.reason
+    assert "no table [V, E]: no rule for the result" in skip.reason

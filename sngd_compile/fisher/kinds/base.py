@@ -26,7 +26,7 @@ Damped = tuple[Tensor, float]
 
 @dataclass(frozen=True)
 class NextActivation:
-    """What follows every call of a weight: the name of an activation ("" for none), and why."""
+    """The activation after every call of a weight: its name ("" for none), and why."""
 
     activation: str
     reason: str
@@ -182,7 +182,8 @@ class FisherKind:
         Args:
             spec: Of the layer.
             statistics: The rule that makes rows of the samples.
-            samples: The activations that meet the weight, one sample for each index of axis 0.
+            samples: The activations that the weight multiplies, one sample for each index of
+                axis 0.
             outputs: Where `sees_outputs`, the layer's outputs as rows of the rule.
             geometry: Static integers of the layer, as the rule wrote them.
             sum: Of one group or of all.

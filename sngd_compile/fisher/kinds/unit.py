@@ -52,7 +52,7 @@ class Unit(FisherKind):
     def _activation(self, uses: Uses) -> NextActivation:
         configured = uses.config.activation
         if configured == "linear":
-            return NextActivation("", "a linear unit's Fisher is that of all")
+            return NextActivation("", "for linear outputs it is the same")
         if configured != "auto":
             return NextActivation(configured, "as configured")
         return uses.next_activation()

@@ -108,6 +108,7 @@ class CholeskyRoot(FactorRoot):
 
     def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
+        # A solve by the kept inverse: the factor itself is not kept, which saves a matrix a layer.
         unfolded = solve(self.inverse, weight)
         if bias is None:
             return unfolded, None

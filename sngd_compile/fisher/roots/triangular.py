@@ -61,6 +61,7 @@ def solve_between(lower: Tensor, other: Tensor) -> Tensor:
     with `X = H D^-1`: `K^3 / 4` multiply-adds, where `solve` takes `K^3 / 2`.
     """
     size = lower.shape[-1]
+    # Below one block the calls cost more than the zeros that they spare.
     if size <= block_width(lower):
         return solve(lower, other)
     half = size // 2
@@ -69,6 +70,7 @@ def solve_between(lower: Tensor, other: Tensor) -> Tensor:
     between[..., :half, :half] = solve_between(first, other[..., :half, :half])
     last = solve_between(second, other[..., half:, half:])
     between[..., half:, half:] = last
+    # The corner alone mixes the halves; it needs X, so it comes last.
     rest = other[..., half:, :half] - last @ lower[..., half:, :half]
     between[..., half:, :half] = solve(first, rest)
     return between
@@ -89,6 +91,7 @@ def block_width(lower: Tensor) -> int:
 
 def _has_blocks(x: Tensor, lower: Tensor) -> bool:
     """Whether a product is large enough to spare the zeros, and no graph must show it."""
+    # Groups are one batched product. Forward mode takes plain products, and no `out=`.
     is_large = lower.dim() == 2 and lower.shape[-1] > block_width(lower)
     if not is_large or is_forward_mode() or statically_known_true(x.shape[-2] <= FEW):
         return False
@@ -103,6 +106,7 @@ def _product(x: Tensor, lower: Tensor, transposed: bool) -> Tensor:
     if are_transforms_active():
         product: Tensor = _Multiply.apply(x, lower, transposed)  # type: ignore[no-untyped-call]
         return product
+    # autograd takes no `out=`, so where it records, the function says the gradient.
     if x.requires_grad and torch.is_grad_enabled():
         return _apply_plainly(x, lower, transposed)
     return _multiply_blocks(x, lower, transposed)
@@ -151,6 +155,7 @@ def _of_samples(
     lower: Tensor,
 ) -> Batched:
     """Take a product whose rows, or whose matrices, or both come in one for each sample."""
+    # One matrix for all samples is one product over all their rows, which fills the device.
     rows = x.expand(samples, *x.shape) if dims[0] is None else x.movedim(dims[0], 0)
     if dims[1] is None:
         return product(lower, rows.flatten(0, 1)).view(rows.shape), 0
@@ -165,6 +170,7 @@ def _multiply_blocks(x: Tensor, lower: Tensor, transposed: bool) -> Tensor:
     product, width = torch.empty_like(x, memory_format=torch.contiguous_format), block_width(lower)
     for index, columns in enumerate(product.split(width, -1)):
         start, end = index * width, index * width + columns.shape[-1]
+        # Below the diagonal only: what lies beyond is zeros, half of all multiply-adds.
         if transposed:
             torch.mm(x[:, :end], lower[start:end, :end].mT, out=columns)
         else:
