@@ -252,6 +252,13 @@ def _obstacle(module: nn.Module, module_class: type[nn.Module], names: Iterable[
             f"{module_class.__name__} defines how it is copied or pickled, which may lose a Fisher "
             f"layer; {PLAIN}"
         )
+    return _unusable_name(module, module_class, names)
+
+
+def _unusable_name(
+    module: nn.Module, module_class: type[nn.Module], names: Iterable[str]
+) -> str | None:
+    """Say which attribute of a module could not be one of a reconstructed module."""
     for name in names:
         # They become attributes of a class, and Python gives such names a meaning there.
         if "." in name or (name.startswith("__") and name.endswith("__")):
