@@ -56,6 +56,11 @@ def stored_values(gradient: Tensor) -> Tensor:
     return gradient._values() if gradient.is_sparse else gradient
 
 
+def hooks_before_forward(module: nn.Module) -> list[Any]:
+    """List what a module calls before each forward pass."""
+    return list(module._forward_pre_hooks.values())
+
+
 # Autograd and the dispatcher.
 
 OUTSIDE_BACKWARD = -1
