@@ -11,7 +11,7 @@ from sngd_compile.errors import ConfigError
 from sngd_compile.registry import KINDS, ROOTS
 
 OverOutputs = Literal["sum", "mean"]
-Activation = Literal["auto", "linear", "relu", "tanh", "sigmoid", "elu", "gelu", "silu"]
+Activation = Literal["auto", "relu", "tanh", "sigmoid", "elu", "gelu", "silu"]
 
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
 
@@ -55,7 +55,7 @@ class Config:
         block_size: Inputs in one block of `fisher="block"`, which alone reads it; integer >= 1. A
             convolution's blocks are whole input channels where one fits. The bias is in the last.
         activation: What follows a layer with `fisher="unit"`: "relu", "tanh", "sigmoid", "elu"
-            (alpha 1), "gelu", "silu" or "linear"; or "auto" to find it in the forward of the
+            (alpha 1), "gelu" or "silu"; or "auto" to find it in the forward of the
             layer's module or of those around it.
         max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
             plan says so; integer >= 0. A Fisher layer holds about three times that.
