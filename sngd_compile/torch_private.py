@@ -56,11 +56,6 @@ def stored_values(gradient: Tensor) -> Tensor:
     return gradient._values() if gradient.is_sparse else gradient
 
 
-def hooks_before_forward(module: nn.Module) -> list[Any]:
-    """List what a module calls before each forward pass."""
-    return list(module._forward_pre_hooks.values())
-
-
 # Autograd and the dispatcher.
 
 OUTSIDE_BACKWARD = -1
@@ -117,6 +112,11 @@ INIT_FLAT_WEIGHTS = "_init_flat_weights"
 def flat_names(module: Any) -> list[str]:
     """Return the names of the weights of a recurrent module in the order of the fused call."""
     return list(module._flat_weights_names)
+
+
+def forward_pre_hooks(module: nn.Module) -> list[Any]:
+    """List what runs before each forward of a module, as `weight_norm` does."""
+    return list(module._forward_pre_hooks.values())
 
 
 # FX and Dynamo.

@@ -17,7 +17,7 @@ from sngd_compile.capture.bytecode import UncapturableError, changes_in_place
 from sngd_compile.capture.module_graph import capture
 from sngd_compile.plan.records import GraphUse
 from sngd_compile.rules import Planned, Use, planned_weights, rule_for, runs_known_forward
-from sngd_compile.torch_private import hooks_before_forward, tree_leaves
+from sngd_compile.torch_private import forward_pre_hooks, tree_leaves
 
 RESERVED_NAMES = (
     "names",
@@ -274,7 +274,7 @@ def _unusable_name(
 
 def _computing_hook(module: nn.Module) -> str:
     """Name a hook that computes a weight before each forward, as weight_norm does; or ""."""
-    hooks = hooks_before_forward(module)
+    hooks = forward_pre_hooks(module)
     return next((_plain_name(hook) for hook in hooks if not inspect.isroutine(hook)), "")
 
 

@@ -1,5 +1,6 @@
 """The lint rule on private names of torch and on executed text fails on a planted violation."""
 
+import ast
 import importlib.util
 import subprocess
 import sys
@@ -94,3 +95,25 @@ def test_this_repository_passes_and_the_script_fails_on_a_planted_violation(tmp_
     run = subprocess.run([sys.executable, copy], capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert "planted.py:1: import torch._C" in run.stderr
+
+
+def test_every_private_name_is_used():
+    """What nobody imports any more goes."""
+    defined: set[str] = set()
+    for node in ast.parse((ROOT / lint.PRIVATE).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = (n for target in targets for n in ast.walk(target))
+            defined.update(n.id for n in names if isinstance(n, ast.Name))
+    imported = {
+        alias.name
+        for path in (ROOT / "sngd_compile").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "sngd_compile.torch_private"
+        for alias in node.names
+    }
+    assert len(imported) > 10
+    public = {name for name in defined if not name.startswith("_")}
+    assert public - imported == set()

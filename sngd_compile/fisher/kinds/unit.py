@@ -51,8 +51,6 @@ class Unit(FisherKind):
 
     def _activation(self, uses: Uses) -> NextActivation:
         configured = uses.config.activation
-        if configured == "linear":
-            return NextActivation("", "for linear outputs it is the same")
         if configured != "auto":
             return NextActivation(configured, "as configured")
         return uses.next_activation()
