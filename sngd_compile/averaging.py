@@ -39,7 +39,7 @@ def follow(copy: Model, net: nn.Module) -> Model:
         ModelError: One of them is no module or is not reconstructed, or they differ in a
             reconstructed weight.
 
-    Source: docs/weights.md. Tested by tests/state/test_averaging.py.
+    Source: docs/weights.md. Tested by tests/modules/test_averaging.py.
     """
     leaders, followers = _sites(net), _sites(copy)
     for leader, site in zip(leaders, followers, strict=False):

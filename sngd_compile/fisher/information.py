@@ -7,7 +7,7 @@ probability sigmoid(a), or (1 + tanh(a)) / 2: `nu = s (1 - s)`, `1 - tanh(a)^2`.
 from a Gaussian of unit variance around f(a), so `nu = f'(a)^2`. A ReLU is taken for softplus, whose
 derivative is the sigmoid: a unit that is off would say nothing else.
 
-Source: Sun and Nielsen 2017, arXiv 1606.06069; docs/method.md. tests/fishers/test_unit.py tests it.
+Source: Sun and Nielsen 2017, arXiv 1606.06069; docs/method.md. tests/fisher/test_unit.py tests it.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def observe_gradient(
         geometry: Static integers of the layer (kernel, stride, ...), as the rule wrote them.
         observing: Whether the pass trains: train mode, with gradients.
 
-    Source: docs/method.md, local Fishers. Tested by tests/fishers/test_kronecker.py.
+    Source: docs/method.md, local Fishers. Tested by tests/fisher/test_kronecker.py.
     """
     if not observing or not output.requires_grad:
         return output

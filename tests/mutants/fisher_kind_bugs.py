@@ -16,10 +16,10 @@ from sngd_compile.fisher.roots.unit import UnitRoot
 from sngd_compile.plan import activation
 from sngd_compile.rules import Rule
 
-BLOCK = ("tests/fishers/test_block.py",)
+BLOCK = ("tests/fisher/test_block.py",)
 BLOCK_PLAN = (*BLOCK, "-k", "plan")
-UNIT = ("tests/fishers/test_unit.py",)
-UNIT_PLAN = ("tests/fishers/test_unit_plan.py",)
+UNIT = ("tests/fisher/test_unit.py",)
+UNIT_PLAN = ("tests/fisher/test_unit_plan.py",)
 
 
 @caught_by(BLOCK)

@@ -70,7 +70,7 @@ def shifts_apart_from_scales() -> None:
     wrap(sum_ops, "channel_sums", sums)
 
 
-@caught_by(("tests/fishers/test_diagonal.py",))
+@caught_by(("tests/fisher/test_diagonal.py",))
 def biases_without_rows() -> None:
     """A diagonal Fisher counts no rows for the bias."""
     wrap(sum_ops, "with_count", lambda original, squares, _, bias: original(squares, 0, bias))

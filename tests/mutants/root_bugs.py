@@ -91,7 +91,7 @@ def root_one_percent_off() -> None:
     wrap_decomposition(lambda damped: damped / 1.01**2)
 
 
-@caught_by(("tests/roots/test_nystrom.py",))
+@caught_by(("tests/fisher/roots/test_nystrom.py",))
 def a_tail_of_the_first_gain() -> None:
     """What a root of low rank leaves out is as steep as its steepest direction."""
 
@@ -173,7 +173,7 @@ def mean_over_outputs_damps_the_sum() -> None:
     change_damping(lambda fisher: 1.0 / fisher.scale)
 
 
-@caught_by(("tests/roots/test_map_weight.py", "-k", "adjoint"))
+@caught_by(("tests/fisher/roots/test_map_weight.py", "-k", "adjoint"))
 def gradients_of_an_opaque_fold_folded() -> None:
     """In a graph the gradient of `w' R` is `g R`."""
     weight_map.ADJOINT["fold"] = "fold"
@@ -191,13 +191,13 @@ def ops_that_drop_tangents() -> None:
     transforms.is_forward_mode = lambda: False
 
 
-@caught_by(("tests/state/test_averaging.py", "-k", "averaged_model_averages and shared"))
+@caught_by(("tests/modules/test_averaging.py", "-k", "averaged_model_averages and shared"))
 def averages_of_other_roots() -> None:
     """The copy in an averaged model keeps its root when the network gets a new one."""
     refresh.followers_of = lambda leader: ()
 
 
-@caught_by(("tests/state/test_writing.py", "-k", "is_that_of_the_plain and shared and clamped"))
+@caught_by(("tests/modules/test_writing.py", "-k", "is_that_of_the_plain and shared and clamped"))
 def writes_are_lost() -> None:
     """What is written to a folded weight stays in the copy that was read."""
     sngd_compile.modules.writable_weight.write_ = lambda site, index, value: None

@@ -191,7 +191,7 @@ def rows_drawn_with_replacement() -> None:
     torch.randperm = lambda number, generator: torch.randint(number, (number,), generator=generator)
 
 
-@caught_by(("tests/state/test_dtype.py", "-k", "squared"))
+@caught_by(("tests/modules/test_dtype.py", "-k", "squared"))
 def squares_of_halves_overflow() -> None:
     """Halves are asked whether they are finite, and not whether their squares are."""
 

@@ -24,7 +24,7 @@ from sngd_compile.registry import register_kind
 class Block(FisherKind):
     """For layers so wide that a full factor is too large, or a step too dear.
 
-    Source: docs/method.md, local Fishers; docs/tuning.md. Tested by tests/fishers/test_block.py.
+    Source: docs/method.md, local Fishers; docs/tuning.md. Tested by tests/fisher/test_block.py.
     """
 
     name = "block"

@@ -20,7 +20,7 @@ from sngd_compile.registry import register_kind
 class Diagonal(FisherKind):
     """Exact for embeddings, whose rows are indicators; elsewhere what is left of a large factor.
 
-    Source: docs/method.md, local Fishers. Tested by tests/fishers/test_diagonal.py.
+    Source: docs/method.md, local Fishers. Tested by tests/fisher/test_diagonal.py.
     """
 
     name = "diagonal"

@@ -21,7 +21,7 @@ class Kronecker(FisherKind):
     """The Fisher of K-FAC: it goes beyond the paper, whose local Fishers are those of inputs.
 
     Source: Martens and Grosse 2015, arXiv 1503.05671; docs/method.md, local Fishers. Tested by
-    tests/fishers/test_kronecker.py.
+    tests/fisher/test_kronecker.py.
     """
 
     name = "kronecker"

@@ -27,7 +27,7 @@ class Unit(FisherKind):
     """The local Fisher of the authors' hidden layers: O matrices.
 
     Source: arXiv 2412.07441; Sun and Nielsen 2017, arXiv 1606.06069. Tested by
-    tests/fishers/test_unit.py.
+    tests/fisher/test_unit.py.
     """
 
     name = "unit"

@@ -19,7 +19,7 @@ class KroneckerRoot(Root):
         output_root: Of B, `[*, O, O]`.
 
     Source: K-FAC (Martens and Grosse 2015, arXiv 1503.05671); docs/method.md, local Fishers.
-    Tested by tests/fishers/test_kronecker.py.
+    Tested by tests/fisher/test_kronecker.py.
     """
 
     def __init__(self, input_root: FactorRoot, output_root: FactorRoot) -> None:

@@ -17,7 +17,7 @@ class UnitRoot(Root):
         full: The roots, `[groups * O, D, D]`.
         has_bias: Whether the last of the D weights of an output is its bias.
 
-    Source: docs/method.md, local Fishers. Tested by tests/fishers/test_unit.py.
+    Source: docs/method.md, local Fishers. Tested by tests/fisher/test_unit.py.
     """
 
     def __init__(self, full: FactorRoot, has_bias: bool) -> None:

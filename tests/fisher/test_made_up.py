@@ -9,10 +9,10 @@ from torch import nn
 
 import sngd_compile as sngd
 from api import EVERY_STEP, apart, batch, mlp, train
-from fishers.made_up_kind import Isotropic
+from fisher.made_up_kind import Isotropic
+from fisher.roots.made_up_root import RotatedRoot
 from laws import conv_case, linear_case
 from laws.table import LAWS, by_root
-from roots.made_up_root import RotatedRoot
 from sngd_compile.registry import KINDS, ROOTS
 
 pytestmark = pytest.mark.usefixtures("float64", "registered")
