@@ -64,6 +64,7 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Mapping[str, Any]]) ->
     """
     _require_plain(model)
     named = {name: p for p, names in parameters_of(model).items() for name in names}
+    # All are made before any is taken, so that a damaged state changes nothing.
     made = [_restored(name, saved, named) for name, saved in state.items()]
     for restored in made:
         adopt(restored)

@@ -101,6 +101,7 @@ def analyse(module: fx.GraphModule, examples: Sequence[Any], config: Config) -> 
         examples: Its example inputs, real or fake.
         config: Of all weights.
     """
+    # The same matcher and the same decision as for `reconstruct`: both APIs find one plan.
     reader = _Reader(module, examples)
     reader.walk(module)
     owned = {name: tensor for name, (tensor, _) in reader.owned.items()}

@@ -20,6 +20,7 @@ def merged(one: FisherSpec, other: FisherSpec, same_bias: bool) -> FisherSpec | 
     """Return the local Fisher that serves the uses of two frames, or None where they do not fit."""
     if other.layout.swapped_width(one.layout) is None:
         return None
+    # Where one frame looks a table up and another multiplies by it, the full factor serves both.
     full = other if one.is_diagonal and not other.is_diagonal else one
     bias = one.has_bias and other.has_bias and same_bias and one.layout == other.layout
     return replace(full, has_bias=bias, dtype=torch.promote_types(one.dtype, other.dtype))

@@ -57,6 +57,8 @@ class FrameRewriter:
     def precondition_(self) -> None:
         """Let every use of a weight read `natural(w, b, root)`, which is `w` itself."""
         graph = self.module.graph
+        # One node a weight, before its first use: several uses are summed by autograd before the
+        # gradient is multiplied, which costs one product, not one for each use.
         first = next(node for node in graph.nodes if node.op != "placeholder")
         for slot, form in self.slots:
             assert form is not None
@@ -79,6 +81,7 @@ class FrameRewriter:
         for slot, form in self.slots:
             assert form is not None
             for call in slot.uses:
+                # What runs under no_grad is no part of the loss, so its rows do not count.
                 if call.node in self.silent:
                     continue
                 node = self.copied[call.node]

@@ -40,6 +40,7 @@ def refuse_code(code: CodeType) -> None:
 @lru_cache(maxsize=4096)
 def read(code: CodeType) -> tuple[str | None, frozenset[str]]:
     """Return why a function cannot be traced, and the names that it tests for identity."""
+    # Read before it runs: a `with`, or a write to an attribute, cannot be undone once it has run.
     steps = list(dis.get_instructions(code))
     tested: set[str] = set()
     for index, step in enumerate(steps):

@@ -47,6 +47,8 @@ def capture(module: nn.Module, module_class: type[nn.Module]) -> fx.Graph:
     if "self" in list(inspect.signature(module_class.forward).parameters)[1:]:
         raise UncapturableError("an argument of its forward besides the first is called self")
     left_out = _optional_arguments(module_class)
+    # A branch on `mask is None` goes one way in a trace with every argument and the other in one
+    # with defaults: that both traces agree shows that there is no such branch.
     calling_forms = [None, left_out] if left_out else [None]
     traces = [
         _trace(module, module_class, training, given)
@@ -105,6 +107,7 @@ def _trace(
     training: bool,
     left_out: dict[str, Any] | None,
 ) -> fx.Graph:
+    # So that a forward which counts its calls counts none of these.
     twin = _twin(module, module_class, training)
     before = _snapshot(twin)
     try:

@@ -53,6 +53,7 @@ class Watch:
         self.root: FrameType | None = None
         self.outside: dict[tuple[str, int], tuple[object, list[Content]]] = {}
         self.generators = _Generators()
+        # A profile hook sees calls into C as well, where print, random and lists do their work.
         self.previous = sys.getprofile()
         # A collection may run somebody's callback, which is no part of the forward.
         self.collecting = gc.isenabled()

@@ -87,6 +87,7 @@ def local_embedding(
 
     Source: docs/method.md, cost. Law 1 tests it.
     """
+    # A table has far more entries than a batch looks up: the whole fold would cost the most.
     looked_up = F.embedding(indices, weight_prime, padding_idx)
     wide = torch.promote_types(weight_prime.dtype, fisher.factor.dtype)
     if fisher.spec.is_diagonal and fisher.layout.is_transposed:

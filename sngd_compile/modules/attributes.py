@@ -56,6 +56,8 @@ def _fold(module: nn.Module, weight: str, bias: str | None, in_forward: bool) ->
     bias_prime = None if bias is None else prime_of(module, weight, bias)
     folded, folded_bias = fold_half(fisher, weight_prime, bias_prime)
     compiling = torch.compiler.is_compiling()
+    # The subclass costs a dispatch for every call of it: only observed steps pay. A compiled
+    # forward is traced once for all steps, and its op asks the gate instead.
     if in_forward and module.training and (compiling or fisher.schedule.observing):
         if torch.is_grad_enabled():
             folded = folded_weight(fisher, folded)
@@ -77,6 +79,7 @@ def _folded(weight: str, bias: str | None, index: int) -> property:
         parameter = prime_of(self, weight, weight)
         if is_sharded(parameter):
             return _for_fully_shard(self, (weight, bias)[index] or "")
+        # In a forward a write would be lost and is refused; outside it reaches w'.
         in_forward = is_in_forward()
         folded = _fold(self, weight, bias, in_forward)[index]
         if in_forward or folded is None or folded.is_inference() or are_transforms_active():

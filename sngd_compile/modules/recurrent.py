@@ -136,6 +136,8 @@ class _Stack:
         gates = F.linear(flat, own[0], biases[0]) + F.linear(before, own[1], biases[1])
         enter, keep, new, leave = gates.chunk(4, -1)
         added, kept = enter.sigmoid() * new.tanh(), keep.sigmoid()
+        # The fused function returns what is projected, and the rows of `weight_hr` are what comes
+        # before: so the gates are computed once more, in observed steps only.
         cells = []
 
         def step(now: Tensor, start: int, stop: int) -> Tensor:
@@ -191,6 +193,7 @@ def _run_layers(function: str, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
     options = given["has_biases"], given["train"], given["bidirectional"]
     stack = _Stack(function, data, sizes, tuple(states), given["params"], *options)
     layers, last = given["num_layers"], []
+    # Layer by layer, because the fused function shows no state between two of them.
     for index in range(layers):
         layer = stack.layer(data, index, layers)
         data, *final = layer.call()

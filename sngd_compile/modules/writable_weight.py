@@ -107,8 +107,10 @@ class WritableWeight(Tensor, metaclass=_LikeEveryTensor):
         with DisableTorchFunctionSubclass():
             if func == BASE_OF_VIEW.__get__:  # what a view is of has none itself
                 return func(*args)
+            # Which functions write is not listed: torch counts every write, those of views too.
             versions = [version_of(weight) for weight in given]
             result = func(*args, **kwargs)
+            # `.data =` gives other memory and counts no write.
             if func == SET_DATA and type(args[0]) is WritableWeight:
                 args[0].origin.write(args[1])
             for weight, version in zip(given, versions, strict=True):

@@ -25,15 +25,19 @@ def associate_(graph: fx.Graph, places: Sequence[Place]) -> None:
     replaced: dict[fx.Node, fx.Node] = {}
     for place in places:
         for call in place.uses or ():
+            # A swapped use multiplies by the transpose, on which the root acts from the other side.
             if call.swapped and call.rule != Embedding.name:
                 continue
             source = cast(fx.Node, call.use.inputs[0])
+            # An earlier call of this pass may have made the input of this one anew.
             source = _as_seen(replaced.get(source, source))
             local = _local(graph, place, call, source)
             if local is not None:
                 call.node.replace_all_uses_with(local)
                 graph.erase_node(call.node)
                 replaced[call.node] = local
+    # Backwards, so that the readers of a fold are gone before the fold is looked at. What is not
+    # part of a fold stays even without a reader: it may have a side effect.
     for node in reversed(graph.nodes):
         if not node.users and _reads_fold(node):
             graph.erase_node(node)

@@ -20,6 +20,7 @@ def reparameterise_(graph: fx.Graph, places: Sequence[Place]) -> None:
     Source: arXiv 2412.07441, `w = G^(-1/2) w'`.
     """
     for place in places:
+        # Before the first call, since a weight and its bias may be read anywhere.
         first = next(node for node in graph.nodes if node.op != "placeholder")
         with graph.inserting_before(first):
             fisher = graph.get_attr(place.fisher_name)

@@ -22,6 +22,7 @@ def run_passes(graph: fx.Graph, places: Sequence[Place], passes: Sequence[Pass])
     A node that a pass creates remembers its name in `node.meta["pass"]`, which reports print.
     """
     for rewrite in passes:
+        # Compared, not asked of the pass: a pass need not remember to sign its nodes.
         before = set(graph.nodes)
         with logged(rewrite.__name__, graph):
             rewrite(graph, places)

@@ -77,6 +77,7 @@ class Surroundings:
     def _after_module(self, module_name: str) -> NextActivation:
         """Look at every place in which a module around this one calls it."""
         module = self.modules[module_name]
+        # A module that stands in several places needs the same activation after each.
         names = [name for name, other in self.modules.items() if other is module]
         return common([self._after_name(name) for name in names])
 
@@ -84,6 +85,7 @@ class Surroundings:
         """Look at the nearest module around that calls a module by this name."""
         if not name:
             return NextActivation("", "the model returns its result")
+        # The caller need not be the parent: containers without a forward lie in between.
         parts = name.split(".")
         for cut in reversed(range(len(parts))):
             around, own = ".".join(parts[:cut]), ".".join(parts[cut:])

@@ -47,6 +47,7 @@ def decide(
         bias = _common_bias(uses.layout, held)
         if bias not in free or not _joins(bias, uses.layout, held, occurrences):
             bias = None
+        # One row of 1s cannot stand in two local Fishers: the first weight takes the bias.
         free.discard(bias)
         decisions[parameter] = Decision(_site(kind, bias is not None, uses), bias)
     return decisions, reasons
@@ -60,6 +61,8 @@ def _decide_weight(
     parameter: Tensor, held: Sequence[Occurrence], config: Config | None
 ) -> tuple[str, WeightUses] | str:
     """Return the kind that is wanted for a weight and its uses, or why it is left."""
+    # One module that refuses a weight refuses it for all that share it: its gradient there would be
+    # plain, and a sum of plain and natural gradients is neither. Not to use it is no refusal.
     usable = [h.found for h in held if not isinstance(h.found, str)]
     refused = [h.found for h in held if isinstance(h.found, str)]
     refused = [text for text in refused if text != UNUSED] or ([] if usable else refused)
@@ -67,6 +70,8 @@ def _decide_weight(
         return refused[0]
     if config is None:
         return "left out by an override"
+    # What a graph shows counts more than what the shape of a parameter suggests, and a full factor
+    # more than a diagonal one: a table that is also a head has the head's local Fisher.
     candidates = list(_candidates(usable))
     sure = [c for c in candidates if c[2] != GUESS] or candidates
     full = [c for c in sure if c[1] != Diagonal.name]

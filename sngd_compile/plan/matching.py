@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 import re
 from collections import defaultdict
@@ -160,6 +159,7 @@ class Matcher:
         uses = []
         for node in calls:
             use = self._match(name, node)
+            # One use that has no rule is enough: the rows of the others are not all of its rows.
             if isinstance(use, str):
                 if _takes_apart(node) and self.owned[name].dim() >= 2:
                     return self.guesses.get(name, use)
@@ -196,6 +196,7 @@ class Matcher:
 
     def _checked(self, name: str, node: fx.Node, use: Use, rule: str) -> GraphUse | str:
         """Accept a use in which the parameter is the weight and nothing else."""
+        # A rule that matched may have found this parameter in the place of the bias.
         if use.weight not in self.nodes[name]:
             return LONE_BIAS
         if not set(self.nodes[name]).isdisjoint(use.inputs):
@@ -275,7 +276,8 @@ def _unusable_name(
 def _computing_hook(module: nn.Module) -> str:
     """Name a hook that computes a weight before each forward, as weight_norm does; or ""."""
     hooks = forward_pre_hooks(module)
-    return next((_plain_name(hook) for hook in hooks if not inspect.isroutine(hook)), "")
+    found = (hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils."))
+    return next((_plain_name(hook) for hook in found), "")
 
 
 def _computed_by(computing: str) -> str:

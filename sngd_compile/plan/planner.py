@@ -105,6 +105,7 @@ class _Planner:
 
     def add(self, name: str, module: nn.Module, module_class: type[nn.Module]) -> None:
         """Look at one module."""
+        # Not `named_parameters`: it shows a parameter that modules share in one of them only.
         owned = {n: p for n, p in module._parameters.items() if p is not None}
         wanted = [n for n, p in owned.items() if reason_to_leave(p) is None]
         findings = find(module, module_class, wanted)
@@ -201,6 +202,7 @@ def _skip(module_name: str, name: str, parameter: nn.Parameter, reason: str) -> 
 
 
 def _check_complete(model: nn.Module, plan: Plan) -> None:
+    # A parameter that is forgotten would train at the wrong rate, silently: so it is counted.
     planned = Counter(skip.name for skip in plan.skips)
     for site in plan.sites:
         planned.update(site.parameter_names)

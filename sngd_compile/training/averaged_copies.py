@@ -40,6 +40,7 @@ class SiteOfModule(Protocol):
 
 def let_follow(site: SiteOfModule, leader: FisherLayer) -> None:
     """Give a site every root that `leader` will get."""
+    # It follows one network at a time: roots of two would take turns.
     former = site.fisher.ties.leader()
     if former is not None:
         former.ties.followers.discard(site.fisher)

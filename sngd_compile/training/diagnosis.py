@@ -39,6 +39,7 @@ def notes_of(site: Site) -> str:
     if layer.schedule.steps == 0:
         return ""
     found = [_unobserved(layer), _optimizer(site), _age(layer)]
+    # Before the first refresh there is a factor of zeros, of which nothing can be said.
     if float(layer.average_weight):
         found += [_rows(layer), _damping(layer)]
     return noted_together(*found)

@@ -136,7 +136,8 @@ class Tied(nn.Module):
 def test_a_weight_tied_to_a_convolution_is_left():
     (skip,) = sngd.explain(Tied()).skips
     assert skip.reason == (
-        "its uses read it in ways that do not fit together (convolution, transposed_convolution)"
+        "its uses need different local Fishers (convolution, transposed_convolution); it trains by "
+        "plain gradient descent"
     )
 
 

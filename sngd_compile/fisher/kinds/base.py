@@ -154,6 +154,7 @@ class FisherKind:
         damping = config.damping_rel_trace * trace + config.damping_abs
         if damping == 0.0 and trace == 0.0:
             return ()
+        # The residual of a root grows as the condition number times the rounding of its dtype.
         narrow = factor.dtype == torch.float32 and damping >= 1e-4 * trace
         dtype = torch.float32 if narrow else torch.float64
         parts = self.parts(spec, torch.mul(factor.to(dtype), spec.scale))
