@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sngd_compile.config import Config
-from sngd_compile.fisher.roots.base import FactorRoot
+from sngd_compile.fisher.roots.base import FactorRoot, RootShape
 from sngd_compile.fisher.roots.triangular import FEW
 from sngd_compile.layout import Layout
 from sngd_compile.registry import KINDS, ROOTS
@@ -107,7 +107,7 @@ class FisherSpec:
     ) -> FactorRoot:
         """Make the identity root of one factor `[*, size, size]`, of the kind that is wanted."""
         made: type[FactorRoot] = ROOTS[self.root]
-        return made(size, has_bias, groups, dtype, device, self.rank)
+        return made(RootShape(size, has_bias, groups, dtype, device, self.rank))
 
     def fields(self) -> dict[str, Any]:
         """Return plain values, which a checkpoint holds and `from_fields` takes."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sngd_compile.fisher.kinds.base import FisherKind
-from sngd_compile.fisher.roots.base import Root
+from sngd_compile.fisher.roots.base import Root, RootShape
 from sngd_compile.fisher.roots.diagonal import DiagonalRoot
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.statistics import Statistics
@@ -36,7 +36,8 @@ class Diagonal(FisherKind):
 
     def first_root(self, spec: FisherSpec, dtype: torch.dtype, device: torch.device) -> Root:
         """Return a diagonal, whatever kind of root is configured."""
-        return DiagonalRoot(spec.size, spec.has_bias, spec.layout.groups, dtype, device)
+        shape = RootShape(spec.size, spec.has_bias, spec.layout.groups, dtype, device)
+        return DiagonalRoot(shape)
 
     def diagonal(self, part: Tensor) -> Tensor:
         """Return it as it is held."""

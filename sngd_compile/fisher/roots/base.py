@@ -85,8 +85,9 @@ class Root(nn.Module):
         return step, gradient
 
 
-class FactorRoot(Root):
-    """The root of one factor: a subclass a file, with a name by `@register_root`.
+@dataclass(frozen=True)
+class RootShape:
+    """What the identity root of one factor is made from.
 
     Args:
         size: D, weights of one output, bias included.
@@ -97,18 +98,41 @@ class FactorRoot(Root):
         rank: Eigenpairs to keep, for a root of low rank.
     """
 
-    def __init__(
-        self,
-        size: int,
-        has_bias: bool,
-        groups: int | None,
-        dtype: torch.dtype,
-        device: torch.device,
-        rank: int = 1,
-    ) -> None:
+    size: int
+    has_bias: bool
+    groups: int | None
+    dtype: torch.dtype
+    device: torch.device
+    rank: int = 1
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The leading axis, where there is one."""
+        return () if self.groups is None else (self.groups,)
+
+    def full(self, value: float, *sizes: int) -> Tensor:
+        """Return `[*lead, *sizes]`, filled with a number."""
+        return torch.full((*self.lead, *sizes), value, dtype=self.dtype, device=self.device)
+
+    def identity(self, size: int) -> Tensor:
+        """Return `[*lead, size, size]` identities, each with memory of its own."""
+        if self.device.type == "meta":  # where `torch.eye` is Python, slower than a root is found
+            return self.full(0.0, size, size)
+        eye = torch.eye(size, dtype=self.dtype, device=self.device)
+        return eye.expand(*self.lead, size, size).clone()
+
+
+class FactorRoot(Root):
+    """The root of one factor: a subclass a file, with a name by `@register_root`.
+
+    Args:
+        shape: Of the factor.
+    """
+
+    def __init__(self, shape: RootShape) -> None:
         """Start as the identity: a subclass registers its buffers."""
         super().__init__()
-        self.has_bias = has_bias
+        self.has_bias = shape.has_bias
 
     @property
     def sides(self) -> Sequence[FactorRoot]:

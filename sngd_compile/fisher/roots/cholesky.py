@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sngd_kernels
-from sngd_compile.fisher.roots.base import Change, Decomposition, FactorRoot, Pair
-from sngd_compile.fisher.roots.pairs import identity
+from sngd_compile.fisher.roots.base import Change, Decomposition, FactorRoot, Pair, RootShape
 from sngd_compile.fisher.roots.triangular import (
     multiply,
     multiply_transposed,
@@ -36,11 +35,7 @@ class CholeskyRoot(FactorRoot):
     Fisher layer centres and whitens. `C^-1` is triangular, so applying `R` is half of a product.
 
     Args:
-        size: D, weights of one output, bias included.
-        has_bias: Whether the last coordinate is the bias.
-        groups: Leading axis; None for none.
-        dtype: float32 or float64.
-        device: Where the buffers live.
+        shape: Of the factor.
 
     Attributes:
         inverse: `C^-1`, `[*, K, K]`, lower triangular.
@@ -55,22 +50,13 @@ class CholeskyRoot(FactorRoot):
     gain: Tensor
     shift: Tensor
 
-    def __init__(
-        self,
-        size: int,
-        has_bias: bool,
-        groups: int | None,
-        dtype: torch.dtype,
-        device: torch.device,
-        rank: int = 1,
-    ) -> None:
+    def __init__(self, shape: RootShape) -> None:
         """Start as the identity."""
-        super().__init__(size, has_bias, groups, dtype, device, rank)
-        lead = () if groups is None else (groups,)
-        width = size - 1 if has_bias else size
-        self.register_buffer("inverse", identity(width, groups, dtype, device))
-        self.register_buffer("gain", torch.ones(*lead, 1, dtype=dtype, device=device))
-        self.register_buffer("shift", torch.zeros(*lead, width, dtype=dtype, device=device))
+        super().__init__(shape)
+        width = shape.size - shape.has_bias
+        self.register_buffer("inverse", shape.identity(width))
+        self.register_buffer("gain", shape.full(1.0, 1))
+        self.register_buffer("shift", shape.full(0.0, width))
 
     @classmethod
     def decompose(cls, damped: Tensor, roots: Sequence[Any]) -> Decomposition:
@@ -148,7 +134,8 @@ class CholeskyRoot(FactorRoot):
         groups = self.inverse.shape[0] if self.inverse.dim() > 2 else None
         size = self.inverse.shape[-1] + self.has_bias
         nowhere = torch.device("meta")  # nothing is written that is then replaced
-        between = CholeskyRoot(size, self.has_bias, groups, self.inverse.dtype, nowhere)
+        shape = RootShape(size, self.has_bias, groups, self.inverse.dtype, nowhere)
+        between = CholeskyRoot(shape)
         between.inverse = solve_between(new.inverse, self.inverse)
         between.shift = (self.shift - _times_vector(between.inverse, new.shift)) / new.gain
         between.gain = self.gain / new.gain

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import sngd_kernels
-from sngd_compile.fisher.roots.base import Decomposition, Pair
+from sngd_compile.fisher.roots.base import Decomposition, Pair, RootShape
 from sngd_compile.fisher.roots.pairs import SelfAdjointRoot
 
 
@@ -21,30 +20,17 @@ class DiagonalRoot(SelfAdjointRoot):
     """The root `R = diag(d + damping)^(-1/2)` of a diagonal factor `d`.
 
     Args:
-        size: D, weights of one output, bias included.
-        has_bias: Whether the last coordinate is the bias.
-        groups: Leading axis; None for none.
-        dtype: float32 or float64.
-        device: Where the buffer lives.
+        shape: Of the factor.
 
     Source: docs/method.md, local Fishers. Law 7 tests `R (G + damping) R^T = I`.
     """
 
     gain: Tensor
 
-    def __init__(
-        self,
-        size: int,
-        has_bias: bool,
-        groups: int | None,
-        dtype: torch.dtype,
-        device: torch.device,
-        rank: int = 1,
-    ) -> None:
+    def __init__(self, shape: RootShape) -> None:
         """Start as the identity."""
-        super().__init__(size, has_bias, groups, dtype, device, rank)
-        lead = () if groups is None else (groups,)
-        self.register_buffer("gain", torch.ones(*lead, size, dtype=dtype, device=device))
+        super().__init__(shape)
+        self.register_buffer("gain", shape.full(1.0, shape.size))
 
     @classmethod
     def decompose(cls, damped: Tensor, roots: Sequence[Any]) -> Decomposition:

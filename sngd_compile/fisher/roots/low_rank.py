@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sngd_kernels
-from sngd_compile.fisher.roots.base import Decomposition, Pair
+from sngd_compile.fisher.roots.base import Decomposition, Pair, RootShape
 from sngd_compile.fisher.roots.pairs import SelfAdjointRoot, join, split
 from sngd_compile.registry import register_root
 
@@ -23,12 +23,7 @@ class LowRankRoot(SelfAdjointRoot):
     `s = g / t - 1`; the inverse has the same form, with `1 / t` and `t / g - 1`.
 
     Args:
-        size: D, weights of one output, bias included.
-        has_bias: Whether the last coordinate is the bias.
-        groups: Leading axis; None for none.
-        dtype: float32 or float64.
-        device: Where the buffers live.
-        rank: r, eigenpairs to keep; more than D are D.
+        shape: Of the factor.
 
     Source: docs/method.md, roots; arXiv 2412.07441 for `w = G^(-1/2) w'`.
     """
@@ -36,21 +31,12 @@ class LowRankRoot(SelfAdjointRoot):
     vectors: Tensor
     gains: Tensor
 
-    def __init__(
-        self,
-        size: int,
-        has_bias: bool,
-        groups: int | None,
-        dtype: torch.dtype,
-        device: torch.device,
-        rank: int = 1,
-    ) -> None:
+    def __init__(self, shape: RootShape) -> None:
         """Start as the identity."""
-        super().__init__(size, has_bias, groups, dtype, device, rank)
-        lead, kept = () if groups is None else (groups,), min(rank, size)
-        vectors = torch.eye(size, kept, dtype=dtype, device=device).expand(*lead, -1, -1).clone()
-        self.register_buffer("vectors", vectors)
-        self.register_buffer("gains", torch.ones(*lead, kept, dtype=dtype, device=device))
+        super().__init__(shape)
+        kept = min(shape.rank, shape.size)
+        self.register_buffer("vectors", shape.identity(shape.size)[..., :kept].contiguous())
+        self.register_buffer("gains", shape.full(1.0, kept))
 
     @classmethod
     def decompose(cls, damped: Tensor, roots: Sequence[Any]) -> Decomposition:

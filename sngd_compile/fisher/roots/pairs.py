@@ -21,15 +21,6 @@ def split(joined: Tensor, bias: Tensor | None) -> Pair:
     return (joined, None) if bias is None else (joined[..., :-1], joined[..., -1])
 
 
-def identity(size: int, groups: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return `[D, D]` or `[groups, D, D]` identities, each with memory of its own."""
-    if device.type == "meta":  # where `torch.eye` is Python, slower than a small root is found
-        lead = () if groups is None else (groups,)
-        return torch.empty(*lead, size, size, dtype=dtype, device=device)
-    eye = torch.eye(size, dtype=dtype, device=device)
-    return eye if groups is None else eye.expand(groups, size, size).clone()
-
-
 class SelfAdjointRoot(FactorRoot):
     """A root with `R = R^T`: gradients move as weights do, the other way round."""
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sngd_kernels
-from sngd_compile.fisher.roots.base import Decomposition, Pair
-from sngd_compile.fisher.roots.pairs import SelfAdjointRoot, identity, join, split
+from sngd_compile.fisher.roots.base import Decomposition, Pair, RootShape
+from sngd_compile.fisher.roots.pairs import SelfAdjointRoot, join, split
 from sngd_compile.registry import register_root
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -30,18 +30,10 @@ class SymmetricRoot(SelfAdjointRoot):
 
     symmetric: Tensor
 
-    def __init__(
-        self,
-        size: int,
-        has_bias: bool,
-        groups: int | None,
-        dtype: torch.dtype,
-        device: torch.device,
-        rank: int = 1,
-    ) -> None:
+    def __init__(self, shape: RootShape) -> None:
         """Start as the identity."""
-        super().__init__(size, has_bias, groups, dtype, device, rank)
-        self.register_buffer("symmetric", identity(size, groups, dtype, device))
+        super().__init__(shape)
+        self.register_buffer("symmetric", shape.identity(shape.size))
 
     @classmethod
     def decompose(cls, damped: Tensor, roots: Sequence[Any]) -> Decomposition:

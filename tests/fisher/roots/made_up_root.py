@@ -6,7 +6,7 @@ It is neither symmetric nor triangular.
 import torch
 
 from sngd_compile.fisher.roots.base import Decomposition, FactorRoot
-from sngd_compile.fisher.roots.pairs import identity, join, split
+from sngd_compile.fisher.roots.pairs import join, split
 from sngd_compile.registry import register_root
 
 
@@ -14,10 +14,10 @@ from sngd_compile.registry import register_root
 class RotatedRoot(FactorRoot):
     """Rotate into the eigenvectors, then scale."""
 
-    def __init__(self, size, has_bias, groups, dtype, device, rank=1):
+    def __init__(self, shape):
         """Start as the identity."""
-        super().__init__(size, has_bias, groups, dtype, device, rank)
-        self.register_buffer("whole", identity(size, groups, dtype, device))
+        super().__init__(shape)
+        self.register_buffer("whole", shape.identity(shape.size))
 
     @classmethod
     def decompose(cls, damped, roots):
