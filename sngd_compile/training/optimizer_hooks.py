@@ -79,6 +79,11 @@ def release_owner(module: nn.Module) -> None:
     _generation += 1
 
 
+def changes_of_owners() -> int:
+    """Count how often a module was reconstructed, copied or folded in this process."""
+    return _generation
+
+
 def known_optimizers() -> list[Optimizer]:
     """Return the optimizers that have stepped parameters of reconstructed modules."""
     return [optimizer for optimizer, binding in _bindings.items() if binding.owns_any]
