@@ -37,10 +37,11 @@ def sketch_metric_reference(moment: Tensor, omega: Tensor, damping: float) -> Te
     inner = omega.T @ image
     values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
     kept = values > 1e-13 * values[-1]
-    half = image @ vectors[:, kept] / values[kept].sqrt()
+    half: Tensor = image @ vectors[:, kept] / values[kept].sqrt()
     found = half @ half.T
     residual = (moment - found).trace() / (size - columns) if columns < size else 0.0
-    return found + (residual + damping) * torch.eye(size, dtype=moment.dtype)
+    tail: Tensor = (residual + damping) * torch.eye(size, dtype=moment.dtype)
+    return found + tail
 
 
 def cholesky_inverse_reference(matrices: Tensor, damping: Tensor, *, bias: bool) -> Tensor:

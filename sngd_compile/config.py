@@ -77,6 +77,7 @@ class Config:
     Source: arXiv 2412.07441. Tested by `tests/test_config.py`.
     """
 
+    # Why these steps of refreshes and observations: decision 4; why as many rows: decision 3.
     refresh_every: int = 100
     early_refreshes: tuple[int, ...] = (1, 3, 11)
     observe_every: int = 20
@@ -90,6 +91,7 @@ class Config:
     over_outputs: OverOutputs = "sum"
     block_size: int = 128
     activation: Activation = "auto"
+    # A full factor of 8192 inputs in float32.
     max_factor_bytes: int = 2**28
     root: str = "cholesky"
     rank: int | None = RANK
@@ -191,6 +193,7 @@ def _require(config: Config, name: str, valid: bool, expected: str) -> None:
 
 
 def _is_integer(value: object, least: int) -> bool:
+    # True is an int to Python, and as a number of steps a mistake.
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LARGEST
 
 

@@ -49,6 +49,7 @@ def fold_(net: Model) -> Model:
     _require_whole(net)
     for module in reconstructed_modules(net).values():
         fold_module_(module)
+    # The list for DistributedDataParallel names buffers that are gone now.
     keep_out_of_broadcast(net)
     return net
 

@@ -95,6 +95,7 @@ class Layout:
     def matrices(self, parameter: Tensor) -> Tensor:
         """Return the parameter as `[*, O, K]`, a view where that is possible."""
         if self.keeps_order:
+            # Asked at every fold: one view, or none, in the place of three calls.
             same = len(parameter.shape) == 2 and self.matrix == self.view
             return parameter if same else parameter.reshape(self.matrix)
         return parameter.reshape(self.view).permute(self.order).reshape(self.matrix)
@@ -131,6 +132,8 @@ class Layout:
             0 where they agree; the width of the call's rows where one is the other's transpose;
             None where they do not fit.
         """
+        # Equal sizes are not enough: a convolution's weight with as many outputs as inputs has the
+        # same matrix when a transposed convolution reads it, and other rows.
         if self.matrix == other.matrix and self.orders_like(other):
             return 0
         is_transpose = (

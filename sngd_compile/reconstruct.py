@@ -65,6 +65,7 @@ def reconstruct(
         if not inplace:
             model = _copied(model)
     reconstruct_(make_plan(model, config or Config(), overrides or {}))
+    # Before anybody wraps it: DistributedDataParallel reads the list when it is made.
     keep_out_of_broadcast(model)
     return model
 

@@ -162,6 +162,7 @@ def compiler_of(module: nn.Module) -> Any:
     """Return the backend with which a module was compiled, by `torch.compile` or in place."""
     context = module.__dict__.get("dynamo_ctx")
     call = module.__dict__.get("_compiled_call_impl")
+    # `module.compile()` puts no context on the module: the closure of its call holds it.
     if context is None and call is not None:
         cells = [cell.cell_contents for cell in getattr(call, "__closure__", None) or ()]
         context = next((value for value in cells if hasattr(value, "callback")), None)

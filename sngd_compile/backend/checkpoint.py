@@ -43,6 +43,8 @@ def state_dict(model: nn.Module) -> State:
             "rule": state.rule,
             "note": state.note,
             "bias": None if state.bias is None else names[id(state.bias)],
+            # Training goes on to change these buffers in place, and a state that is kept in memory
+            # must not follow.
             "fisher": {key: t.clone() for key, t in state.fisher.state_dict().items()},
         }
         for name, state in states_of(model).items()
@@ -68,6 +70,7 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Mapping[str, Any]]) ->
     made = [_restored(name, saved, named) for name, saved in state.items()]
     for restored in made:
         adopt(restored)
+    # As after a new frame: the next step looks again at who receives plain gradients.
     COMPILED.frames += 1
 
 
@@ -89,6 +92,8 @@ def _restored(name: str, saved: Mapping[str, Any], named: Mapping[str, Tensor]) 
         raise ModelError(f"{name}: the state is damaged, or of a newer version: {error}") from error
     if prod(spec.layout.view) != weight.numel():
         raise ModelError(f"{name} has shape {tuple(weight.shape)}; the state is of another shape")
+    # The root fixes the shapes of the buffers. The other options come with the compilation, which
+    # may be later than this: see `_configure_`.
     fisher = FisherLayer(name, spec, Config(root=spec.root), weight.device)
     try:
         fisher.load_state_dict(dict(saved["fisher"]))

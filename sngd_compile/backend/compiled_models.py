@@ -42,6 +42,7 @@ class CompiledModels:
 
     def __init__(self) -> None:
         """Know of none."""
+        # Given by entry.py, which imports this file: to know the backend here would close a circle.
         self._is_compiled: Callable[[nn.Module], bool] | None = None
         self.frames = 0
         self.reported: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
@@ -50,6 +51,7 @@ class CompiledModels:
     def watch(self, is_compiled: Callable[[nn.Module], bool]) -> None:
         """Report after optimizer steps, now that there is a backend that can tell its models."""
         if self._is_compiled is None:
+            # Eager also where the optimizer's step is compiled: what it looks at is in no graph.
             register_optimizer_step_post_hook(torch.compiler.disable(self._after_step))
         self._is_compiled = is_compiled
 
@@ -73,6 +75,8 @@ class CompiledModels:
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Warn by name of parameters that learn without a natural gradient, each once."""
+        # Dynamo compiles a frame when it first runs, which may be after this optimizer's first
+        # step: so each optimizer looks again once there are new frames, and not at every step.
         if self.reported.get(optimizer) == self.frames:
             return
         self.reported[optimizer] = self.frames
@@ -120,6 +124,7 @@ def original(model: nn.Module) -> nn.Module:
 def parameters_of(model: nn.Module) -> dict[Tensor, list[str]]:
     """List all names of every parameter, compiled wrappers left out of them."""
     return {
+        # A state is loaded before or after compilation: its names must be the same in both.
         parameter: [name.replace(f"{ORIGINAL_MODULE}.", "") for name in names]
         for parameter, names in tied_names(original(model)).items()
     }

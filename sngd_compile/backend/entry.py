@@ -68,6 +68,8 @@ def sngd(module: fx.GraphModule, examples: Sequence[Any], **options: Any) -> Run
         config = _config(given)
     except ConfigError as error:  # Dynamo would wrap it in an error of its own
         return _refusal(error)
+    # Dynamo guards on the grad mode: a frame that is compiled here without gradients is compiled
+    # again before it trains.
     if not torch.is_grad_enabled():
         return inner(module, examples)
     frame = analyse(module, examples, config)
@@ -133,10 +135,13 @@ class CompiledFrame:
         """Run the frame on its own arguments."""
         states = [self._state(slot, args) for slot in self.frame.slots]
         if any(state is not None and not state.modules for state in states):
+            # This walks through every object of the process: once for a state, not once a run.
             find_modules([s for s in states if s is not None and not s.modules])
             COMPILED.name_states([state for state in states if state is not None])
         inputs = [tensor for state in states if state is not None for tensor in state.inputs()]
         forms = [None if state is None else state.spec for state in states]
+        # A frame compiled since may have changed the form of a weight that both use, and the graph
+        # compiled here takes inputs of the old shapes.
         if forms == self.forms:
             return self.compiled(*args, *inputs)
         return self._other(tuple(forms))(*args, *inputs)
@@ -161,6 +166,7 @@ class CompiledFrame:
     ) -> tuple[fx.GraphModule, list[Tensor]]:
         """Return the rewritten graph, and examples of the inputs that it has beside the frame's."""
         wanted = [form for form in forms if form is not None]
+        # On the meta device: how many buffers the root has is all that is asked.
         layers = [FisherLayer("", form, self.config, torch.device("meta")) for form in wanted]
         counts = [len(inputs_of(layer, layer.tally)) for layer in layers]
         rewriter = FrameRewriter(self.frame, forms, counts)
@@ -184,6 +190,7 @@ class CompiledFrame:
 
 def _likely_form(slot: Slot, examples: Sequence[Any]) -> FisherSpec | None:
     """Return the form that the state will have when the frame runs."""
+    # Under DDP's optimizer the examples are fake and have no state; `run` compares the real ones.
     known = state_of(_example(slot.weight, examples))
     if known is None:
         return slot.spec

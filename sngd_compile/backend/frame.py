@@ -109,6 +109,8 @@ def analyse(module: fx.GraphModule, examples: Sequence[Any], config: Config) -> 
     wanted = [name for name, tensor in owned.items() if reason_to_leave(tensor) is None]
     found = {name: _without_parts(matcher.found(name)) for name in wanted}
     calls = {name: matcher.calls(name) for name in wanted}
+    # Calls without a graph are how `Occurrence.is_compiled` knows a frame. Owner 0 for all: whether
+    # a bias joins is a matter of its calls here, not of the module that holds it.
     findings = Findings(None, found, "", matcher.parameters, calls)
     occurrences = {owned[name]: [Occurrence(0, {}, name, findings)] for name in wanted}
     decisions, reasons = decide(occurrences, dict.fromkeys(occurrences, config))
@@ -146,6 +148,7 @@ class _Reader:
         self.regions: list[Region] = []
         self.outer = module.graph
         places = module.graph.find_nodes(op="placeholder")
+        # Dynamo lifts parameters to arguments. An example may be fake, and is a Parameter then too.
         for index, (node, example) in enumerate(zip(places, examples, strict=True)):
             if isinstance(example, nn.Parameter):
                 self.owned[str(node.target)] = (example, index)
@@ -172,6 +175,8 @@ class _Reader:
         self.regions.append(Region(call, inner, name))
         self.passed.add(call)
         places = inner.graph.find_nodes(op="placeholder")
+        # Inside a region a weight is a placeholder like any other: one not followed into it would
+        # look unused, and keep its plain gradient.
         for place, operand in zip(places, call.args[1:], strict=True):
             if operand in self.reads:
                 self.reads[place] = self.reads[cast(fx.Node, operand)]

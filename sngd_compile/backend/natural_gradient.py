@@ -22,6 +22,7 @@ def merged(one: FisherSpec, other: FisherSpec, same_bias: bool) -> FisherSpec | 
         return None
     # Where one frame looks a table up and another multiplies by it, the full factor serves both.
     full = other if one.is_diagonal and not other.is_diagonal else one
+    # A bias joins only if every use adds it, and a transposed use has other outputs to add it to.
     bias = one.has_bias and other.has_bias and same_bias and one.layout == other.layout
     return replace(full, has_bias=bias, dtype=torch.promote_types(one.dtype, other.dtype))
 

@@ -29,6 +29,7 @@ from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.training.optimizer_hooks import register_owner
 from sngd_compile.training.refresh import move_
 
+# On the host whatever the default device: the op reads it in each step, and waits for nothing.
 SHUT = torch.zeros(GATE_ENTRIES, dtype=torch.int64, device="cpu")
 """The gate of a forward pass that is no part of training."""
 
@@ -56,6 +57,7 @@ class ParameterState:
         config: Config | None,
         note: str = "",
     ) -> None:
+        # The weight is the weak key of this in `STATES`: a value that held it would keep it alive.
         self._weight = weakref.ref(weight)
         self._bias = None if bias is None else weakref.ref(bias)
         self.fisher, self.rule = fisher, rule
@@ -80,6 +82,7 @@ class ParameterState:
     @property
     def training(self) -> bool:
         """Whether a module that holds the parameter trains; of unknown modules all do."""
+        # Asked at run time: Dynamo compiles nothing new for a mode that no layer reads.
         found = [module for module in (ref() for ref in self.modules) if module is not None]
         return not found or any(module.training for module in found)
 
@@ -163,6 +166,8 @@ def get_or_create(
         described: Name of the parameter, rule and note.
     """
     known = state_of(weight)
+    # For good: to the next frame alone it would be fit again, and its gradient would become the sum
+    # of natural and plain parts, which is neither.
     if known is None and REASONS.get(weight) == UNFIT:
         return None
     name, rule, note = described
@@ -214,6 +219,7 @@ def _carry_over_(old: FisherLayer, new: FisherLayer) -> None:
     new.factor.copy_(moments[1])
     for name in ("tally", "average_weight", "absorbed_rows"):
         new.get_buffer(name).copy_(old.get_buffer(name))
+    # The old root may be of another size: the new one is made of the factor that was carried over.
     (found,) = next_roots([new]) if int(new.absorbed_rows) else (None,)
     if found is not None:
         copy_root_(new.root_buffers, found[0])
@@ -225,6 +231,7 @@ def _configure_(state: ParameterState, config: Config) -> None:
     fisher = state.fisher
     if state.config is None:
         state.config = config
+        # The loaded buffers have the shapes of their own root.
         fisher.config = fisher.schedule.config = config.replace(root=state.spec.root)
         steps = (fisher.schedule.steps, fisher.schedule.observed_steps)
         fisher.schedule.configure_(fisher.config, fisher.size, *steps)
@@ -240,6 +247,7 @@ def _configure_(state: ParameterState, config: Config) -> None:
 
 def modules_alive() -> list[nn.Module]:
     """List every module there is; a parameter does not know who holds it, nor does Dynamo tell."""
+    # By type: `isinstance` would ask each object for `__class__`, which proxies compute or refuse.
     return [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
 
 
@@ -247,6 +255,7 @@ def find_modules(states: Sequence[ParameterState]) -> None:
     """Remember which modules hold the parameters of these states."""
     wanted = {id(state.weight): state for state in states}
     for module in modules_alive():
+        # The dictionary itself: some of these modules are not initialised yet, or damaged.
         for parameter in module.__dict__.get("_parameters", {}).values():
             if parameter is not None and id(parameter) in wanted:
                 wanted[id(parameter)].modules.append(weakref.ref(module))

@@ -72,6 +72,7 @@ class FrameRewriter:
                 halves = [graph.call_function(operator.getitem, (pair, i)) for i in (0, 1)]
             for reads, half in zip((slot.reads, bias_reads), halves, strict=True):
                 for node in reads:
+                    # All but the pair itself, which would become its own input.
                     _replace_uses(self.copied[node], half, pair)
             if bias is None:
                 graph.erase_node(halves[1])
@@ -107,6 +108,8 @@ class FrameRewriter:
             self.copied[node] = copy
             copy_source_(node, copy)
         made = fx.GraphModule(module, graph)
+        # AOTAutograd looks up where Dynamo found every parameter and buffer; a copy that does not
+        # say so is refused as `not found in param_name_to_source`.
         made.meta = dict(module.meta)
         copy_parameter_sources_(module, made)
         return made
@@ -118,6 +121,7 @@ class FrameRewriter:
         """Return a node that holds a parameter before anything is computed."""
         if node.op == "placeholder":
             return self.copied[node]
+        # The frame's own read may stand behind calls that will use the weight: so it is read anew.
         return self.module.graph.get_attr(str(node.target))
 
     def _statistics(self, graph: fx.Graph, slot: Slot) -> tuple[fx.Node, ...]:
@@ -139,6 +143,7 @@ class FrameRewriter:
         """Declare further inputs, after those there are."""
         added: list[fx.Node] = []
         for number in range(count):
+            # At the end, because `CompiledFrame.run` passes them after the frame's own arguments.
             last = graph.find_nodes(op="placeholder")[-1]
             with graph.inserting_after(last):
                 node = graph.placeholder(f"{name}_{number}")

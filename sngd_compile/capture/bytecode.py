@@ -20,6 +20,7 @@ def words(text: str) -> frozenset[str]:
 
 _QUESTIONS = words("type hasattr callable id vars globals locals")
 _EFFECTS = words("print open input exec eval setattr delattr")
+# A graph would keep for good what these were while it was traced.
 _REFUSED_READS = words(
     "is_grad_enabled is_autocast_enabled is_inference_mode_enabled is_compiling get_default_dtype "
     "_parameters _buffers __dict__"
@@ -70,6 +71,7 @@ def changes_in_place(owner: type, function: object, name: str, depth: int = 5) -
             return True
         if step.opname == "LOAD_ATTR" and step.argval == name and _is_change(next_step):
             return True
+    # The depth ends the search where methods call each other.
     return any(changes_in_place(owner, f, name, depth - 1) for f in _called(owner, function, steps))
 
 
@@ -99,6 +101,7 @@ def is_right_factor(owner: type, function: object, name: str, depth: int = 5) ->
     return any(is_right_factor(owner, f, name, depth - 1) for f in _called(owner, function, steps))
 
 
+# CPython renames opcodes: PRECALL went with 3.12, KW_NAMES with 3.13, where CALL_KW came.
 _NO_STEPS = words("CACHE PRECALL EXTENDED_ARG NOP PUSH_NULL")
 _PRODUCTS = words("matmul mm bmm addmm baddbmm grouped_mm")
 _SUBSCRIPT = "BINARY_SUBSCR"
@@ -153,8 +156,11 @@ def _reason(code: CodeType, step: dis.Instruction) -> str | None:
         (f"changes the global {value}", name in ("STORE_GLOBAL", "DELETE_GLOBAL")),
         (
             f"changes {value}, a variable of the function around it",
+            # A variable of its own that an inner function reads is stored by the same opcode.
             name == "STORE_DEREF" and value in code.co_freevars,
         ),
+        # From CPython 3.11 on a `try` is entered without an opcode. This one begins every handler,
+        # and that of a `with`.
         ("uses `with` or `try`", name == "PUSH_EXC_INFO"),
         ("uses `match`", name.startswith("MATCH_")),
     )

@@ -44,6 +44,7 @@ def capture(module: nn.Module, module_class: type[nn.Module]) -> fx.Graph:
         raise UncapturableError("its forward was replaced on the instance")
     if not isinstance(getattr(module_class.forward, "__code__", None), CodeType):
         raise UncapturableError("its forward is not a Python function")
+    # The source that is generated from the graph takes the module by this name.
     if "self" in list(inspect.signature(module_class.forward).parameters)[1:]:
         raise UncapturableError("an argument of its forward besides the first is called self")
     left_out = _optional_arguments(module_class)
@@ -70,6 +71,7 @@ def _refuse_names(graph: fx.Graph, module: nn.Module) -> None:
         if not is_plain(name):
             raise UncapturableError(f"its forward passes an argument by the name {name!r}")
     reads = [node for node in graph.nodes if node.op in ("get_attr", "call_module")]
+    # A path is cut at its dots: `a.b` could be an attribute b of a, or one of that whole name.
     if any("." in str(node.target) for node in reads):
         for owner in module.modules():
             for name in (*owner._modules, *owner._parameters, *owner._buffers):
@@ -134,6 +136,7 @@ def _twin(module: nn.Module, module_class: type[nn.Module], training: bool) -> n
     """Make a module that shares the tensors of `module` but none of its containers."""
     twin = object.__new__(module_class)
     for name, value in module.__dict__.items():
+        # Cloned: a forward that changes a tensor attribute in place must not change the model's.
         twin.__dict__[name] = value.clone() if isinstance(value, torch.Tensor) else _copied(value)
     twin.__dict__["training"] = training
     for name, child in module._modules.items():
@@ -208,6 +211,7 @@ def _without_argument_checks(graph: fx.Graph) -> list[fx.Node]:
         for node in graph.nodes
         if node.op == "call_function" and getattr(node.target, "__name__", "") in ARGUMENT_CHECKS
     }
+    # Backwards, so that what a check alone reads goes with it.
     for node in reversed(graph.nodes):
         if node.op == "call_function" and node.users and checks.issuperset(node.users):
             checks.add(node)

@@ -46,6 +46,7 @@ class Watch:
     forward is calling now.
     """
 
+    # On the class, because the proxies ask for it, which know of no instance.
     calling: object = None
 
     def __enter__(self) -> None:
@@ -65,6 +66,7 @@ class Watch:
         sys.setprofile(self.previous)
         if self.collecting:
             gc.enable()
+        # Restored even where the forward is refused: making a plan must not change any dropout.
         if self.generators.restore() and kind is None:
             raise UncapturableError("its forward draws random numbers")
         for (name, _), (value, before) in self.outside.items():
@@ -76,6 +78,8 @@ class Watch:
             if self.root is None:
                 self.root = frame
             self._enter(frame)
+        # Only now are all locals known. One that was read from the module is a parameter at every
+        # call, so testing it is answered rightly.
         elif event == "return" and self._is_user(frame):
             _refuse_identity_tests(frame, at_return=True)
         elif event in ("c_return", "c_exception") and self._is_user(frame):
@@ -105,6 +109,7 @@ class Watch:
     def _is_user(self, frame: FrameType) -> bool:
         top = module_of(frame).partition(".")[0]
         library = top in ("torch", "sngd_compile") or top in sys.stdlib_module_names
+        # The forward itself is looked at even where it is one of torch's own.
         return frame is self.root or not library
 
 

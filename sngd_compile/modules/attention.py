@@ -43,6 +43,8 @@ class InProjection(Rule):
         """Return `[N, E]` each where they are alike, else whole sequences `[N, L, E]`."""
         if all(tensor.shape == inputs[0].shape for tensor in inputs):
             return [tensor.reshape(-1, tensor.shape[-1]) for tensor in inputs]
+        # The same samples are drawn from all three, so an index must mean the same in each: where
+        # keys are more or fewer than queries, only the sequence does.
         return [tensor.transpose(0, 1) for tensor in inputs]
 
     def rows_per_sample(self, samples: Sequence[Tensor], geometry: Sequence[int]) -> int:
@@ -132,5 +134,6 @@ def _show_inputs(given: dict[str, Any]) -> None:
         show_use(packed, tuple(inputs), layout, InProjection.name)
     for name, rows in zip("qkv", inputs, strict=True):
         own = given[f"{name}_proj_weight"]
+        # A static key or value stands in for the projection, whose weight then multiplies nothing.
         if own is not None and given.get(f"static_{name}") is None:
             show(own, rows)

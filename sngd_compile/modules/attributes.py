@@ -62,6 +62,7 @@ def _fold(module: nn.Module, weight: str, bias: str | None, in_forward: bool) ->
         if torch.is_grad_enabled():
             folded = folded_weight(fisher, folded)
         elif not compiling:
+            # Without gradients nothing is observed; a change in place would be lost all the same.
             folded = guarded_weight(fisher, folded)
     return folded, folded_bias
 
@@ -74,18 +75,24 @@ def _folded(weight: str, bias: str | None, index: int) -> property:
         if held is not None:
             value: Tensor | None = held[name]
             return value
+        # Dynamo cannot trace a look at frames, and a compiled forward performs no surgery.
         if not torch.compiler.is_compiling():
             _refuse_surgery(self, weight, str(sys._getframe(1).f_globals.get("__name__")))
+        # What is gone raises a ModelError, here and in `fisher_of`. After an AttributeError Python
+        # would ask the `__getattr__` of nn.Module, which gives the parameter, w', for w.
         parameter = prime_of(self, weight, weight)
         if is_sharded(parameter):
             return _for_fully_shard(self, (weight, bias)[index] or "")
         # In a forward a write would be lost and is refused; outside it reaches w'.
         in_forward = is_in_forward()
         folded = _fold(self, weight, bias, in_forward)[index]
+        # A write is noticed by the tensor's version, which an inference tensor does not have.
         if in_forward or folded is None or folded.is_inference() or are_transforms_active():
             return folded
         return writable(LocalSite(self, weight, bias, fisher_of(self, weight)), index, folded)
 
+    # A property is found before nn.Module looks among the parameters: so w' keeps its name and its
+    # place there, and `.weight` still gives w.
     return property(read, doc=f"The folded {name}, `w' R`.")
 
 

@@ -105,6 +105,8 @@ def _(  # noqa: PLR0913, PLR0917 - as the op
     bidirectional: bool,
 ) -> list[Tensor]:
     width = states[0].shape[-1] * (1 + bidirectional)
+    # The op keeps to this: without autocast its results have the dtype of the data, and each is a
+    # contiguous copy, no view of another.
     return [data.new_empty((*data.shape[:-1], width)), *(s.new_empty(s.shape) for s in states)]
 
 

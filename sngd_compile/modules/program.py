@@ -34,6 +34,7 @@ class Program:
         self.source = code.src.strip()
         filename = f"<sngd_compile program {next(_serial)}>"
         lines = self.source.splitlines(keepends=True)
+        # For tracebacks; without a time the entry is kept, as no file of that name is looked for.
         linecache.cache[filename] = (len(self.source), None, lines, filename)
         namespace = dict(code.globals)
         exec(compile(self.source, filename, "exec"), namespace)
@@ -45,6 +46,7 @@ class Program:
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         """Leave nothing in a file."""
+        # The class may have changed when the file is read, and what its forward says then counts.
         return _nothing, ()
 
 

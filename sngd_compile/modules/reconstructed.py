@@ -102,6 +102,7 @@ class Reconstructed(nn.Module):
         if comes_back(value, self, name):
             return  # what was written has reached w'
         super().__setattr__(name, value)
+        # Not for what `train()` and its like set: a capture traces the forward up to four times.
         if name not in _BOOKKEEPING and name not in self._parameters and not name.startswith("__"):
             self.__dict__["program"] = _program_of(self)
 
@@ -136,6 +137,7 @@ class Reconstructed(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Name the original class instead of the generated one."""
+        # The generated class has no name under which another process could import it.
         function, arguments, *rest = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
         if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
             raise ModelError(
@@ -161,8 +163,11 @@ class Reconstructed(nn.Module):
             if any(key.startswith(fisher_prefix) for key in state_dict):
                 continue
             pair = (site.weight_name, site.bias_name)
+            # A partial checkpoint may hold neither: then w' stays, and with it its root.
             if any(name and f"{prefix}{name}" in state_dict for name in pair):
                 reset_(site)
+            # torch loads from a copy of the caller's dictionary, children after their parent: so
+            # the Fisher layer finds its present state here, and strict loading misses no key.
             state_dict.update(site.fisher.state_dict(prefix=fisher_prefix))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -194,6 +199,7 @@ def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) ->
         program = Program(graph)
     for site, place in plan.sites:
         fisher = layers[id(site)]
+        # A new module is in train mode, whatever the mode of the model is.
         fisher.train(module.training)
         module.add_module(place.fisher_name, fisher)
     names = tuple((place.weight_name, place.bias_name) for place in places)
@@ -252,6 +258,7 @@ def _reset_parameters(module: Reconstructed) -> None:
     """Draw ordinary weights as the original class does; the roots return to the identity."""
     for site in module.local_sites():
         reset_(site)
+    # Of its original class, for which `self.weight` is the parameter itself and no folded tensor.
     reconstructed, plain = type(module), cast(Any, module)
     plain.__class__ = module.original_class
     try:

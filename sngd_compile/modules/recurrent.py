@@ -117,6 +117,7 @@ class _Stack:
             before = self._before(hidden, start[0], direction == 1)
             show(own[0], self.data)
             show(own[1], before)
+            # An odd number: two weights, two biases or none, and `weight_hr` behind them.
             if each % 2 and isinstance(own[-1], FoldedWeight):
                 show(own[-1], self._unprojected(own, before, start[1], direction == 1))
 
@@ -183,6 +184,7 @@ def _run_layers(function: str, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
 
     On a CPU the random numbers are the same; cuDNN draws those of its dropout by itself.
     """
+    # Both overloads have one name: fourth comes the list of weights in one, a bool in the other.
     packed = "batch_sizes" in kwargs or (len(args) > 3 and isinstance(args[3], list | tuple))
     given = (_PACKED if packed else _PADDED).bind(*args, **kwargs).arguments
     states = given["hx"] if function == "lstm" else (given["hx"],)

@@ -35,6 +35,8 @@ def match_again(
         if findings.graph is None or not isinstance(found, tuple):
             return None
         uses = tuple(call.against(layers[name].layout) for call in found)
+        # The Fisher layer has rows of this width, with a 1 for the bias that joined: a call of
+        # another shape, or with another bias, would need another layer.
         fits = all(
             call.use.layout.swapped_width(layers[name].layout) is not None
             and (bias_target(call.use) == bias or bias is None)

@@ -96,12 +96,14 @@ def _item(
     if func is Tensor.select and len(rest) == 2 and rest[0] == 0:
         index = rest[1]
     whole = isinstance(index, int) or (isinstance(index, Tensor) and index.dim() == 0)
+    # Python takes True for the integer 1; as an index it adds an axis.
     single = whole and not isinstance(index, bool) and not torch.compiler.is_compiling()
     if weight.dim() == 3 and weight.group is None and single:
         stacked = weight.fisher.groups is not None
         group = int(index) % weight.shape[0] if stacked else None  # type: ignore[arg-type]
         return make(weight.fisher, result, weight.is_transposed, group)
     is_table = weight.fisher.layout.is_transposed
+    # A slice of a table leaves out inputs, not outputs: it has no rows of the table's width.
     if weight.dim() == 2 and isinstance(index, slice) and not (weight.is_transposed or is_table):
         return make(weight.fisher, result, False, weight.group)
     return None

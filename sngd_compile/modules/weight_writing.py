@@ -23,6 +23,7 @@ def write_(site: LocalSite, index: int, value: Tensor) -> None:
     root = present_root(site.fisher, torch.float64)
     change = _with_half(site, index, value, root.fold, root.unfold)
     move_(site, change, torch.float64, site.weight, site.bias)
+    # Else the next refresh would report it as a copy into which somebody averages weights.
     site.fisher.ties.expect_change()
 
 

@@ -70,6 +70,7 @@ class Surroundings:
         activation = FUNCTIONS.get(target, "")
         shown = target if isinstance(target, str) else getattr(target, "__name__", str(target))
         where = f"in {module_name}" if module_name else "in the model's forward"
+        # The per-unit Fisher information of an ELU is known for alpha 1 alone (docs/method.md).
         if activation == "elu" and _alpha(user) != 1:
             return NextActivation("", f"{shown} {where} has an alpha other than 1")
         return NextActivation(activation, f"{shown} follows it {where}")
@@ -108,6 +109,7 @@ class Surroundings:
 
 def _of_child(name: str, child: nn.Module) -> NextActivation:
     kind = next((kind for kind in MODULES if isinstance(child, kind)), None)
+    # A subclass with a forward of its own may compute another function.
     runs_it = kind is not None and type(child).forward is kind.forward
     activation = MODULES[kind] if kind is not None and runs_it else ""
     shown = f"{name} ({type(child).__name__})"

@@ -37,6 +37,7 @@ def decide(
     """
     decisions: dict[Tensor, Decision] = {}
     reasons: dict[Tensor, str] = {}
+    # An override of None for a bias keeps it out, though its weight be reconstructed.
     free = {p for p in occurrences if configs[p] is not None}
     for parameter, held in occurrences.items():
         found = _decide_weight(parameter, held, configs[parameter])
@@ -104,6 +105,8 @@ def _site(kind: str, has_bias: bool, uses: WeightUses) -> Site:
         note = f'fisher = "{kind}" is unavailable here; using "{Shared.name}": {choice}'
     else:
         spec, note = choice.spec, choice.note
+    # The diagonal and no blocks: their size would be a choice of metric, which a limit of memory
+    # does not make (decision 13).
     size, limit = kind_of(spec).factor_bytes(spec), config.max_factor_bytes
     if size > limit and not spec.is_diagonal:
         note = (
@@ -140,6 +143,7 @@ def _joins(
     occurrences: Mapping[Tensor, Sequence[Occurrence]],
 ) -> bool:
     """Say whether the calls of a weight, and no others, add this bias, one number per output."""
+    # A bias that is broadcast has no number for each output, which a row's 1 would multiply.
     if bias is None or bias.numel() != layout.all_outputs:
         return False
     owners = {h.owner: h for h in held if not isinstance(h.found, str)}

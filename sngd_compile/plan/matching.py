@@ -90,8 +90,11 @@ def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str])
     matcher = Matcher(own_reads, owned, guesses=planned_weights(module, module_class))
     found = {name: matcher.found(name) for name in names}
     for name in names:
+        # A hook such as weight_norm's computes the weight, which the forward reads as a plain
+        # tensor: the parameter behind it looks unused.
         if found[name] == UNUSED and (hook := _computing_hook(module)):
             found[name] = _computed_by(hook)
+    # The parts of a weight are followed at run time alone, so its module runs as written.
     taken_apart = [name for name, uses in found.items() if isinstance(uses, Planned)]
     note = f"its forward splits {taken_apart[0]}; {AT_RUN_TIME}" if taken_apart else ""
     calls = {name: matcher.calls(name) for name in names}
@@ -139,6 +142,7 @@ class Matcher:
         self.parameters[node] = view
         for user in list(node.users):
             if user not in self.parameters and _is_transpose(user, view.dim()):
+                # The transpose of a transpose is the weight as it was.
                 if node not in self.transposed:
                     self.transposed.add(user)
                 self._add(name, user, view.detach().mT)
@@ -266,6 +270,7 @@ def _unusable_name(
             return f"{name!r} is no name for a parameter of a reconstructed module: rename it"
     needed = [f"{name}_{end}" for name in names for end in ("fisher", "prime")]
     taken = [name for name in (*RESERVED_NAMES, *needed) if hasattr(module, name)]
+    # One that is reconstructed already has these attributes, and its class is another.
     if taken and type(module) is module_class:
         return (
             f"its module has an attribute {taken[0]!r}, which a reconstructed one needs: rename it"

@@ -101,6 +101,7 @@ class WeightUses:
     def _hidden_outputs(self, occurrence: Occurrence) -> str:
         """Say why the outputs of the calls in one module cannot be seen, or ""."""
         uses = occurrence.found if isinstance(occurrence.found, tuple) else ()
+        # Asked first, because a frame has no graph here either, and the remedy is another.
         if occurrence.is_compiled:
             return "a frame compiled with backend='sngd' observes inputs only; use reconstruct"
         if occurrence.findings.graph is None:

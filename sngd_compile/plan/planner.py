@@ -185,6 +185,7 @@ def tied_names(model: nn.Module) -> dict[Tensor, list[str]]:
 
 def reason_to_leave(parameter: Tensor) -> str | None:
     """Say why a parameter cannot be reconstructed whatever its module does with it."""
+    # First of all: an uninitialised parameter raises when it is asked for its size.
     if is_lazy(parameter):
         return "not initialised yet: run one forward pass, then reconstruct"
     if not parameter.requires_grad:

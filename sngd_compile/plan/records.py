@@ -161,6 +161,7 @@ class Site:
     @property
     def state_bytes(self) -> int:
         """Memory of the Fisher layer's buffers."""
+        # From the layer itself, so that the plan cannot disagree with it, and without its memory.
         layer = self.fisher_layer(torch.device("meta"))
         return sum(buffer.nbytes for buffer in layer.buffers())
 

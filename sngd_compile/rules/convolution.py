@@ -87,6 +87,7 @@ class Convolution(Rule):
     signature = inspect.signature(
         lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: ...
     )
+    # The rows of one image are alike, so a few images would say little (decision 3).
     least_samples = 16
     takes_halves = True
 
@@ -95,6 +96,7 @@ class Convolution(Rule):
         weight = call.parameter("weight")
         if weight is None:
             return "the convolution uses it, but not as its weight"
+        # They go into the graph as plain integers, so they must be known before the forward runs.
         static = ("stride", "padding", "dilation", "groups")
         dynamic = [name for name in static if not is_static(call.arguments[name])]
         if dynamic:
@@ -127,6 +129,7 @@ class Convolution(Rule):
         ):
             patches = patches.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
         axes = len(layer.kernel)
+        # Channels come before taps in a row, as they do in `weight.flatten(1)`.
         patches = patches.unflatten(1, (layer.groups, -1)).movedim(1, 0)
         patches = patches.movedim(2, 2 + axes).flatten(1, 1 + axes).flatten(2)
         return patches if layer.groups > 1 else patches[0]

@@ -85,6 +85,8 @@ class Einsum(Rule):
         x = x.permute(*axes[:summed], *free, *kept)
         x = x.sum(tuple(range(summed))) if summed else x
         for axis, size in enumerate(sizes, len(free)):
+            # einsum repeats an axis of size 1: the parameter's one element multiplies the sum of
+            # all.
             x = x.sum(axis, keepdim=True) if size == 1 else x
         x = x.expand(*x.shape[: len(free)], *sizes)
         groups, width = prod(sizes[:grouped]), prod(sizes[grouped:])

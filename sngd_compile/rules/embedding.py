@@ -15,6 +15,7 @@ from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import register_rule
 from sngd_compile.rules.structure import Planned, register_structure
 
+# A geometry is made of integers, so None cannot stand in one; no entry has this number.
 NO_PADDING = -1
 
 REFUSED = {

@@ -79,6 +79,7 @@ class EmbeddingBag(Rule):
         if is_mean:
             bags = _bags(sizes)
             counts = weights.new_zeros(len(sizes)).index_add(0, bags, weights)
+            # A bag of padding alone has a row of zeros, not of 0 / 0.
             weights = weights / counts.clamp(min=1)[bags]
         return [sizes, indices, weights]
 

@@ -46,6 +46,8 @@ class GroupedProduct(Rule):
         """Return the rows `[N, K]` and the group of each."""
         rows, ends = inputs
         numbers = torch.arange(len(rows), device=rows.device, dtype=ends.dtype)
+        # Right: a row whose number is the end of a group is the first of the next. Rows behind the
+        # last end get a number that no group has.
         return [rows, torch.bucketize(numbers, ends, right=True)]
 
     def rows(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:

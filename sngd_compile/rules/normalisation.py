@@ -217,6 +217,7 @@ def _planned(module: nn.Module, rule: str) -> dict[str, Planned]:
 
 def _bits(epsilon: float | None) -> int:
     """Write a number as an integer, which a graph can carry; None as no number."""
+    # By struct, because Dynamo of torch 2.11 does not follow `int.from_bytes`.
     (bits,) = struct.unpack("<q", struct.pack("<d", nan if epsilon is None else epsilon))
     return int(bits)
 

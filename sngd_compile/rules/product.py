@@ -87,6 +87,7 @@ class Product(_Product):
         *(torch.matmul, torch.mm, torch.bmm, operator.matmul),
         *(Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__),
     )
+    # matmul names its second argument `other`, mm and bmm name it `mat2`.
     signature = inspect.signature(lambda input, other=None, *, mat2=None, out=None: ...)
 
     def match(self, call: Call) -> Use | str:
@@ -132,6 +133,7 @@ class ProductWithBias(_Product):
         bias = call.parameter("input")
         if isinstance(use, str):
             return use
+        # The outputs of W @ x lie along the rows of the result, so a bias of theirs is a column.
         per_output = (use.layout.outputs, 1) if use.geometry[0] == LEFT else (use.layout.outputs,)
         if bias is not None and tuple(bias.shape) == per_output:
             return replace(use, bias=call.arguments["input"])

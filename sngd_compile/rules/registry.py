@@ -54,6 +54,7 @@ def rule_for(target: Callable[..., Any] | str) -> Rule | None:
     if isinstance(target, OpOverload):
         target = target.overloadpacket
     if isinstance(target, OpOverloadPacket):
+        # By name as well: the package that registers the operator may not be installed.
         return _by_target.get(target, _by_target.get(name_of_operator(target)))
     return _by_target.get(getattr(Tensor, target, None) if isinstance(target, str) else target)
 

@@ -60,6 +60,7 @@ def register_structure(*classes: type[nn.Module]) -> Callable[[Structure], Struc
 
 def runs_known_forward(module_class: type[nn.Module]) -> bool:
     """Say whether a class is registered, or derived from one, and runs a forward of torch's own."""
+    # A subclass may bring a forward of its own, of which nothing is known.
     registered = any(base in _structures for base in module_class.__mro__)
     return registered and str(module_class.forward.__module__).startswith("torch.nn.")
 

@@ -52,6 +52,7 @@ class TransposedConvolution(Rule):
             for name in ("stride", "padding", "output_padding", "dilation")
         )
         before = tuple(d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True))
+        # Output padding lengthens the result at its end only.
         after = tuple(low + extra for low, extra in zip(before, more, strict=True))
         geometry = Geometry(groups, kernel, stride, dilation, before, after)
         bias = call.arguments["bias"] if call.parameter("bias") is not None else None
