@@ -75,27 +75,16 @@ def sketch_root_ex(
     finite = wide.isfinite().all(-1).all(-1) & numbers.isfinite().all(0)
     wide = torch.where(finite[..., None, None], wide, 0.0)
     trace, damping, shift = torch.where(finite, numbers, 1.0).unbind()
-    identity = torch.eye(columns, dtype=torch.float64, device=images.device)
     with exact_products(images.device):
-        wide = wide + shift[..., None, None] * omega
-        inner = omega.mT @ wide
-        lower, pivots = torch.linalg.cholesky_ex((inner + inner.mT) / 2)
-        lower = torch.where((pivots != 0)[..., None, None], identity, lower)
-        half = torch.linalg.solve_triangular(lower, wide.mT, upper=False).mT
+        half, pivots = _half(wide + shift[..., None, None] * omega, omega)
         rho = damping + _residual(half, trace, shift)
         # Rounding is all that an undamped matrix of low rank has beside its range.
         has_tail = (damping > 0) | (rho > size * shift)
         rho = torch.where(has_tail, rho, 1.0)
         basis = half * rho.rsqrt()[..., None, None]
-        # `I + B^T B` has no eigenvalue below 1: this one fails where a number is not finite.
-        lower, second = torch.linalg.cholesky_ex(identity + basis.mT @ basis)
-        lower = torch.where((second != 0)[..., None, None], identity, lower)
-        every = identity.expand_as(lower)
-        inverse_middle = torch.linalg.solve_triangular(identity + lower, every, upper=False)
-        inverse = torch.linalg.solve_triangular(lower, every, upper=False)
-        middle = inverse_middle.mT @ inverse
+        middle, inverse_middle, is_finite = _middles(basis)
     info = torch.where(has_tail, pivots, torch.where(pivots != 0, pivots, size))
-    info = torch.where(finite & ((second == 0) | (info != 0)), info, NOT_FINITE).int()
+    info = torch.where(finite & (is_finite | (info != 0)), info, NOT_FINITE).int()
     failed = info != 0
     of_matrices = failed[..., None, None]
     return SketchRoots(
@@ -105,6 +94,29 @@ def sketch_root_ex(
         rho.rsqrt().masked_fill(failed, torch.nan),
         info,
     )
+
+
+def _half(shifted: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `B0` `[*, D, l]` with `B0 B0^T` near A, and the pivots that failed; 0 for none."""
+    inner = omega.mT @ shifted
+    lower, pivots = torch.linalg.cholesky_ex((inner + inner.mT) / 2)
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+    lower = torch.where((pivots != 0)[..., None, None], identity, lower)
+    half: Tensor = torch.linalg.solve_triangular(lower, shifted.mT, upper=False)
+    return half.mT, pivots
+
+
+def _middles(basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return K and M `[*, l, l]` of a basis `[*, D, l]`, and whether they are finite, `[*]`."""
+    columns = basis.shape[-1]
+    identity = torch.eye(columns, dtype=basis.dtype, device=basis.device)
+    # `I + B^T B` has no eigenvalue below 1: its factor fails where a number is not finite.
+    lower, failed = torch.linalg.cholesky_ex(identity + basis.mT @ basis)
+    lower = torch.where((failed != 0)[..., None, None], identity, lower)
+    every = identity.expand_as(lower)
+    inverse_middle = torch.linalg.solve_triangular(identity + lower, every, upper=False)
+    inverse = torch.linalg.solve_triangular(lower, every, upper=False)
+    return inverse_middle.mT @ inverse, inverse_middle, failed == 0
 
 
 def _residual(half: Tensor, trace: Tensor, shift: Tensor) -> Tensor:
