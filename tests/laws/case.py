@@ -59,7 +59,8 @@ class Case:
     @property
     def fields(self) -> dict[str, Any]:
         """Fields of `Config` that make it this local Fisher."""
-        return {"fisher": self.fisher, "block_size": self.block_size, "rank": self.rank}
+        rank = self.rank if self.fisher == "sketch" else None
+        return {"fisher": self.fisher, "block_size": self.block_size, "rank": rank}
 
     @property
     def has_output_side(self) -> bool:

@@ -231,6 +231,10 @@ class FisherKind:
 
     # ---- the cost
 
+    def row_work(self, spec: FisherSpec) -> int:
+        """Count the multiply-adds that an observed row adds, of one group."""
+        return spec.size**2 // 2
+
     def factor_widths(self, spec: FisherSpec) -> tuple[int, ...]:
         """Return the rows of each factor over the inputs of one group, without the bias."""
         return (spec.layout.width,)

@@ -106,6 +106,10 @@ class Block(FisherKind):
         for block in matrices(sum, spec.blocks):
             block.diagonal(dim1=-2, dim2=-1).add_(value)
 
+    def row_work(self, spec: FisherSpec) -> int:
+        """Count half a square for each block."""
+        return sum(size**2 for size in spec.blocks) // 2
+
     def factor_widths(self, spec: FisherSpec) -> tuple[int, ...]:
         """Return the blocks, without the bias."""
         return (*spec.blocks[:-1], spec.blocks[-1] - spec.has_bias)

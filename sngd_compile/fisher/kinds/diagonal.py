@@ -71,6 +71,10 @@ class Diagonal(FisherKind):
         """Add the squares of the rows."""
         statistics.diagonal(samples, geometry, spec.has_bias, sum)
 
+    def row_work(self, spec: FisherSpec) -> int:
+        """Count one square for each input."""
+        return spec.size
+
     def step_work(self, spec: FisherSpec) -> int:
         """Count one product for each weight, each way."""
         return 2 * prod(spec.layout.matrix)
