@@ -38,8 +38,7 @@ console = Console(width=220)
 def layer_of(dtype: torch.dtype, kind: str, width: int, device: torch.device) -> FisherLayer:
     """A Fisher layer that has seen correlated rows and has no root yet: a sketch, or of a root."""
     is_sketch = kind == Sketch.name
-    root = {} if is_sketch else {"root": kind}
-    config = sngd.Config(damping_rel_trace=1e-3, **root)
+    config = sngd.Config(damping_rel_trace=1e-3, root=sngd.Config.root if is_sketch else kind)
     fisher = Sketch.name if is_sketch else Shared.name
     spec = FisherSpec.of(Layout.plain((OUTPUTS, width)), False, fisher, config, dtype)
     layer = FisherLayer("layer", sketched(spec, RANK) if is_sketch else spec, config, device)

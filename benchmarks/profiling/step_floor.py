@@ -66,7 +66,7 @@ def work_of(workload: Workload) -> Iterator[LayerWork]:
             is_convolution,
             count * elements * (2 if number == 0 else 3),
             min(on_rows, site.step_work),
-            min(count, most) * kind_of(site.spec).row_work(site.spec),
+            kind_of(site.spec).observation_work(site.spec, min(count, most)),
             site.refresh_work,
         )
 

@@ -231,9 +231,9 @@ class FisherKind:
 
     # ---- the cost
 
-    def row_work(self, spec: FisherSpec) -> int:
-        """Count the multiply-adds that an observed row adds, of one group."""
-        return spec.size**2 // 2
+    def observation_work(self, spec: FisherSpec, rows: int) -> int:
+        """Count the multiply-adds that so many observed rows of one group add."""
+        return rows * spec.size**2 // 2
 
     def factor_widths(self, spec: FisherSpec) -> tuple[int, ...]:
         """Return the rows of each factor over the inputs of one group, without the bias."""

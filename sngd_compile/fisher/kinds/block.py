@@ -106,9 +106,9 @@ class Block(FisherKind):
         for block in matrices(sum, spec.blocks):
             block.diagonal(dim1=-2, dim2=-1).add_(value)
 
-    def row_work(self, spec: FisherSpec) -> int:
+    def observation_work(self, spec: FisherSpec, rows: int) -> int:
         """Count half a square for each block."""
-        return sum(size**2 for size in spec.blocks) // 2
+        return rows * sum(size**2 for size in spec.blocks) // 2
 
     def factor_widths(self, spec: FisherSpec) -> tuple[int, ...]:
         """Return the blocks, without the bias."""

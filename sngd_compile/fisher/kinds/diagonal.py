@@ -71,9 +71,9 @@ class Diagonal(FisherKind):
         """Add the squares of the rows."""
         statistics.diagonal(samples, geometry, spec.has_bias, sum)
 
-    def row_work(self, spec: FisherSpec) -> int:
+    def observation_work(self, spec: FisherSpec, rows: int) -> int:
         """Count one square for each input."""
-        return spec.size
+        return rows * spec.size
 
     def step_work(self, spec: FisherSpec) -> int:
         """Count one product for each weight, each way."""

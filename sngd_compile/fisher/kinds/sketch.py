@@ -121,9 +121,9 @@ class Sketch(FisherKind):
         sum[..., :-1, :].add_(self._omega(spec, sum) * value)
         sum[TRACE].add_(value * spec.size)
 
-    def row_work(self, spec: FisherSpec) -> int:
-        """Count the product with the columns, and the row's with that."""
-        return 2 * spec.size * _columns(spec)
+    def observation_work(self, spec: FisherSpec, rows: int) -> int:
+        """Count the product with the columns, and the rows' with that."""
+        return 2 * rows * spec.size * _columns(spec)
 
     def step_work(self, spec: FisherSpec) -> int:
         """Count two skinny products, each way."""
