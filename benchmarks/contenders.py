@@ -123,31 +123,15 @@ def of_one_length(model: nn.Module, recipe: Recipe) -> Trainee:
     return in_trust_region(sngd.reconstruct(model), recipe, True, ALWAYS_EXCEEDED)
 
 
-def with_low_rank(model: nn.Module, config: sngd.Config) -> nn.Module:
-    """Reconstruct with roots of low rank for linear layers of many inputs."""
-    wide = [
-        name
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and layer.in_features >= MANY_INPUTS
-    ]
-    overrides = {f"{name}.*": config.replace(root="nystrom", rank=32) for name in wide}
-    return sngd.reconstruct(model, config, overrides=overrides)
-
-
-def of_low_rank(model: nn.Module, recipe: Recipe) -> Trainee:
-    """The mean over outputs, with roots of low rank for linear layers of many inputs."""
-    return in_trust_region(with_low_rank(model, MEAN), recipe, nesterov=True)
-
-
 def with_frequent_refreshes(model: nn.Module, recipe: Recipe) -> Trainee:
-    """The mean over outputs, refreshed five times as often; low rank for wide layers."""
+    """The mean over outputs, refreshed five times as often."""
     frequent = MEAN.replace(refresh_every=20, observe_every=10)
-    return in_trust_region(with_low_rank(model, frequent), recipe, nesterov=True)
+    return in_trust_region(sngd.reconstruct(model, frequent), recipe, nesterov=True)
 
 
 def bounded_layer_by_layer(model: nn.Module, recipe: Recipe) -> Trainee:
-    """A trust region for every layer instead of one for all; low rank for wide layers."""
-    network = with_low_rank(model, MEAN.replace(damping_rel_trace=3e-3))
+    """A trust region for every layer instead of one for all."""
+    network = sngd.reconstruct(model, MEAN.replace(damping_rel_trace=3e-3))
     optimizer = SGD(network.parameters(), lr=recipe.rate, momentum=0.9, nesterov=True)
     layers = [own for m in network.modules() if (own := list(m.parameters(recurse=False)))]
     clipped = replace(recipe, largest_norm=LARGEST_NORM_OF_A_LAYER)
@@ -192,7 +176,11 @@ NESTEROV = (
     Contender("SNGD, Nesterov", partial(with_nesterov, sngd.Config()), NATURAL_RATES),
     Contender("SNGD, steps of one length", of_one_length, LENGTH_RATES),
     Contender("SNGD, mean over outputs", partial(with_nesterov, MEAN), MEAN_RATES),
-    Contender("SNGD, mean, low rank", of_low_rank, MEAN_RATES),
+    Contender(
+        "SNGD, mean, exact factors",
+        partial(with_nesterov, MEAN.replace(rank=None)),
+        MEAN_RATES,
+    ),
     Contender("SNGD, mean, layer by layer", bounded_layer_by_layer, DAMPED_RATES),
     Contender("SNGD, mean, frequent refreshes", with_frequent_refreshes, FREQUENT_RATES),
     DAMPED,

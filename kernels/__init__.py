@@ -6,6 +6,7 @@ PyTorch's own operations; `explain` names the one a call takes, SNGD_KERNELS for
 
 from .conv.path import ConvPath, conv_path
 from .conv.second_moment import conv_second_moment
+from .conv.sketch import conv_sketch
 from .dispatch import Choice
 from .errors import (
     KernelError,
@@ -19,6 +20,8 @@ from .explain import explain
 from .moments.bag_squared_sum import bag_squared_sum
 from .moments.channel_second_moment import channel_second_moment
 from .moments.second_moment import second_moment
+from .moments.sketch import TRACE, sketch
+from .moments.sketch_basis import sketch_basis
 from .moments.squared_sum import squared_sum
 from .moments.token_counts import token_counts
 from .moments.unit_second_moment import unit_second_moment
@@ -27,9 +30,10 @@ from .roots.diagonal_root import diagonal_root_ex
 from .roots.eigen_root import eigen_root_ex
 from .roots.iterations import denman_beavers
 from .roots.matmul_nt import matmul_nt
-from .roots.nystrom import nystrom_root_ex
+from .roots.sketch_root import SketchRoots, sketch_root_ex
 
 __all__ = [
+    "TRACE",
     "Choice",
     "ConvPath",
     "KernelError",
@@ -38,19 +42,23 @@ __all__ = [
     "KernelValueError",
     "NotConvergedError",
     "NotPositiveDefiniteError",
+    "SketchRoots",
     "bag_squared_sum",
     "channel_second_moment",
     "cholesky_inverse",
     "cholesky_inverse_ex",
     "conv_path",
     "conv_second_moment",
+    "conv_sketch",
     "denman_beavers",
     "diagonal_root_ex",
     "eigen_root_ex",
     "explain",
     "matmul_nt",
-    "nystrom_root_ex",
     "second_moment",
+    "sketch",
+    "sketch_basis",
+    "sketch_root_ex",
     "squared_sum",
     "token_counts",
     "unit_second_moment",

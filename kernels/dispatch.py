@@ -45,7 +45,9 @@ WITHOUT_KERNEL = {
     "token_counts": "PyTorch's count is one kernel already",
     "bag_squared_sum": "PyTorch's sort and scattered sums are the work",
     "diagonal_root_ex": "PyTorch's pointwise call is one kernel already",
-    "nystrom_root_ex": "its products and factors are torch.linalg's",
+    "sketch": "two products of PyTorch's are the work",
+    "conv_sketch": "two calls of PyTorch's convolution are the work",
+    "sketch_root_ex": "its products and factors are torch.linalg's",
     "eigen_root_ex": "an eigendecomposition is torch.linalg's",
 }
 """Operations that take PyTorch's own calls on every device, whatever SNGD_KERNELS says, and why."""

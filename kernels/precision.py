@@ -1,6 +1,6 @@
 """Products of float32 that are products of float32, whatever is set for the process."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 _BACKENDS: Any = torch.backends
 _SETTINGS = (_BACKENDS.cuda.matmul, _BACKENDS.mkldnn.matmul)
 _EXACT = ("none", "ieee")
+_CONVOLUTIONS = (_BACKENDS.cudnn.conv, _BACKENDS.mkldnn.conv)
 
 
 @contextmanager
@@ -25,6 +26,29 @@ def exact_products(device: torch.device) -> Iterator[None]:
     """
     with _autocast_off(device), nullcontext() if _is_exact() else _highest():
         yield
+
+
+@contextmanager
+def exact_convolutions(device: torch.device) -> Iterator[None]:
+    """Let convolutions be those of float32 too: a GPU's are TF32 where nothing else is said.
+
+    Args:
+        device: where they are taken.
+    """
+    before = [setting.fp32_precision for setting in _CONVOLUTIONS]
+    with exact_products(device):
+        try:
+            _set(_CONVOLUTIONS, ["ieee"] * len(before))
+            yield
+        finally:
+            _set(_CONVOLUTIONS, before)
+
+
+def _set(settings: Sequence[Any], precisions: Sequence[str]) -> None:
+    """Write what is not so already."""
+    for setting, precision in zip(settings, precisions, strict=True):
+        if setting.fp32_precision != precision:
+            setting.fp32_precision = precision
 
 
 def _autocast_off(device: torch.device) -> AbstractContextManager[object]:
@@ -47,9 +71,7 @@ def _highest() -> Iterator[None]:
     finally:
         if legacy is not None:
             torch.set_float32_matmul_precision(legacy)
-        for setting, precision in zip(_SETTINGS, before, strict=True):
-            if setting.fp32_precision != precision:
-                setting.fp32_precision = precision
+        _set(_SETTINGS, before)
 
 
 def _legacy_precision() -> str | None:

@@ -20,6 +20,30 @@ def unit_second_moment_reference(x: Tensor, weights: Tensor, *, bias: bool = Fal
     return torch.einsum("no,na,nb->oab", weights, rows, rows)
 
 
+def sketch_reference(moment: Tensor, omega: Tensor) -> Tensor:
+    """Multiply a second moment `[D, D]` by `omega` `[D, l]`; put its trace into one more row."""
+    last = omega.new_zeros(1, omega.shape[1])
+    last[0, 0] = moment.trace()
+    return torch.cat([moment @ omega, last])
+
+
+def sketch_metric_reference(moment: Tensor, omega: Tensor, damping: float) -> Tensor:
+    """Write out what stands for `moment` `[D, D]`, with its damping: approximation and residual.
+
+    The pseudo-inverse of `Omega^T G Omega` by its eigenpairs, one side each: their product would
+    have entries as large as the inverse of the smallest.
+    """
+    (size, columns), image = omega.shape, moment @ omega
+    inner = omega.T @ image
+    values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
+    kept = values > 1e-13 * values[-1]
+    half: Tensor = image @ vectors[:, kept] / values[kept].sqrt()
+    found = half @ half.T
+    residual = (moment - found).trace() / (size - columns) if columns < size else 0.0
+    tail: Tensor = (residual + damping) * torch.eye(size, dtype=moment.dtype)
+    return found + tail
+
+
 def cholesky_inverse_reference(matrices: Tensor, damping: Tensor, *, bias: bool) -> Tensor:
     """Invert the factors of `matrices` `[B, D, D]` plus `damping` `[B]`, one after the other.
 

@@ -13,6 +13,9 @@ from sngd_compile.registry import KINDS, ROOTS
 OverOutputs = Literal["sum", "mean"]
 Activation = Literal["auto", "relu", "tanh", "sigmoid", "elu", "gelu", "silu"]
 
+RANK = 48
+"""Columns of a sketch, where nothing else is said."""
+
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
 
 
@@ -41,7 +44,9 @@ class Config:
         seed: Seed of that subset; integer >= 0. The global generator is never touched.
         fisher: Local Fisher. "shared": `E[x~ x~^T]`, one for all outputs of a layer. "diagonal":
             its diagonal alone, D numbers, whose root costs next to nothing. "block": its diagonal
-            blocks of `block_size` neighbouring inputs, D * block_size numbers. "unit":
+            blocks of `block_size` neighbouring inputs, D * block_size numbers. "sketch": its
+            product with `rank` columns and its trace, which a wide layer with "shared" has too,
+            see `rank`. "unit":
             `E[nu(a_j) x~ x~^T]` for each output a_j, O matrices, nu the Fisher information of the
             activation that follows. "kronecker": `E[x~ x~^T] (x) E[g g^T]`, g the gradient of the
             loss by the outputs, as in K-FAC. Its steps have another unit: start from a learning
@@ -61,11 +66,10 @@ class Config:
             plan says so; integer >= 0. A Fisher layer holds about three times that.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
             the paper's root), or the same by iteration, "denman_beavers", with eigh where it does
-            not converge. The trajectory is the same. "nystrom": the `rank` largest eigenpairs and
-            one number for the rest, applied as two products of that width; below D of them it is
-            another, coarser metric, and so another trajectory. One file in
-            `sngd_compile/fisher/roots/` adds a root.
-        rank: Eigenpairs that `root="nystrom"` keeps, integer >= 1; D of them or more are exact.
+            not converge. The trajectory is the same. But for "cholesky", they ask for an exact
+            factor, however wide a layer is. One file in `sngd_compile/fisher/roots/` adds a root.
+        rank: l, columns of the sketch that a layer keeps whose D is above 4 l; integer >= 1, or
+            None: every factor is exact.
 
     Raises:
         ConfigError: A value is outside its range; the text says which, and the range.
@@ -90,11 +94,11 @@ class Config:
     # A full factor of 8192 inputs in float32.
     max_factor_bytes: int = 2**28
     root: str = "cholesky"
-    rank: int = 64
+    rank: int | None = RANK
 
     def __post_init__(self) -> None:
         """Check every field."""
-        least_of = {"refresh_every": 1, "observe_every": 1, "block_size": 1, "rank": 1}
+        least_of = {"refresh_every": 1, "observe_every": 1, "block_size": 1}
         least_of |= {"seed": 0, "max_factor_bytes": 0}
         for name, least in least_of.items():
             _require(
@@ -118,6 +122,8 @@ class Config:
         valid = rows is None or rows == "auto" or _is_integer(rows, 1)
         expected = f'an integer in {_range(1)}, None (all rows) or "auto" (4 D rows)'
         _require(self, "max_rows", valid, expected)
+        rank = self.rank is None or _is_integer(self.rank, 1)
+        _require(self, "rank", rank, f"an integer in {_range(1)} or None (exact factors)")
         names_of = {"fisher": tuple(KINDS), "root": tuple(ROOTS)}
         names_of |= {"over_outputs": get_args(OverOutputs), "activation": get_args(Activation)}
         for name, names in names_of.items():
@@ -145,6 +151,7 @@ class Config:
             damping_rel_trace=1e-4,
             max_rows=None,
             root="symmetric",
+            rank=None,
         )
 
     @classmethod

@@ -52,7 +52,7 @@ def of_the_root() -> Iterator[tuple[str, ...]]:
     for dtype, damping in product(DTYPES[:2], DAMPINGS):
         cells, condition = [], ""
         for kind in ROOTS:
-            config = sngd.Config(damping_rel_trace=damping, root=kind, max_rows=None)
+            config = sngd.Config(damping_rel_trace=damping, root=kind, max_rows=None, rank=None)
             net = observed(dtype, config, rows(dtype, decades=4.0))
             fisher = sngd.fisher_layers(net)["weight"]
             eye = torch.eye(fisher.size, dtype=torch.float64)

@@ -17,11 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 import sngd_compile as sngd
+from sngd_compile.config import RANK
+from sngd_compile.fisher.kinds.base import kind_of
+from sngd_compile.fisher.kinds.shared import Shared
+from sngd_compile.fisher.kinds.sketch import Sketch, sketched
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.next_roots import NextRoot, next_roots
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.layout import Layout
-from sngd_compile.registry import ROOTS
+from sngd_compile.registry import ROOTS, RULES
 
 OUTPUTS, TIMED = 64, 9
 WIDTHS = {"cpu": (64, 256, 1024), "cuda": (64, 128, 256, 512, 1024, 2048, 4096)}
@@ -32,14 +36,18 @@ console = Console(width=220)
 
 
 def layer_of(dtype: torch.dtype, kind: str, width: int, device: torch.device) -> FisherLayer:
-    """A Fisher layer that has seen correlated rows and has no root yet."""
-    config = sngd.Config(root=kind, damping_rel_trace=1e-3)
-    spec = FisherSpec.of(Layout.plain((OUTPUTS, width)), False, "shared", config, dtype)
-    layer = FisherLayer("layer", spec, config, device)
+    """A Fisher layer that has seen correlated rows and has no root yet: a sketch, or of a root."""
+    is_sketch = kind == Sketch.name
+    config = sngd.Config(damping_rel_trace=1e-3, root=sngd.Config.root if is_sketch else kind)
+    fisher = Sketch.name if is_sketch else Shared.name
+    spec = FisherSpec.of(Layout.plain((OUTPUTS, width)), False, fisher, config, dtype)
+    layer = FisherLayer("layer", sketched(spec, RANK) if is_sketch else spec, config, device)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4 * width, width, generator=generator, dtype=dtype).to(device)
     x *= torch.logspace(0, -2, width, dtype=dtype, device=device)
-    layer.factor.copy_(x.T @ x / len(x))
+    kind_of(layer.spec).add_rows(
+        layer.spec, RULES["linear"], [x / len(x) ** 0.5], None, (), layer.factor
+    )
     return layer
 
 
@@ -110,7 +118,7 @@ def described(device: torch.device) -> str:
 def main(device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu") -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    where, kinds = torch.device(device), tuple(ROOTS)
+    where, kinds = torch.device(device), (*ROOTS, Sketch.name)
     table = Table("root", "dtype", "D", *kinds, title_justify="left")
     table.title = "one root, milliseconds: median (least to largest)"
     for line in lines(where, kinds):

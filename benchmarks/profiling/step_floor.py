@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sngd_compile as sngd
+from sngd_compile.fisher.kinds.base import kind_of
 from workloads import Workload
 
 IMAGES = 16
@@ -60,12 +61,12 @@ def work_of(workload: Workload) -> Iterator[LayerWork]:
         most = 4 * site.size
         if is_convolution:
             most = max(most, IMAGES * count // len(inputs))
-        on_rows = count * site.layout.width**2 // (2 if number == 0 else 1)
+        on_rows = count * site.step_work // site.layout.outputs // (2 if number == 0 else 1)
         yield LayerWork(
             is_convolution,
             count * elements * (2 if number == 0 else 3),
-            min(on_rows, elements * site.layout.width),
-            min(count, most) * site.size**2 // 2,
+            min(on_rows, site.step_work),
+            kind_of(site.spec).observation_work(site.spec, min(count, most)),
             site.refresh_work,
         )
 

@@ -92,9 +92,9 @@ def _restored(name: str, saved: Mapping[str, Any], named: Mapping[str, Tensor]) 
         raise ModelError(f"{name}: the state is damaged, or of a newer version: {error}") from error
     if prod(spec.layout.view) != weight.numel():
         raise ModelError(f"{name} has shape {tuple(weight.shape)}; the state is of another shape")
-    # Root and rank fix the shapes of the buffers. The other options come with the compilation,
-    # which may be later than this: see `_configure_`.
-    fisher = FisherLayer(name, spec, Config(root=spec.root, rank=spec.rank), weight.device)
+    # The root fixes the shapes of the buffers. The other options come with the compilation, which
+    # may be later than this: see `_configure_`.
+    fisher = FisherLayer(name, spec, Config(root=spec.root), weight.device)
     try:
         fisher.load_state_dict(dict(saved["fisher"]))
     except RuntimeError as error:  # keys that lack, or are too many

@@ -197,23 +197,28 @@ def _carry_over_(old: FisherLayer, new: FisherLayer) -> None:
     """Fill a layer of a wider form with what the present one has seen.
 
     Rows lose the bias's 1; those of a transposed use are averaged over the outputs, as the
-    observing op does with them.
+    observing op does with them. What knows nothing of fewer rows, as a sketch does, starts anew.
     """
+    kind, other = kind_of(old.spec), kind_of(new.spec)
 
-    def carried(moment: Tensor) -> Tensor:
-        if new.layout.is_transposed == old.layout.is_transposed:
-            size = new.size
-            is_diagonal = old.spec.is_diagonal
-            return moment[..., :size] if is_diagonal else moment[..., :size, :size]
-        trace = kind_of(old.spec).diagonal(moment).sum()
-        identity = torch.ones(new.size) if new.spec.is_diagonal else torch.eye(new.size)
-        return identity.to(moment) * (trace / old.layout.width)
+    def carried(moment: Tensor, like: Tensor) -> Tensor | None:
+        if new.layout.is_transposed != old.layout.is_transposed:
+            value = like.new_tensor(kind.trace(old.spec, moment) / old.layout.width)
+            total = torch.zeros_like(like)
+            other.add_to_diagonal(new.spec, total, value)
+            return total
+        if kind is not other or new.size == old.size:
+            return moment if kind is other else None
+        return kind.without_bias(old.spec, moment)
 
-    new.sum.copy_(carried(old.sum))
-    new.factor.copy_(carried(old.factor))
+    new.schedule.restore(old.schedule.steps, old.schedule.observed_steps)
+    moments = carried(old.sum, new.sum), carried(old.factor, new.factor)
+    if moments[0] is None or moments[1] is None:
+        return
+    new.sum.copy_(moments[0])
+    new.factor.copy_(moments[1])
     for name in ("tally", "average_weight", "absorbed_rows"):
         new.get_buffer(name).copy_(old.get_buffer(name))
-    new.schedule.restore(old.schedule.steps, old.schedule.observed_steps)
     # The old root may be of another size: the new one is made of the factor that was carried over.
     (found,) = next_roots([new]) if int(new.absorbed_rows) else (None,)
     if found is not None:
@@ -226,9 +231,8 @@ def _configure_(state: ParameterState, config: Config) -> None:
     fisher = state.fisher
     if state.config is None:
         state.config = config
-        # The loaded buffers have the shapes of their own root and rank.
-        kept = {"root": state.spec.root, "rank": state.spec.rank}
-        fisher.config = fisher.schedule.config = config.replace(**kept)
+        # The loaded buffers have the shapes of their own root.
+        fisher.config = fisher.schedule.config = config.replace(root=state.spec.root)
         steps = (fisher.schedule.steps, fisher.schedule.observed_steps)
         fisher.schedule.configure_(fisher.config, fisher.size, *steps)
     elif state.config != config and "options" not in fisher.warned:

@@ -42,7 +42,9 @@ class FisherLayer(WideBuffers):
         factor: G as estimated, without damping, `[D, D]` or `[groups, D, D]`, in the order of
             `weight.flatten(1)`, the bias last; of a diagonal kind `[D]` or `[groups, D]`; of a
             block kind flat, `[L]` or `[groups, L]`: the blocks, one after the other, each row by
-            row; of a unit kind `[groups * O, D, D]`. Zero until the first refresh.
+            row; of a unit kind `[groups * O, D, D]`; of a sketch `[D + 1, l]` or
+            `[groups, D + 1, l]`: G times the columns of `sngd_kernels.sketch_basis`, and behind
+            them the trace of G and zeros. Zero until the first refresh.
         unmatched: Where the weight was last used in a way that no rule understands, or "".
         output_side: Of a kronecker kind, what is known of the gradients at its outputs.
         ties: What it knows of other layers in this process.
@@ -114,8 +116,23 @@ class FisherLayer(WideBuffers):
 
     @property
     def root(self) -> Tensor:
-        """R with `R^T R = (scale G + damping)^-1`, shaped like `factor`."""
+        """R with `R^T R = (scale G + damping)^-1`, shaped like G, of a sketch too."""
         return self.root_buffers.matrix()
+
+    @torch.no_grad()
+    def metric(self) -> Tensor:
+        """Return `(R^T R)^-1`, the metric in which steps are taken, written out in float64.
+
+        It is `scale G + damping` as far as the kind keeps G: the diagonal of a diagonal kind, the
+        blocks of a block kind; of a sketch what stands for G, see docs/method.md. Of a kronecker
+        kind it is that over the inputs. For tests and inspection: no step makes it.
+
+        Returns:
+            `[D, D]` or `[groups, D, D]`, the bias last; of a unit kind `[groups * O, D, D]`.
+        """
+        root = self.new_root(torch.float64)
+        copy_root_(root, self.root_buffers)
+        return kind_of(self.spec).metric(self.spec, root)
 
     @property
     def output_root(self) -> Tensor | None:

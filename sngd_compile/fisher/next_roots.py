@@ -56,7 +56,7 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
         next_.append((empty, tuple(damping for _, damping in damped)))
         for root, (matrix, _) in zip(empty.sides, damped, strict=True):
             shape = (root.has_bias, matrix.shape, matrix.dtype, matrix.device)
-            batches[type(root), layer.spec.rank, *shape].append(_Entry(layer, root, matrix))
+            batches[type(root), *shape].append(_Entry(layer, root, matrix))
     rootless: set[int] = set()
     for batch in batches.values():
         definite, reason = decompose_all_([e.root for e in batch], [e.damped for e in batch])

@@ -27,7 +27,7 @@ class FisherSpec:
         kind: Name of the kind of local Fisher, see `Config.fisher`.
         root: Name of the kind of root, see `Config.root`.
         dtype: Of the statistics and of the root; float32 or float64.
-        rank: Eigenpairs that a root of low rank keeps.
+        rank: Columns of a sketch; 0 of other kinds.
         blocks: Of a factor in blocks, the size of each block, bias included.
         activation: Where a layer's outputs weigh its rows, the name of what follows the layer.
         scale: Multiple of the factor that is damped and inverted, see `Config.over_outputs`.
@@ -43,7 +43,7 @@ class FisherSpec:
     kind: str
     root: str
     dtype: torch.dtype
-    rank: int = 1
+    rank: int = 0
     blocks: tuple[int, ...] = ()
     activation: str = ""
     scale: float = 1.0
@@ -83,7 +83,6 @@ class FisherSpec:
             kind,
             config.root,
             torch.promote_types(dtype, torch.float32),
-            config.rank,
             scale=1.0 / layout.all_outputs if is_mean else 1.0,
         )
 
@@ -107,7 +106,7 @@ class FisherSpec:
     ) -> FactorRoot:
         """Make the identity root of one factor `[*, size, size]`, of the kind that is wanted."""
         made: type[FactorRoot] = ROOTS[self.root]
-        return made(RootShape(size, has_bias, groups, dtype, device, self.rank))
+        return made(RootShape(size, has_bias, groups, dtype, device))
 
     def fields(self) -> dict[str, Any]:
         """Return plain values, which a checkpoint holds and `from_fields` takes."""

@@ -39,6 +39,17 @@ class Statistics(Protocol):
         """Add the sum of the rows' outer products to `out`."""
         ...
 
+    def sketch(
+        self,
+        samples: Sequence[Tensor],
+        geometry: Sequence[int],
+        bias: bool,
+        omega: Tensor,
+        out: Tensor,
+    ) -> Tensor:
+        """Add the second moment's product with `omega`, and its trace, to `out`."""
+        ...
+
     def diagonal(
         self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
     ) -> Tensor:

@@ -99,7 +99,9 @@ def _site(kind: str, has_bias: bool, uses: WeightUses) -> Site:
     spec = FisherSpec.of(uses.layout, has_bias, kind, config, dtype)
     choice = kind_of(spec).choose(spec, uses)
     if isinstance(choice, str):
-        spec = FisherSpec.of(uses.layout, has_bias, Shared.name, config, dtype)
+        shared = FisherSpec.of(uses.layout, has_bias, Shared.name, config, dtype)
+        wanted = kind_of(shared).choose(shared, uses)
+        spec = shared if isinstance(wanted, str) else wanted.spec
         note = f'fisher = "{kind}" is unavailable here; using "{Shared.name}": {choice}'
     else:
         spec, note = choice.spec, choice.note

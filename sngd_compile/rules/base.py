@@ -119,6 +119,25 @@ class Rule(ABC):
             sngd_kernels.second_moment(block, bias=bias, out=moment)
         return out
 
+    def sketch(
+        self,
+        samples: Sequence[Tensor],
+        geometry: Sequence[int],
+        bias: bool,
+        omega: Tensor,
+        out: Tensor,
+    ) -> Tensor:
+        """Add the product of the rows' second moment with `omega`, and its trace, to `out`.
+
+        Args:
+            samples: As in `rows`.
+            geometry: As `match` wrote it.
+            bias: Whether every row ends in a 1.
+            omega: `[D, l]`, for every group the same.
+            out: `[D + 1, l]` or `[groups, D + 1, l]`, as `sngd_kernels.sketch` has it.
+        """
+        return sngd_kernels.sketch(self.rows(samples, geometry), omega, bias=bias, out=out)
+
     def diagonal(
         self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
     ) -> Tensor:

@@ -151,6 +151,20 @@ class Convolution(Rule):
             out=out,
         )
 
+    def sketch(
+        self,
+        samples: Sequence[Tensor],
+        geometry: Sequence[int],
+        bias: bool,
+        omega: Tensor,
+        out: Tensor,
+    ) -> Tensor:
+        """Add the sketch of the patches' second moment, which the convolution itself finds."""
+        layer = Geometry.decode(geometry)
+        images, padding = layer.pad(samples[0])
+        sizes = (layer.kernel, layer.stride, padding, layer.dilation, layer.groups)
+        return sngd_kernels.conv_sketch(images, omega, *sizes, bias=bias, out=out)
+
     def block_moments(
         self,
         samples: Sequence[Tensor],

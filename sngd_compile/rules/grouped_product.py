@@ -64,3 +64,17 @@ class GroupedProduct(Rule):
         for group, moment in enumerate(out):
             sngd_kernels.second_moment(rows[group_of == group], bias=bias, out=moment)
         return out
+
+    def sketch(
+        self,
+        samples: Sequence[Tensor],
+        geometry: Sequence[int],
+        bias: bool,
+        omega: Tensor,
+        out: Tensor,
+    ) -> Tensor:
+        """Add the sketch of every group's rows to its own part of `out`."""
+        rows, group_of = samples
+        for group, moment in enumerate(out):
+            sngd_kernels.sketch(rows[group_of == group], omega, bias=bias, out=moment)
+        return out

@@ -92,6 +92,20 @@ class TransposedConvolution(Rule):
             images, layer.kernel, 1, 0, layer.dilation, layer.groups, bias=bias, out=out
         )
 
+    def sketch(
+        self,
+        samples: Sequence[Tensor],
+        geometry: Sequence[int],
+        bias: bool,
+        omega: Tensor,
+        out: Tensor,
+    ) -> Tensor:
+        """Add the sketch of the patches' second moment, as the equal convolution finds it."""
+        layer = Geometry.decode(geometry)
+        images = _spaced(samples[0], layer).flip(_spatial(layer))
+        sizes = (layer.kernel, 1, 0, layer.dilation, layer.groups)
+        return sngd_kernels.conv_sketch(images, omega, *sizes, bias=bias, out=out)
+
 
 def transposed_layout(shape: Sequence[int], groups: int) -> Layout:
     """Lay `[C_in, C_out / groups, *kernel]` out with one output channel a row."""

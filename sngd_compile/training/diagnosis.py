@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from itertools import islice
 
-import torch
 from torch.optim import SGD
 
 from sngd_compile.fisher.kinds.base import kind_of
@@ -18,7 +17,7 @@ from sngd_compile.training.optimizer_hooks import optimizers_of
 from sngd_compile.training.refresh import Site
 
 ROWS_PER_INPUT = 2
-"""Fewer rows than this many times D leave the smallest eigenvalues of a factor to chance."""
+"""Fewer rows for each direction that a kind resolves leave its smallest eigenvalues to chance."""
 
 DAMPED_SHARE = 0.95
 """Share of the directions below the damping from which on little is left of the factor."""
@@ -72,11 +71,13 @@ def _age(layer: FisherLayer) -> str:
 
 
 def _rows(layer: FisherLayer) -> str:
-    rows, size = layer.rows_seen, layer.size
-    if layer.spec.is_diagonal or rows >= ROWS_PER_INPUT * size:
+    kind, rows = kind_of(layer.spec), layer.rows_seen
+    resolved = kind.resolved(layer.spec)
+    if rows >= ROWS_PER_INPUT * resolved:
         return ""
     return (
-        f"{rows} rows seen for {size} inputs: too few for a full factor; take larger batches, "
+        f"{rows} rows seen for {resolved} directions: too few for {kind.factor_words}; "
+        "take larger batches, "
         f"lower observe_every (now {layer.config.observe_every}) or raise max_rows"
     )
 
@@ -105,9 +106,8 @@ def _damping(layer: FisherLayer) -> str:
     share = damped_share(layer)
     if share < DAMPED_SHARE:
         return ""
-    size = layer.factor.shape[-1]
     return (
-        f"damping dominates {share:.0%} of {size} directions: too few rows, inputs that are "
+        f"damping dominates {share:.0%} of {layer.size} directions: too few rows, inputs that are "
         f"nearly constant or alike, or too much damping; {setting}"
     )
 
@@ -117,18 +117,16 @@ def damped_share(layer: FisherLayer) -> float:
 
     0: the damping is far below every eigenvalue of the factor; 1: far above all but a few.
     """
-    root = layer.root.double()
-    return float(layer.damping * root.square().sum((-2, -1)).mean() / root.shape[-1])
+    return float(layer.damping * layer.root_buffers.squared_norm().mean() / layer.size)
 
 
 def least_condition(layer: FisherLayer) -> float:
     """Bound the condition number of the damped factor from below, the largest of the groups.
 
-    The largest eigenvalue of G is at least `|G|^2 / trace(G)`, the least of the damped factor at
-    most `D / |R|^2`.
+    The largest eigenvalue of G is bounded by its kind, the least of the damped factor is at most
+    `D / |R|^2`.
     """
-    factor, root = layer.factor.double() * layer.scale, layer.root.double()
-    trace = factor.diagonal(dim1=-2, dim2=-1).sum(-1)
-    largest = factor.square().sum((-2, -1)) / trace.clamp_min(torch.finfo(torch.float64).tiny)
-    inverse = root.square().sum((-2, -1)) / root.shape[-1]
+    factor = layer.factor.double() * layer.scale
+    largest = kind_of(layer.spec).large_eigenvalue(layer.spec, factor)
+    inverse = layer.root_buffers.squared_norm() / layer.size
     return float(((largest + layer.damping) * inverse).max())

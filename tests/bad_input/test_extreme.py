@@ -123,11 +123,19 @@ def test_layers_of_one_weight(bias, root):
 
 
 def test_many_more_features_than_rows():
-    net = sngd.reconstruct(nn.Linear(300, 2), Config(refresh_every=1, observe_every=1))
-    train(net, inputs=lambda step: batch(step, size=2, width=300))
-    x = batch(9, width=300)
-    assert apart(net, sngd.fold(net), x) < 1e-9
-    layer = net.weight_fisher
-    damped = layer.factor + layer.damping * torch.eye(301)
-    identity = layer.root @ damped @ layer.root.mT
-    torch.testing.assert_close(identity, torch.eye(301), rtol=0, atol=1e-8)
+    """Fewer rows than a sketch has columns, and it is the exact factor."""
+    x, networks = batch(9, width=300), []
+    for rank in (None, 48):
+        config = Config(refresh_every=1, observe_every=1, rank=rank)
+        torch.manual_seed(0)
+        net = sngd.reconstruct(nn.Linear(300, 2), config)
+        train(net, inputs=lambda step: batch(step, size=2, width=300))
+        assert apart(net, sngd.fold(net), x) < 1e-9
+        networks.append(net)
+    exact, sketched = (net.weight_fisher for net in networks)
+    assert (exact.kind, sketched.kind) == ("shared", "sketch")
+    damped = exact.factor + exact.damping * torch.eye(301)
+    for layer in (exact, sketched):
+        identity = layer.root @ damped @ layer.root.mT
+        torch.testing.assert_close(identity, torch.eye(301), rtol=0, atol=1e-8)
+    assert apart(*networks, x) < 1e-9

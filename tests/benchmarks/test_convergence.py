@@ -9,10 +9,9 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-import sngd_compile as sngd
 import tasks
 from benchmarks_tiny import DATA, TINY
-from contenders import BUILT_IN, Contender, Recipe, Trainee, adamw, muon, of_low_rank, plain_sgd
+from contenders import BUILT_IN, Contender, Recipe, Trainee, adamw, muon, plain_sgd
 from peers import PEERS
 from study import convergence
 from tasks import CHARACTERS, LENGTH, TASKS, Task
@@ -180,16 +179,3 @@ def test_clipping_is_left_out_where_the_task_has_no_bound():
         moved.append(sum(((a - b) ** 2).sum() for a, b in pairs).sqrt().item())
     assert moved[0] == pytest.approx(1e-3, rel=1e-2)
     assert moved[1] > 0.1
-
-
-def test_low_rank_is_for_linear_layers_of_many_inputs():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(400, 3), nn.ReLU(), nn.Linear(3, 399), nn.Linear(399, 2))
-    network = of_low_rank(model, Recipe(0.003)).network
-    layers = sngd.fisher_layers(network)
-    roots = {name: (layer.config.root, layer.config.over_outputs) for name, layer in layers.items()}
-    assert roots == {
-        "0.weight": ("nystrom", "mean"),
-        "2.weight": ("cholesky", "mean"),
-        "3.weight": ("cholesky", "mean"),
-    }

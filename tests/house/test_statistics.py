@@ -23,13 +23,18 @@ REFRESHING = [
 ]
 COMPOSITES = [PACKAGE / "modules" / f"{name}.py" for name in ("attention", "recurrent")]
 RULES = sorted([*(PACKAGE / "rules").glob("*.py"), *COMPOSITES])
-STATISTICS = ("second_moment", "diagonal")
+STATISTICS = ("second_moment", "sketch", "diagonal")
 
 ALLOWED = {
     "fisher/samples.py:_square_sum": {"dot", "sum"},  # whether any product of two would overflow
     "fisher/observe.py:observe_": {"sum"},  # the trace of what `diagonal` has summed
     "fisher/observe.py:add_": {"sum"},  # the same function, inside
-    "kinds/base.py:_trace": {"sum"},
+    "kinds/base.py:trace": {"sum"},
+    "kinds/base.py:large_eigenvalue": {"sum"},  # asked by a diagnosis, as those below
+    "kinds/sketch.py:large_eigenvalue": {"@"},
+    "kinds/sketch.py:trace": {"mean"},  # of the traces of groups
+    "kinds/base.py:metric_of": {"inv", "@"},
+    "roots/base.py:squared_norm": {"sum"},
     "kinds/kronecker.py:_traces_of": {"sum"},
     "kinds/kronecker.py:damped": {"mean"},  # of the traces of groups
     "roots/symmetric.py:fold": {"@"},  # applies a root, finds none

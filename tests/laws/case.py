@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sngd_kernels import sketch_basis
+from sngd_kernels.reference import sketch_metric_reference
+
 
 def by_output(weight: Tensor) -> Tensor:
     """Lay `[O, ...]` out as `[O, K]`."""
@@ -34,6 +37,7 @@ class Case:
         fisher: `Config.fisher`.
         taps: Weights of one input channel, which lie side by side.
         block_size: `Config.block_size`.
+        rank: Of a sketch, `Config.rank`.
         draw: Makes an input from a seeded generator; None for normal numbers off centre.
     """
 
@@ -49,17 +53,24 @@ class Case:
     fisher: str = "shared"
     taps: int = 1
     block_size: int = 128
+    rank: int = 3
     draw: Callable[[torch.Generator], Tensor] | None = None
 
     @property
     def fields(self) -> dict[str, Any]:
         """Fields of `Config` that make it this local Fisher."""
-        return {"fisher": self.fisher, "block_size": self.block_size}
+        rank = self.rank if self.fisher == "sketch" else None
+        return {"fisher": self.fisher, "block_size": self.block_size, "rank": rank}
 
     @property
     def has_output_side(self) -> bool:
         """Whether the local Fisher is made of gradients of the outputs too."""
         return self.fisher == "kronecker"
+
+    @property
+    def tolerance(self) -> float:
+        """Digits of the metric: one written out with a pseudo-inverse has fewer."""
+        return 1e-9 if self.fisher == "sketch" else 1e-10
 
     def build(self) -> nn.Module:
         """Make the layer."""
@@ -112,6 +123,18 @@ class Case:
                 [self.from_blocks(row) for row in matrices.view(-1, matrices.shape[-1])]
             )
         return matrices.reshape(-1, *matrices.shape[-2:])
+
+    def metric(self, moments: Tensor, damping: float) -> Tensor:
+        """Return what steps are taken in, `[groups, D, D]`, for these moments of the rows."""
+        if self.fisher != "sketch":
+            return moments + damping * torch.eye(moments.shape[-1])
+        omega = self.omega(moments)
+        return torch.stack([sketch_metric_reference(one, omega, damping) for one in moments])
+
+    def omega(self, moments: Tensor) -> Tensor:
+        """Return the columns that a sketch of these moments is made with."""
+        size = moments.shape[-1]
+        return sketch_basis(size, min(self.rank, size), moments.dtype, moments.device)
 
     def from_blocks(self, flat: Tensor) -> Tensor:
         """Return `[D, D]` from blocks one after the other."""

@@ -31,6 +31,10 @@ class RecordedUse:
         """Return `out` with the rule's sum of outer products added."""
         return self.rule.second_moment(self.samples, self.geometry, bias, out)
 
+    def add_sketch(self, bias: bool, omega: Tensor, out: Tensor) -> Tensor:
+        """Return `out` with the rule's sketch added."""
+        return self.rule.sketch(self.samples, self.geometry, bias, omega, out)
+
     def add_diagonal(self, bias: bool, out: Tensor) -> Tensor:
         """Return `out` with the rule's sum of squares added."""
         return self.rule.diagonal(self.samples, self.geometry, bias, out)
@@ -49,6 +53,11 @@ class Spy:
         """Remember, then add."""
         self.seen.append(RecordedUse(self.rule, list(samples), tuple(geometry), out))
         return self.rule.second_moment(samples, geometry, bias, out)
+
+    def sketch(self, samples: Any, geometry: Any, bias: bool, omega: Tensor, out: Tensor) -> Tensor:
+        """Remember, then add."""
+        self.seen.append(RecordedUse(self.rule, list(samples), tuple(geometry), out))
+        return self.rule.sketch(samples, geometry, bias, omega, out)
 
     def diagonal(self, samples: Any, geometry: Any, bias: bool, out: Tensor) -> Tensor:
         """Remember, then add."""

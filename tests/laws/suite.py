@@ -5,19 +5,22 @@ from collections.abc import Callable
 from operator import attrgetter
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 import sngd_compile as sngd
 from laws.case import Case
 from laws.subject import ABSOLUTE, RELATIVE, Subject, loss
+from sngd_kernels import TRACE, sketch_basis
+from sngd_kernels.reference import sketch_reference
 
 Law = Callable[[Subject], None]
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
     """Ask for ten digits."""
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance / 10)
 
 
 def rewriting_keeps_the_function(subject: Subject) -> None:
@@ -101,18 +104,18 @@ def descent_is_natural(subject: Subject) -> None:
     named = dict(plain.named_parameters())
     gradient = case.matrix({name: p.grad for name, p in named.items() if p.grad is not None})
     factor, _ = case.moments(plain, case.input())
-    natural = gradient.unflatten(0, (len(factor), -1)) @ damped(factor).inverse()
+    natural = gradient.unflatten(0, (len(factor), -1)) @ damped(case, factor).inverse()
     expected = case.matrix(named) - 0.7 * natural.flatten(0, 1)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.7)
     loss(net(case.input(2))).backward()
     optimizer.step()
-    close(case.matrix(dict(sngd.fold(net).named_parameters())), expected)
+    close(case.matrix(dict(sngd.fold(net).named_parameters())), expected, case.tolerance)
 
 
-def damped(factor: Tensor) -> Tensor:
-    """Add the damping to `[groups, D, D]`, as the options' names say it."""
-    trace = factor.diagonal(dim1=-2, dim2=-1).sum(-1).mean()
-    return factor + (RELATIVE * trace + ABSOLUTE) * torch.eye(factor.shape[-1])
+def damped(case: Case, moments: Tensor) -> Tensor:
+    """Return the damped metric for `[groups, D, D]`, as the options' names say it."""
+    trace = moments.diagonal(dim1=-2, dim2=-1).sum(-1).mean()
+    return case.metric(moments, float(RELATIVE * trace + ABSOLUTE))
 
 
 def factor_is_the_mean_of_the_rows(subject: Subject) -> None:
@@ -143,6 +146,29 @@ def factor_is_the_weighted_moment(subject: Subject) -> None:
     sngd.refresh_(net)
     close(fisher.factor if fisher.factor.dim() == expected.dim() else fisher.factor[None], expected)
     assert fisher.rows_seen == count
+
+
+def factor_is_the_sketch_of_the_rows(subject: Subject) -> None:
+    """The product of the rows' mean moment with the columns, and its trace; nothing else."""
+    case, fisher = subject.case, sngd.fisher_layers(subject.observed)[subject.case.weight]
+    assert fisher.kind == case.fisher
+    moments, count = case.moments(case.build(), case.input())
+    omega = case.omega(moments)
+    expected = torch.stack([sketch_reference(one, omega) for one in moments])
+    torch.testing.assert_close(fisher.factor.view(expected.shape), expected, rtol=1e-12, atol=1e-12)
+    assert fisher.rows_seen == count
+
+
+def root_is_that_of_the_sketch(subject: Subject) -> None:
+    """`R^T R` inverts what stands for the factor, and `metric` is that, after training too."""
+    case = subject.case
+    moments, _ = case.moments(case.build(), case.input())
+    observed = sngd.fisher_layers(subject.observed)[case.weight]
+    close(case.full(observed.metric()), damped(case, moments), case.tolerance)
+    for net in (subject.observed, subject.trained(steps=5)[0]):
+        fisher = sngd.fisher_layers(net)[case.weight]
+        root, metric = fisher.root, fisher.metric()
+        close(root @ metric @ root.mT, torch.eye(root.shape[-1]).expand_as(root))
 
 
 def factor_is_the_jacobians_moment(subject: Subject) -> None:
@@ -180,16 +206,21 @@ def root_whitens_the_factor(subject: Subject) -> None:
         factor = fisher.scale * found + fisher.damping * eye
         close(root_matrix @ factor @ root_matrix.mT, eye.expand_as(factor))
         close(root_matrix.mT @ root_matrix @ factor, eye.expand_as(factor))
-        close(factor, damped(found))
+        close(factor, damped(case, found))
 
 
 def second_moment_is_that_of_the_rows(subject: Subject) -> None:
-    """Law 8: a rule that sums outer products its own way adds those of its rows."""
+    """Law 8: a rule that sums outer products, or sketches, its own way adds those of its rows."""
     for use in subject.uses:
         for bias in (False, True) if use.rule.kind == "shared" else (False,):
             ones = use.rows.new_ones(*use.rows.shape[:-1], int(bias))
             rows = torch.cat([use.rows, ones], -1)
             moment = rows.mT @ rows
             close(use.add_second_moment(bias, torch.ones_like(moment)), 1 + moment)
+            size = moment.shape[-1]
+            omega = sketch_basis(size, min(size, 3), moment.dtype, moment.device)
+            sketch = F.pad(moment @ omega, (0, 0, 0, 1))
+            sketch[TRACE] = moment.diagonal(dim1=-2, dim2=-1).sum(-1)
+            close(use.add_sketch(bias, omega, torch.ones_like(sketch)), 1 + sketch)
             squares = rows.square().sum(-2)
             close(use.add_diagonal(bias, torch.ones_like(squares)), 1 + squares)

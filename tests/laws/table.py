@@ -13,10 +13,12 @@ from laws.suite import (
     descent_is_natural,
     factor_is_the_jacobians_moment,
     factor_is_the_mean_of_the_rows,
+    factor_is_the_sketch_of_the_rows,
     factor_is_the_weighted_moment,
     folding_gives_the_plain_layer,
     refreshing_keeps_the_function,
     rewriting_keeps_the_function,
+    root_is_that_of_the_sketch,
     root_whitens_the_factor,
     second_moment_is_that_of_the_rows,
 )
@@ -36,6 +38,15 @@ OF_THE_FACTOR: tuple[Law, ...] = (
 LAWS = [*product(OF_THE_ROOT, ("cholesky", "symmetric")), *product(OF_THE_FACTOR, ("cholesky",))]
 
 OF_ANY_FACTOR = (*OF_THE_ROOT, factor_is_the_mean_of_the_rows, factor_is_the_jacobians_moment)
+
+OF_A_SKETCH: tuple[Law, ...] = (
+    rewriting_keeps_the_function,
+    refreshing_keeps_the_function,
+    folding_gives_the_plain_layer,
+    descent_is_natural,
+    factor_is_the_sketch_of_the_rows,
+    root_is_that_of_the_sketch,
+)
 
 
 @dataclass(frozen=True)
@@ -70,16 +81,20 @@ class Laws:
 def every_law(cases: Sequence[Case], without: Sequence[Law] = ()) -> pytest.MarkDecorator:
     """Run a test of the argument `laws` for every case and kind of root.
 
-    A case with a full factor comes a second time, with `Config(fisher="diagonal")`.
+    A case with a full factor comes a second time, with `Config(fisher="diagonal")`, and a third
+    time, with `Config(fisher="sketch")`.
     """
     asked = [(law, root) for law, root in LAWS if law not in without]
     of_a_diagonal = [(law, "cholesky") for law in OF_ANY_FACTOR if law not in without]
+    of_a_sketch = [(law, "cholesky") for law in OF_A_SKETCH if law not in without]
     listed: list[Laws] = []
     for case in cases:
         listed += by_root(case, asked)
         if not case.diagonal:
             diagonal = replace(case, fisher="diagonal", diagonal=True, name=f"diagonal {case.name}")
             listed += by_root(diagonal, of_a_diagonal)
+            sketch = replace(case, fisher="sketch", name=f"sketch {case.name}")
+            listed += by_root(sketch, of_a_sketch)
     return parametrized(listed)
 
 

@@ -25,7 +25,7 @@ KEPT = 0.7
 FISHERS = {
     "shared": EVERY_STEP,
     "symmetric": EVERY_STEP.replace(root="symmetric"),
-    "low rank": EVERY_STEP.replace(root="nystrom", rank=2),
+    "sketch": EVERY_STEP.replace(fisher="sketch", rank=2),
     "diagonal": EVERY_STEP.replace(fisher="diagonal"),
     "block": EVERY_STEP.replace(fisher="block", block_size=2),
     "unit": EVERY_STEP.replace(fisher="unit", activation="tanh"),

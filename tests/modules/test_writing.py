@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 FISHERS = {
     "shared": EVERY_STEP,
     "symmetric": EVERY_STEP.replace(root="symmetric"),
-    "low rank": EVERY_STEP.replace(root="nystrom", rank=2),
+    "sketch": EVERY_STEP.replace(fisher="sketch", rank=2),
     "diagonal": EVERY_STEP.replace(fisher="diagonal"),
     "unit": EVERY_STEP.replace(fisher="unit", activation="tanh"),
     "kronecker": EVERY_STEP.replace(fisher="kronecker", damping_rel_trace=1e-2),

@@ -13,7 +13,7 @@ from sngd_compile.config import Config
 from sngd_compile.fisher import transforms, weight_map
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.roots.cholesky import CholeskyRoot
-from sngd_compile.fisher.roots.low_rank import LowRankRoot
+from sngd_compile.fisher.roots.sketch import SketchRoot
 from sngd_compile.fisher.roots.symmetric import SymmetricRoot
 from sngd_compile.layout import Layout
 from sngd_compile.training import refresh
@@ -91,14 +91,21 @@ def root_one_percent_off() -> None:
     wrap_decomposition(lambda damped: damped / 1.01**2)
 
 
-@caught_by(("tests/fisher/roots/test_nystrom.py",))
-def a_tail_of_the_first_gain() -> None:
-    """What a root of low rank leaves out is as steep as its steepest direction."""
+@caught_by(("tests/fisher/test_sketch.py",))
+def a_middle_taken_for_symmetric() -> None:
+    """The gradient of a sketched layer is mapped by `R`, not by `R^T`."""
+    SketchRoot.to_prime, SketchRoot.from_prime = SketchRoot.fold, SketchRoot.unfold
 
-    def apply_to(original: Any, root: LowRankRoot, rows: Any, gains: Any) -> Any:
-        return original(root, rows, gains) + rows * (gains[..., None, :1] - gains[..., None, -1:])
 
-    wrap(LowRankRoot, "_apply_to", apply_to)
+@caught_by(("tests/fisher/test_sketch.py",))
+def a_tail_of_the_damping_alone() -> None:
+    """What a sketch leaves out has no eigenvalues: the trace counts for nothing."""
+
+    def decompose(original: Any, damped: Any, roots: Any) -> Any:
+        damped[..., -3, 0] = 0.0
+        return original(damped, roots)
+
+    wrap(SketchRoot, "decompose", decompose)
 
 
 @caught_by(LINEAR)

@@ -82,9 +82,10 @@ def wide() -> nn.Module:
 
 
 @pytest.mark.parametrize("model", [mlp, wide])
-@pytest.mark.parametrize("root", ["cholesky", "symmetric", "denman_beavers", "nystrom"])
-def test_a_refresh_is_exact(root, model, lowered):
-    net = sngd.reconstruct(model(), EVERY_STEP.replace(root=root, rank=3))
+@pytest.mark.parametrize("fisher", ["shared", "sketch"])
+@pytest.mark.parametrize("root", ["cholesky", "symmetric", "denman_beavers"])
+def test_a_refresh_is_exact(root, fisher, model, lowered):
+    net = sngd.reconstruct(model(), EVERY_STEP.replace(root=root, fisher=fisher, rank=3))
     train(net, steps=3)
     net(batch())
     with Products() as products:

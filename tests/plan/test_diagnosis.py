@@ -38,8 +38,11 @@ def test_too_few_rows():
     """Of the first batch, at the first refresh: 7 rows for the 6 and 5 inputs."""
     found = after(EVERY_STEP, steps=1)
     assert found.keys() == {"0.weight", "2.weight"}
-    assert "7 rows seen for 6 inputs" in found["0.weight"]
+    assert "7 rows seen for 6 directions: too few for a full factor" in found["0.weight"]
     assert after(EVERY_STEP.replace(fisher="diagonal"), steps=1) == {}
+    assert after(EVERY_STEP.replace(fisher="sketch", rank=3), steps=1) == {}
+    found = after(EVERY_STEP.replace(fisher="sketch", rank=5), steps=1)
+    assert "7 rows seen for 5 directions: too few for a sketch" in found["0.weight"]
 
 
 def test_a_damping_above_the_factor():

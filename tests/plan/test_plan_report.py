@@ -73,10 +73,10 @@ out.weight   [2, 5]  frozen (requires_grad=False)""",  # noqa: E501
             """\
 reconstructed: 2 weights, 17,183,232 of 17,183,232 elements (100.0 %)
 
-weight           shape         rule    Fisher       state       work/step  work/refresh
----------------------------------------------------------------------------------------
-0.weight + bias  [512, 784]    linear  shared 785   7.05 MiB    314.7 M    1.6 G
-1.weight + bias  [4096, 4096]  linear  shared 4097  192.08 MiB  68.7 G     332.1 G""",
+weight           shape         rule    Fisher                  state      work/step  work/refresh
+-------------------------------------------------------------------------------------------------
+0.weight + bias  [512, 784]    linear  sketch 785 of rank 48   460.0 KiB  77.1 M     236.7 M
+1.weight + bias  [4096, 4096]  linear  sketch 4097 of rank 48  2.27 MiB   3.2 G      9.7 G""",
         )
 
     def test_nothing_to_reconstruct(self):

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from laws import conv_rows, linear_rows
 from sngd_compile import Config
+from sngd_kernels import sketch_basis
+from sngd_kernels.reference import sketch_metric_reference
 from theorem.networks import Gain
 
 
@@ -96,6 +98,13 @@ class Layer:
             if self.module.bias is not None and len(number) > 1:
                 number[-1] = number[-2]
             factor = factor * (number[:, None] == number)
+        if config.fisher == "sketch":
+            size = factor.shape[-1]
+            columns = min(config.rank or size, size)
+            omega = sketch_basis(size, columns, factor.dtype, factor.device)
+            approximations = [sketch_metric_reference(g, omega, float(damping)) for g in factor]
+            self.inverse = torch.linalg.inv(torch.stack(approximations))
+            return
         self.inverse = torch.linalg.inv(factor + damping * torch.eye(factor.shape[-1]))
 
 

@@ -55,6 +55,13 @@ SETTINGS = [
         parts=(4, 7, 2),
         config={"fisher": "block", "block_size": 2, "root": "symmetric"},
     ),
+    Setting(name="sketch", sgd=HEAVY_BALL, config={"fisher": "sketch", "rank": 4}),
+    Setting(
+        name="sketch-micro-batches",
+        sgd=HEAVY_BALL,
+        parts=(4, 7, 2),
+        config={"fisher": "sketch", "rank": 2},
+    ),
     Setting(name="unit", sgd=HEAVY_BALL, config={"fisher": "unit"}),
     Setting(
         name="unit-symmetric-micro-batches",
@@ -69,7 +76,7 @@ SETTINGS = [
             clip=1.0,
             config={"fisher": fisher, "block_size": 3, "over_outputs": "mean", "damping_abs": 0.01},
         )
-        for fisher in ("shared", "diagonal", "block", "unit")
+        for fisher in ("shared", "diagonal", "block", "unit", "sketch")
     ),
     Setting(name="thin", sgd=HEAVY_BALL, config={"observe_every": 3, "early_observations": (1,)}),
     Setting(name="unseen", sgd=HEAVY_BALL, config={"observe_every": 9, "refresh_every": 2}),

@@ -142,30 +142,63 @@ class FisherKind:
     ) -> tuple[Damped, ...]:
         """Return `scale G + damping` part by part; () for a factor of zeros, undamped.
 
-        float32 serves while the damping bounds the condition number by 1e4, float64 beyond that.
-
         Args:
             spec: Of the layer.
             factor: G.
             outputs: The output side, of a kind that has one.
             config: With the strength of the damping.
         """
-        trace = _trace([self.diagonal(part) for part in self.parts(spec, factor)]) * spec.scale
-        damping = config.damping_rel_trace * trace + config.damping_abs
-        if damping == 0.0 and trace == 0.0:
+        strength = self.strength(spec, factor, config)
+        if strength is None:
             return ()
-        # The residual of a root grows as the condition number times the rounding of its dtype.
-        narrow = factor.dtype == torch.float32 and damping >= 1e-4 * trace
-        dtype = torch.float32 if narrow else torch.float64
+        damping, dtype = strength
         parts = self.parts(spec, torch.mul(factor.to(dtype), spec.scale))
         for part in parts:
             self.diagonal(part).add_(damping)
         return tuple((part, damping) for part in parts)
 
+    def trace(self, spec: FisherSpec, factor: Tensor) -> float:
+        """Return the trace of a factor from the diagonals of its parts, for groups their mean."""
+        diagonals = [self.diagonal(part) for part in self.parts(spec, factor)]
+        groups = diagonals[-1][..., 0].numel()
+        return sum(float(diagonal.sum(-1).double().sum()) for diagonal in diagonals) / groups
+
+    def strength(
+        self, spec: FisherSpec, factor: Tensor, config: Config
+    ) -> tuple[float, torch.dtype] | None:
+        """Return the damping of `scale G` and the dtype its root is found in; None without either.
+
+        float32 serves while the damping bounds the condition number by 1e4, float64 beyond that.
+        """
+        trace = self.trace(spec, factor) * spec.scale
+        damping = config.damping_rel_trace * trace + config.damping_abs
+        if damping == 0.0 and trace == 0.0:
+            return None
+        # The residual of a root grows as the condition number times the rounding of its dtype.
+        narrow = factor.dtype == torch.float32 and damping >= 1e-4 * trace
+        return damping, torch.float32 if narrow else torch.float64
+
     def largest_eigenvalue(self, factor: Tensor) -> Tensor | None:
         """Bound the largest eigenvalue of a factor from above, `[*]`; None where nothing does."""
         norm: Tensor = torch.linalg.matrix_norm(factor)
         return norm
+
+    def large_eigenvalue(self, spec: FisherSpec, factor: Tensor) -> Tensor:
+        """Bound the largest eigenvalue from below, `[*]`: here by `|G|^2 / trace(G)`."""
+        trace = self.diagonal(factor).sum(-1)
+        return factor.square().sum((-2, -1)) / trace.clamp_min(torch.finfo(trace.dtype).tiny)
+
+    def resolved(self, spec: FisherSpec) -> int:
+        """Return how many directions of the inputs the statistics tell apart."""
+        return spec.size
+
+    def metric(self, spec: FisherSpec, root: Root) -> Tensor:
+        """Return `(R^T R)^-1` `[*, D, D]`, of a root over the inputs in float64."""
+        return metric_of(root.matrix())
+
+    def without_bias(self, spec: FisherSpec, moment: Tensor) -> Tensor | None:
+        """Return a sum or a factor of rows without their last 1; None where nothing tells it."""
+        return moment[..., : spec.layout.width, : spec.layout.width]
 
     # ---- the observation
 
@@ -198,6 +231,10 @@ class FisherKind:
 
     # ---- the cost
 
+    def observation_work(self, spec: FisherSpec, rows: int) -> int:
+        """Count the multiply-adds that so many observed rows of one group add."""
+        return rows * spec.size**2 // 2
+
     def factor_widths(self, spec: FisherSpec) -> tuple[int, ...]:
         """Return the rows of each factor over the inputs of one group, without the bias."""
         return (spec.layout.width,)
@@ -211,7 +248,7 @@ class FisherKind:
         elements, root = prod(spec.layout.matrix), ROOTS[spec.root]
         widths = [max(self.factor_widths(spec))]
         widths += [spec.layout.outputs] if self.has_output_side else []
-        return sum(root.step_work(elements, width, spec.rank) for width in widths)
+        return sum(root.step_work(elements, width) for width in widths)
 
     def refresh_work(self, spec: FisherSpec) -> int:
         """Count the multiply-adds of a refresh, about: a Cholesky factor, then w', g', momentum."""
@@ -221,13 +258,13 @@ class FisherKind:
         return self.factor_count(spec) * cubes // 3 + 9 * elements * (max(sizes) + other) // 2
 
 
+def metric_of(root: Tensor) -> Tensor:
+    """Return `(R^T R)^-1` of `R` `[*, D, D]`."""
+    inverse: Tensor = torch.linalg.inv(root)
+    return inverse @ inverse.mT
+
+
 def kind_of(spec: FisherSpec) -> FisherKind:
     """Return what the kind of a local Fisher means."""
     kind: FisherKind = KINDS[spec.kind]
     return kind
-
-
-def _trace(diagonals: Sequence[Tensor]) -> float:
-    """Return the trace of a factor from the diagonals of its parts, for groups their mean."""
-    groups = diagonals[-1][..., 0].numel()
-    return sum(float(diagonal.sum(-1).double().sum()) for diagonal in diagonals) / groups

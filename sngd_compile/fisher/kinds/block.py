@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sngd_compile.fisher.kinds.base import Choice, FisherKind, Uses
+from sngd_compile.fisher.kinds.base import Choice, FisherKind, Uses, metric_of
 from sngd_compile.fisher.roots.base import Root
 from sngd_compile.fisher.roots.block import BlockRoot
 from sngd_compile.fisher.spec import FisherSpec
@@ -77,6 +77,17 @@ class Block(FisherKind):
         """Say nothing: the damping is that of all blocks together."""
         return None
 
+    def metric(self, spec: FisherSpec, root: Root) -> Tensor:
+        """Return the metrics of the blocks along the diagonal, zeros beside them."""
+        blocks = [metric_of(part) for part in matrices(root.matrix(), spec.blocks)]
+        every = zip(*(block.reshape(-1, *block.shape[-2:]) for block in blocks), strict=True)
+        dense = torch.stack([torch.block_diag(*of_group) for of_group in every])
+        return dense.view(*spec.lead, spec.size, spec.size)
+
+    def without_bias(self, spec: FisherSpec, moment: Tensor) -> None:
+        """Say nothing: no frame that is compiled has blocks."""
+        return
+
     def add_rows(
         self,
         spec: FisherSpec,
@@ -94,6 +105,10 @@ class Block(FisherKind):
         """Add to the diagonal of every block."""
         for block in matrices(sum, spec.blocks):
             block.diagonal(dim1=-2, dim2=-1).add_(value)
+
+    def observation_work(self, spec: FisherSpec, rows: int) -> int:
+        """Count half a square for each block."""
+        return rows * sum(size**2 for size in spec.blocks) // 2
 
     def factor_widths(self, spec: FisherSpec) -> tuple[int, ...]:
         """Return the blocks, without the bias."""

@@ -47,6 +47,18 @@ class Diagonal(FisherKind):
         """Return the largest number."""
         return factor.amax(-1)
 
+    def metric(self, spec: FisherSpec, root: Root) -> Tensor:
+        """Return `R^-2`, written out."""
+        return root.matrix().square().reciprocal().diag_embed()
+
+    def resolved(self, spec: FisherSpec) -> int:
+        """Return 0: each number is a mean over rows, and one row gives one."""
+        return 0
+
+    def without_bias(self, spec: FisherSpec, moment: Tensor) -> Tensor:
+        """Leave out the last number."""
+        return moment[..., : spec.layout.width]
+
     def add_rows(
         self,
         spec: FisherSpec,
@@ -58,6 +70,10 @@ class Diagonal(FisherKind):
     ) -> None:
         """Add the squares of the rows."""
         statistics.diagonal(samples, geometry, spec.has_bias, sum)
+
+    def observation_work(self, spec: FisherSpec, rows: int) -> int:
+        """Count one square for each input."""
+        return rows * spec.size
 
     def step_work(self, spec: FisherSpec) -> int:
         """Count one product for each weight, each way."""

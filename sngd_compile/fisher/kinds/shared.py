@@ -1,7 +1,17 @@
 """`E[x~ x~^T]`: one matrix over the inputs of a layer, for all its outputs."""
 
-from sngd_compile.fisher.kinds.base import FisherKind
+from sngd_compile.config import Config
+from sngd_compile.fisher.kinds.base import Choice, FisherKind, Uses
+from sngd_compile.fisher.kinds.sketch import sketched
+from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.registry import register_kind
+
+NARROW = 4
+"""Inputs for each column of a sketch up to which the exact factor costs no more.
+
+A row adds `D^2 / 2` multiply-adds to the one and `2 D l` to the other; an element of the weight
+takes `D / 2` and `2 l` a step, each way.
+"""
 
 
 @register_kind
@@ -12,3 +22,10 @@ class Shared(FisherKind):
     """
 
     name = "shared"
+
+    def choose(self, spec: FisherSpec, uses: Uses) -> Choice | str:
+        """Sketch a factor that is wide; a root that is asked for is one of an exact factor."""
+        rank = uses.config.rank
+        if rank is None or spec.size <= NARROW * rank or uses.config.root != Config.root:
+            return Choice(spec)
+        return Choice(sketched(spec, rank))

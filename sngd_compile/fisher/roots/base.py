@@ -43,6 +43,10 @@ class Root(nn.Module):
     def matrix(self) -> Tensor:
         """Return `R`, shaped like the factor, the bias last."""
 
+    def squared_norm(self) -> Tensor:
+        """Return `|R|^2`, `[*]`, float64."""
+        return self.matrix().double().square().sum((-2, -1))
+
     def output_matrix(self) -> Tensor | None:
         """Return `R_B` `[*, O, O]`, where a root acts on the outputs too."""
         return None
@@ -100,7 +104,7 @@ class RootShape:
         groups: Leading axis; None for none.
         dtype: float32 or float64.
         device: Where the buffers live.
-        rank: Eigenpairs to keep, for a root of low rank.
+        rank: Columns of a sketch.
     """
 
     size: int
@@ -108,7 +112,7 @@ class RootShape:
     groups: int | None
     dtype: torch.dtype
     device: torch.device
-    rank: int = 1
+    rank: int = 0
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -159,13 +163,12 @@ class FactorRoot(Root):
         """Become the root that `decompose` found: its parts, without the axis B."""
 
     @classmethod
-    def step_work(cls, elements: int, width: int, rank: int) -> int:
+    def step_work(cls, elements: int, width: int) -> int:
         """Count the multiply-adds that applying it adds to a step: here, one triangle each way.
 
         Args:
             elements: Of the weight.
             width: D, rows of the factor.
-            rank: As above.
         """
         return elements * width
 

@@ -40,6 +40,10 @@ class BlockRoot(Root):
         head = self.head.matrix().reshape(*tail.shape[:-2], -1)
         return torch.cat([head, tail.flatten(-2)], -1)
 
+    def squared_norm(self) -> Tensor:
+        """Return the sum of the squares of all blocks, `[*]`, float64."""
+        return self.matrix().double().square().sum(-1)
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
         return self._by_block(self.head.fold, self.tail.fold, weight, bias)

@@ -46,6 +46,10 @@ class DiagonalRoot(SelfAdjointRoot):
         """Return the diagonal of `R`, `[*, D]`, the bias last."""
         return self.gain.clone()
 
+    def squared_norm(self) -> Tensor:
+        """Return the sum of the squares, `[*]`, float64."""
+        return self.gain.double().square().sum(-1)
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
         gain = self.gain[..., None, :]

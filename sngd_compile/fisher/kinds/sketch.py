@@ -1,0 +1,150 @@
+"""A sketch of `E[x~ x~^T]`: its product with a few columns, and its trace, for wide layers.
+
+A factor is `[*, D + 1, l]`: `Y = G Omega` in its first D rows, `Omega` `[D, l]` the same
+orthonormal columns for every layer of this D and l, and in its last row the trace of G, first, and
+zeros. Each entry is linear in the rows, so averages, sums over processes and checkpoints need not
+know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sngd_kernels
+from sngd_compile.config import RANK, Config
+from sngd_compile.fisher.kinds.base import Choice, Damped, FisherKind, Uses
+from sngd_compile.fisher.output_side import OutputSide
+from sngd_compile.fisher.roots.base import Root, RootShape
+from sngd_compile.fisher.roots.sketch import SketchRoot
+from sngd_compile.fisher.spec import FisherSpec
+from sngd_compile.fisher.statistics import Statistics
+from sngd_compile.registry import register_kind
+from sngd_kernels import TRACE
+
+SHIFT = 10.0
+"""Rounding of a sketch that is taken for possible, in units of its dtype's and of its norm."""
+
+
+@register_kind
+class Sketch(FisherKind):
+    """What wide layers have by default: nothing of it, nor of its root, is `[D, D]`.
+
+    The metric is the Nystroem approximation of G, and in every direction beside it the mean of
+    what that leaves, with the damping. With l = D it is that of `shared`.
+
+    Source: docs/method.md, sketches. Tested by tests/fisher/test_sketch.py.
+    """
+
+    name = "sketch"
+    factor_words = "a sketch"
+
+    def choose(self, spec: FisherSpec, uses: Uses) -> Choice | str:
+        """Take as many columns as are configured."""
+        return Choice(sketched(spec, uses.config.rank or RANK))
+
+    def factor_bytes(self, spec: FisherSpec) -> int:
+        """Return the memory of `[D + 1, l]`, times the groups."""
+        return prod(self.factor_shape(spec)) * spec.dtype.itemsize
+
+    def factor_text(self, spec: FisherSpec) -> str:
+        """Return D and l, for groups with their number."""
+        return f"{super().factor_text(spec)} of rank {_columns(spec)}"
+
+    def factor_shape(self, spec: FisherSpec) -> tuple[int, ...]:
+        """Return `[*, D + 1, l]`."""
+        return (*spec.lead, spec.size + 1, _columns(spec))
+
+    def first_root(self, spec: FisherSpec, dtype: torch.dtype, device: torch.device) -> Root:
+        """Return the root of a sketch, whatever kind of root is configured."""
+        groups, columns = spec.layout.groups, _columns(spec)
+        return SketchRoot(RootShape(spec.size, spec.has_bias, groups, dtype, device, columns))
+
+    def trace(self, spec: FisherSpec, factor: Tensor) -> float:
+        """Read it, for groups their mean."""
+        return float(factor[TRACE].double().mean())
+
+    def damped(
+        self, spec: FisherSpec, factor: Tensor, outputs: OutputSide | None, config: Config
+    ) -> tuple[Damped, ...]:
+        """Return `[*, D + 3, l]`, what `SketchRoot.decompose` takes, and the damping in it."""
+        strength = self.strength(spec, factor, config)
+        if strength is None:
+            return ()
+        damping, dtype = strength
+        # What the statistics lost when they were summed, a wider dtype does not bring back.
+        rounding = SHIFT * torch.finfo(factor.dtype).eps
+        packed = F.pad(torch.mul(factor.to(dtype), spec.scale), (0, 0, 0, 2))
+        norm = torch.linalg.matrix_norm(packed[..., : spec.size, :])
+        packed[..., -1, 0] = rounding * (norm + damping)
+        packed[..., -2, 0] = damping
+        return ((packed, damping),)
+
+    def largest_eigenvalue(self, factor: Tensor) -> Tensor:
+        """Bound it by the trace."""
+        return factor[TRACE]
+
+    def large_eigenvalue(self, spec: FisherSpec, factor: Tensor) -> Tensor:
+        """Return the largest eigenvalue of `Omega^T G Omega`, `[*]`, which none of G is below."""
+        omega = self._omega(spec, factor)
+        inner = omega.mT @ factor[..., :-1, :]
+        largest: Tensor = torch.linalg.eigvalsh((inner + inner.mT) / 2).amax(-1)
+        return largest
+
+    def resolved(self, spec: FisherSpec) -> int:
+        """Return l."""
+        return _columns(spec)
+
+    def without_bias(self, spec: FisherSpec, moment: Tensor) -> None:
+        """Say that a sketch of fewer rows has other columns."""
+        return
+
+    def add_rows(
+        self,
+        spec: FisherSpec,
+        statistics: Statistics,
+        samples: Sequence[Tensor],
+        outputs: Tensor | None,
+        geometry: Sequence[int],
+        sum: Tensor,
+    ) -> None:
+        """Add the sketch of the rows' second moment."""
+        statistics.sketch(samples, geometry, spec.has_bias, self._omega(spec, sum), sum)
+
+    def add_to_diagonal(self, spec: FisherSpec, sum: Tensor, value: Tensor) -> None:
+        """Add the sketch of a multiple of the identity."""
+        sum[..., :-1, :].add_(self._omega(spec, sum) * value)
+        sum[TRACE].add_(value * spec.size)
+
+    def observation_work(self, spec: FisherSpec, rows: int) -> int:
+        """Count the product with the columns, and the rows' with that."""
+        return 2 * rows * spec.size * _columns(spec)
+
+    def step_work(self, spec: FisherSpec) -> int:
+        """Count two skinny products, each way."""
+        return 4 * prod(spec.layout.matrix) * _columns(spec)
+
+    def refresh_work(self, spec: FisherSpec) -> int:
+        """Count the root, then w', g' and momentum, there and back."""
+        columns, elements = _columns(spec), prod(spec.layout.matrix)
+        root = 3 * spec.size * columns**2 + columns**3
+        return (spec.layout.groups or 1) * root + 12 * elements * columns
+
+    @staticmethod
+    def _omega(spec: FisherSpec, like: Tensor) -> Tensor:
+        return sngd_kernels.sketch_basis(spec.size, _columns(spec), like.dtype, like.device)
+
+
+def sketched(spec: FisherSpec, columns: int) -> FisherSpec:
+    """Return the record of a sketch with at most so many columns."""
+    return replace(spec, kind=Sketch.name, rank=min(columns, spec.size))
+
+
+def _columns(spec: FisherSpec) -> int:
+    """Return l; a use without the bias, which a record may drop, has one row less."""
+    return min(spec.rank, spec.size)
