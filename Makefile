@@ -110,9 +110,8 @@ bench-fishers: $(STAMP)  ## the local Fishers of Config against each other, by s
 reproduce: $(STAMP)  ## the paper's experiments, on one page
 	$(BENCHMARK) paper.reproduce $(ARGS)
 
-bench-layers: $(STAMP)  ## what small layers add to a step, and the fastest way to apply a root
+bench-layers: $(STAMP)  ## what small layers add to a step
 	$(BENCHMARK) steps.small_layers $(ARGS)
-	$(BENCHMARK) micro.triangular
 
 bench-profile: $(STAMP)  ## where the time of a step goes, beside the least it could take
 	$(BENCHMARK) profiling.profile_step $(ARGS)

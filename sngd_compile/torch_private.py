@@ -56,6 +56,11 @@ def stored_values(gradient: Tensor) -> Tensor:
     return gradient._values() if gradient.is_sparse else gradient
 
 
+foreach_mul: Any = torch._foreach_mul
+foreach_addcmul_: Any = torch._foreach_addcmul_
+"""One call for a list of tensors, as optimizers use it; seen on 2.13."""
+
+
 # Autograd and the dispatcher.
 
 OUTSIDE_BACKWARD = -1

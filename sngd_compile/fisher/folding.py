@@ -7,8 +7,9 @@ together.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ from torch import Tensor
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.roots.base import Pair
 from sngd_compile.fisher.weight_map import autocast_off, mapped_in_full, visibly_mapped
+from sngd_compile.torch_private import foreach_addcmul_, foreach_mul
+
+Numbers = tuple[Tensor, Tensor, Tensor]
+Form = tuple[torch.dtype, torch.device, bool]
 
 
 def fold_together(
@@ -87,12 +92,46 @@ def _mapped_together(
     name: str, layers: Sequence[FisherLayer], flat: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """Apply one of `MAPS` to the pairs of layers, `[w, b, w, b, ...]`; to none where w is None."""
-    found: list[Tensor | None] = []
+    found: list[Tensor | None] = [None] * len(flat)
+    channels: dict[Form, list[tuple[int, Numbers]]] = defaultdict(list)
     device = next((half.device.type for half in flat if half is not None), "cpu")
     with autocast_off(device):  # asked once for all of them: small weights take no longer than that
-        for layer, weight, bias in zip(layers, flat[::2], flat[1::2], strict=True):
+        for index, layer in enumerate(layers):
+            weight, bias = flat[2 * index], flat[2 * index + 1]
             if weight is None:
-                found += (None, None)
-            else:
-                found += mapped_in_full(name, layer.root_buffers, layer.spec.layout, weight, bias)
+                continue
+            numbers = layer.root_buffers.channel_numbers()
+            if numbers is not None and weight.dtype is numbers[0].dtype and weight.dim() == 1:
+                channels[weight.dtype, weight.device, bias is None].append((index, numbers))
+                continue
+            root, layout = layer.root_buffers, layer.spec.layout
+            found[2 * index : 2 * index + 2] = mapped_in_full(name, root, layout, weight, bias)
+        for several in channels.values():
+            _map_channels(name, several, flat, found)
     return found
+
+
+def _map_channels(
+    name: str,
+    several: Sequence[tuple[int, Numbers]],
+    flat: Sequence[Tensor | None],
+    found: list[Tensor | None],
+) -> None:
+    """Map weights of one number a channel, as those of normalisations, in a call for all of them.
+
+    The root of a channel is `[[a, 0], [-s, g]]`: `w = a w'`, `b = g b' - s w'`, and for gradients
+    `w = a w' - s b'`, `b = g b'`.
+    """
+    weights = [cast(Tensor, flat[2 * index]) for index, _ in several]
+    inverses, gains, shifts = zip(*(numbers for _, numbers in several), strict=True)
+    mapped = foreach_mul(weights, inverses)
+    biases = [flat[2 * index + 1] for index, _ in several]
+    mapped_biases: Sequence[Tensor | None] = biases
+    if biases[0] is not None:
+        mapped_biases = foreach_mul(biases, gains)
+        if name == "fold":
+            foreach_addcmul_(mapped_biases, weights, shifts, value=-1)
+        else:
+            foreach_addcmul_(mapped, biases, shifts, value=-1)
+    for (index, _), weight, bias in zip(several, mapped, mapped_biases, strict=True):
+        found[2 * index], found[2 * index + 1] = weight, bias

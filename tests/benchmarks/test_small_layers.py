@@ -1,4 +1,4 @@
-"""The benchmarks of small layers and of triangular roots run, and compare what they say."""
+"""The benchmark of small layers runs, and compares what it says."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 import sngd_compile as sngd
 from interleave import CYCLE
-from micro import triangular
 from steps.small_layers import SMALL, WORKLOADS, Workload, measure, trainee
 
 
@@ -33,11 +32,3 @@ def test_only_the_small_layers_are_left_out():
 def test_the_ratio_is_one_of_step_times():
     ratio = measure(TINY, CYCLE)
     assert 0 < ratio.low <= ratio.mean <= ratio.high
-
-
-def test_every_way_to_apply_a_root_is_timed(monkeypatch):
-    monkeypatch.setattr(triangular, "RUNS", 3)
-    shape, *cells = triangular.row(5, 130)
-    assert shape == "5, 130"
-    assert len(cells) == 5
-    assert all(float(cell) >= 0 for cell in cells)

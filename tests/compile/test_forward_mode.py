@@ -6,14 +6,15 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import sngd_compile as sngd
-from sngd_compile.fisher.roots.triangular import BLOCK, FEW
+from sngd_compile.fisher.spec import FEW
 
+WIDE = 131
 pytestmark = pytest.mark.usefixtures("float64", "fresh")
 
 LAYERS = {
-    "on few rows": (lambda: nn.Linear(BLOCK + 3, 4 * FEW), (FEW, BLOCK + 3)),
-    "on rows": (lambda: nn.Linear(BLOCK + 3, 4 * FEW), (2 * FEW, BLOCK + 3)),
-    "on the weight": (lambda: nn.Linear(BLOCK + 3, FEW + 1), (3 * FEW, BLOCK + 3)),
+    "on few rows": (lambda: nn.Linear(WIDE, 4 * FEW), (FEW, WIDE)),
+    "on rows": (lambda: nn.Linear(WIDE, 4 * FEW), (2 * FEW, WIDE)),
+    "on the weight": (lambda: nn.Linear(WIDE, FEW + 1), (3 * FEW, WIDE)),
     "of few outputs": (lambda: nn.Linear(5, 3), (7, 5)),
     "a convolution": (lambda: nn.Conv2d(3, FEW + 1, 3), (2, 3, 5, 6)),
     "recurrent": (lambda: nn.LSTM(5, 6, batch_first=True), (3, 4, 5)),
@@ -37,7 +38,7 @@ def tangent(network: nn.Module, x: Tensor, direction: Tensor) -> Tensor | None:
 def test_tangents_are_those_of_the_folded_network(name, backend):
     build, shape = LAYERS[name]
     net = sngd.reconstruct(build())
-    net(torch.randn(4 * BLOCK, *shape[1:]))
+    net(torch.randn(4 * WIDE, *shape[1:]))
     sngd.refresh_(net).requires_grad_(False)
     x, direction = torch.randn(shape), torch.randn(shape)
     expected = tangent(sngd.fold(net), x, direction)

@@ -51,6 +51,13 @@ class Root(nn.Module):
         """Return `R_B` `[*, O, O]`, where a root acts on the outputs too."""
         return None
 
+    def channel_numbers(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return a, g, s `[C]`, where each of C groups has one weight: roots `[[a, 0], [-s, g]]`.
+
+        None of any other root, and where no such short way is known.
+        """
+        return None
+
     @abstractmethod
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
@@ -164,13 +171,13 @@ class FactorRoot(Root):
 
     @classmethod
     def step_work(cls, elements: int, width: int) -> int:
-        """Count the multiply-adds that applying it adds to a step: here, one triangle each way.
+        """Count the multiply-adds that applying it adds to a step: here, one product each way.
 
         Args:
             elements: Of the weight.
             width: D, rows of the factor.
         """
-        return elements * width
+        return 2 * elements * width
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,6 @@ from torch import Tensor
 
 import sngd_kernels
 from sngd_compile.fisher.roots.base import Change, Decomposition, FactorRoot, Pair, RootShape
-from sngd_compile.fisher.roots.triangular import (
-    multiply,
-    multiply_transposed,
-    solve,
-    solve_between,
-    solve_transposed,
-)
-from sngd_compile.fisher.transforms import carrying_tangents, takes_opaque_ops
 from sngd_compile.registry import register_root
 
 
@@ -32,7 +24,7 @@ class CholeskyRoot(FactorRoot):
 
     With `x~ = (x, 1)`, mean `m = E[x] / g^2` and `g^2 = E[1] + damping` the Schur complement of the
     bias is a damped, centred covariance `C C^T`, and `R x~ = (C^-1 (x - m), 1 / g)`: the local
-    Fisher layer centres and whitens. `C^-1` is triangular, so applying `R` is half of a product.
+    Fisher layer centres and whitens. `C^-1` is triangular.
 
     Args:
         shape: Of the factor.
@@ -85,9 +77,18 @@ class CholeskyRoot(FactorRoot):
         root[..., -1, -1:] = self.gain
         return root
 
+    def channel_numbers(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return the three buffers as vectors, where there is one weight a group."""
+        inverse, gain, shift = self._buffers.values()
+        if inverse is None or inverse.shape[-1] != 1 or inverse.dim() != 3:
+            return None
+        assert gain is not None
+        assert shift is not None
+        return inverse.view(-1), gain.view(-1), shift.view(-1)
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
-        folded = multiply(self.inverse, weight)
+        folded = _times(weight, self.inverse)
         if bias is None:
             return folded, None
         return folded, bias * self.gain - _times_vector(weight, self.shift)
@@ -95,14 +96,14 @@ class CholeskyRoot(FactorRoot):
     def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
         # A solve by the kept inverse: the factor itself is not kept, which saves a matrix a layer.
-        unfolded = solve(self.inverse, weight)
+        unfolded = _solved(weight, self.inverse)
         if bias is None:
             return unfolded, None
         return unfolded, (bias + _times_vector(unfolded, self.shift)) / self.gain
 
     def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
-        prime = multiply_transposed(self.inverse, weight)
+        prime = _times(weight, self.inverse.mT)
         if bias is None:
             return prime, None
         moved = torch.addcmul(prime, bias[..., None], self.shift[..., None, :], value=-1)
@@ -113,7 +114,7 @@ class CholeskyRoot(FactorRoot):
         if bias is not None:
             bias = bias / self.gain
             weight = weight + bias[..., None] * self.shift[..., None, :]
-        return solve_transposed(self.inverse, weight), bias
+        return _solved_transposed(weight, self.inverse), bias
 
     def moves_to(self, new: Any, outputs: int, width: int) -> tuple[Change, Change]:
         """Return how `w'` and its gradient move: by one product of both triangles, or by each.
@@ -137,57 +138,43 @@ class CholeskyRoot(FactorRoot):
         nowhere = torch.device("meta")  # nothing is written that is then replaced
         shape = RootShape(size, self.has_bias, groups, self.inverse.dtype, nowhere)
         between = CholeskyRoot(shape)
-        between.inverse = solve_between(new.inverse, self.inverse)
+        between.inverse = _solved(self.inverse, new.inverse)
         between.shift = (self.shift - _times_vector(between.inverse, new.shift)) / new.gain
         between.gain = self.gain / new.gain
         return between
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
+        whitened = _times(rows, self.inverse.mT)
         if bias is None:
-            return F.linear(multiply_transposed(self.inverse, rows), weight)
-        change = torch.ops.sngd.whiten if takes_opaque_ops() else whiten
-        whitened, scaled = change(rows, bias, self.inverse, self.shift, self.gain)
-        return F.linear(whitened, weight, scaled)
+            return F.linear(whitened, weight)
+        return F.linear(whitened - self.shift, weight, bias * self.gain)
+
+
+def _times(x: Tensor, lower: Tensor) -> Tensor:
+    """Return `x A` for rows `[*, N, K]` and a triangle `[*, K, K]`."""
+    # One weight per output is a number for every group. Where K is larger, the zeros that a product
+    # by blocks would spare are worth less than its calls: wide layers have sketches.
+    return x * lower if lower.shape[-1] == 1 else x @ lower
+
+
+def _solved(x: Tensor, lower: Tensor) -> Tensor:
+    """Return `x A^-1`."""
+    if lower.shape[-1] == 1:
+        return x / lower
+    solved: Tensor = torch.linalg.solve_triangular(lower, x, upper=False, left=False)
+    return solved
+
+
+def _solved_transposed(x: Tensor, lower: Tensor) -> Tensor:
+    """Return `x A^-T`."""
+    if lower.shape[-1] == 1:
+        return x / lower
+    solved: Tensor = torch.linalg.solve_triangular(lower.mT, x, upper=True, left=False)
+    return solved
 
 
 def _times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
     if vector.shape[-1] == 1:
         return (matrix * vector[..., None, :]).squeeze(-1)
     return (matrix @ vector[..., None]).squeeze(-1)
-
-
-def whiten(
-    rows: Tensor, bias: Tensor, inverse: Tensor, shift: Tensor, gain: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return `C^-1 (x - m)` for rows x `[N, K]`, and `b' / g`: one opaque op in a graph."""
-    whitened = multiply_transposed(inverse, rows).sub_(shift)  # nothing else holds it
-    return whitened, bias * gain
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    rows, _, inverse, _, gain = inputs
-    ctx.save_for_backward(rows, inverse, gain)
-
-
-def _backward(ctx: Any, rows_gradient: Tensor, bias_gradient: Tensor) -> tuple[Tensor | None, ...]:
-    rows, inverse, gain = ctx.saved_tensors
-    prime = None
-    if ctx.needs_input_grad[0]:
-        prime = torch.ops.sngd.multiply_blocks(rows_gradient, inverse, False, rows)
-    return prime, bias_gradient * gain, None, None, None
-
-
-def _fake(rows: Tensor, bias: Tensor, *root: Tensor) -> tuple[Tensor, Tensor]:
-    whitened = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    return whitened, torch.empty_like(bias)
-
-
-torch.library.define(
-    "sngd::whiten",
-    "(Tensor rows, Tensor bias, Tensor inverse, Tensor shift, Tensor gain) -> (Tensor, Tensor)",
-    tags=(torch.Tag.flexible_layout,),
-)
-torch.library.impl("sngd::whiten", "default", carrying_tangents(whiten))
-torch.library.register_fake("sngd::whiten", _fake)
-torch.library.register_autograd("sngd::whiten", _backward, setup_context=_keep)
