@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from sngd_kernels import (
-    TRACE,
     KernelError,
     KernelTypeError,
     KernelValueError,
@@ -16,6 +15,7 @@ from sngd_kernels import (
     sketch,
     sketch_basis,
 )
+from sngd_kernels.moments.sketch import TRACE
 from sngd_kernels.reference import (
     conv_second_moment_reference,
     second_moment_reference,
