@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data import DEBIAN_FASHION_MNIST, Dataset, Name, load
 from networks import CharacterGPT, CharacterLSTM, autoencoder, conv_net, resnet
-from workloads import mlp
+from workloads import WORKLOADS, Workload, mlp
 
 Examples = tuple[Tensor, Tensor]
 """Inputs and targets, one row each."""
@@ -185,3 +185,30 @@ TASKS = (
         nn.MSELoss(),
     ),
 )
+
+
+@dataclass(frozen=True)
+class TaskWorkload(Workload):
+    """A task whose steps are timed like those of the other networks."""
+
+    task: Task
+
+    def batches(self) -> Iterator[Examples]:
+        """Its data in a seeded order."""
+        return self.task.batches(self.task.load(), 0)
+
+    @property
+    def criterion(self) -> nn.Module:
+        """Its loss."""
+        return self.task.criterion
+
+
+def of_task(task: Task, bar: float = math.inf) -> Workload:
+    """Time a task; `bar` is the largest step time over plain SGD's wanted."""
+    return TaskWorkload(task.title, task.build, (), task.batch_size, bar, task)
+
+
+BARS = {"conv": 1.10, "resnet": 1.15, "lstm": 1.15, "gpt": 1.15, "autoencoder": 1.40}
+
+TIMED = (*WORKLOADS, *(of_task(task, BARS[task.name]) for task in TASKS if task.name in BARS))
+"""Networks whose steps are timed."""

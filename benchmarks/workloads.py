@@ -63,8 +63,8 @@ def conv_net() -> nn.Module:
 
 
 WORKLOADS = (
-    Workload("MLP 784-512-512-10", mlp, (784,), 256, bar=1.6),
-    Workload("conv net 16-32-32, 28x28", conv_net, (1, 28, 28), 128, bar=1.2),
+    Workload("MLP 784-512-512-10", mlp, (784,), 256, bar=1.35),
+    Workload("conv net 16-32-32, 28x28", conv_net, (1, 28, 28), 128, bar=1.10),
 )
 
 

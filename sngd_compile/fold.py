@@ -10,6 +10,7 @@ from torch import nn
 from sngd_compile.backend.compiled_models import states_of
 from sngd_compile.errors import ModelError
 from sngd_compile.modules.reconstructed import fold_module_, reconstructed_modules
+from sngd_compile.modules.whole_network import forget_forward
 from sngd_compile.training.data_parallel import keep_out_of_broadcast
 from sngd_compile.training.optimizer_hooks import known_optimizers, sites_of
 from sngd_compile.training.refresh import refresh_sites
@@ -49,6 +50,8 @@ def fold_(net: Model) -> Model:
     _require_whole(net)
     for module in reconstructed_modules(net).values():
         fold_module_(module)
+    for part in net.modules():
+        forget_forward(part)
     # The list for DistributedDataParallel names buffers that are gone now.
     keep_out_of_broadcast(net)
     return net

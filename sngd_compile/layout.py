@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Self
 
@@ -20,11 +20,23 @@ class Layout:
         view: Sizes with which the parameter is viewed first.
         order: Permutation of those axes.
         matrix: Sizes in the end, `(O, K)` or `(G, O, K)`.
+
+    Attributes: found once, since a small weight is folded in the time that it takes to find them.
+        keeps_order: Whether the matrices are the elements of the parameter one after another.
+        is_plain: Whether the parameter is such matrices already.
     """
 
     view: tuple[int, ...]
     order: tuple[int, ...]
     matrix: tuple[int, ...]
+    keeps_order: bool = field(init=False, repr=False, compare=False)
+    is_plain: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Find the attributes."""
+        keeps_order = self.order == tuple(range(len(self.order)))
+        object.__setattr__(self, "keeps_order", keeps_order)  # the record is frozen
+        object.__setattr__(self, "is_plain", keeps_order and self.matrix == self.view)
 
     @classmethod
     def plain(cls, shape: Sequence[int], groups: int | None = None) -> Self:
@@ -87,23 +99,18 @@ class Layout:
         """Whether a parameter `[..., K, O]` is laid out as its transpose."""
         return self.order in ((1, 0), (0, 2, 1))
 
-    @property
-    def keeps_order(self) -> bool:
-        """Whether the matrices are the elements of the parameter one after another."""
-        return self.order == tuple(range(len(self.order)))
-
     def matrices(self, parameter: Tensor) -> Tensor:
         """Return the parameter as `[*, O, K]`, a view where that is possible."""
         if self.keeps_order:
             # Asked at every fold: one view, or none, in the place of three calls.
-            same = len(parameter.shape) == 2 and self.matrix == self.view
+            same = self.is_plain and len(parameter.shape) == 2
             return parameter if same else parameter.reshape(self.matrix)
         return parameter.reshape(self.view).permute(self.order).reshape(self.matrix)
 
     def parameter(self, matrices: Tensor, shape: Sequence[int]) -> Tensor:
         """Return `[*, O, K]` in the shape of the parameter."""
         if self.keeps_order:
-            same = self.matrix == self.view == tuple(shape)
+            same = self.is_plain and len(shape) == 2
             return matrices if same else matrices.reshape(tuple(shape))
         sizes = [self.view[axis] for axis in self.order]
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)

@@ -10,6 +10,7 @@ from torch import nn
 from sngd_compile.config import Config
 from sngd_compile.errors import AlreadyReconstructedError, ConfigError, ModelError
 from sngd_compile.modules.reconstructed import reconstruct_, reconstructed_modules
+from sngd_compile.modules.whole_network import watch_forward
 from sngd_compile.plan.planner import Overrides, make_plan
 from sngd_compile.training.data_parallel import keep_out_of_broadcast
 from sngd_compile.training.sharding import sharded_name
@@ -67,6 +68,7 @@ def reconstruct(
     reconstruct_(make_plan(model, config or Config(), overrides or {}))
     # Before anybody wraps it: DistributedDataParallel reads the list when it is made.
     keep_out_of_broadcast(model)
+    watch_forward(model)
     return model
 
 

@@ -9,7 +9,7 @@ do methods that a subclass overrides and calls by `super()`, such as `_apply`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -117,6 +117,19 @@ def flat_names(module: Any) -> list[str]:
 def forward_pre_hooks(module: nn.Module) -> list[Any]:
     """List what runs before each forward of a module, as `weight_norm` does."""
     return list(module._forward_pre_hooks.values())
+
+
+def remove_forward_hooks(module: nn.Module, hooks: Container[Any]) -> None:
+    """Take forward hooks and forward pre-hooks away again, whose handles a copy does not have."""
+    for held in (module._forward_pre_hooks, module._forward_hooks):
+        for number in [number for number, hook in held.items() if hook in hooks]:
+            del held[number]
+            module._forward_hooks_always_called.pop(number, None)
+
+
+def is_replica(module: nn.Module) -> bool:
+    """Say whether a module is one of the copies that DataParallel makes for a forward pass."""
+    return getattr(module, "_is_replica", False) is True
 
 
 # FX and Dynamo.

@@ -3,7 +3,6 @@
 make bench-profile ARGS="--steps 100"
 """
 
-import math
 import os
 import statistics
 from bisect import bisect_right
@@ -16,7 +15,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -26,7 +24,7 @@ from interleave import CYCLE, WARM_UP
 from profiling.profile_report import Profile, save, table
 from profiling.step_floor import multiply_adds_a_second, work_by_group
 from sngd_compile.training import optimizer_hooks as optimizers
-from tasks import TASKS, Examples, Task
+from tasks import TASKS, of_task
 from workloads import WORKLOADS, Workload
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -54,27 +52,6 @@ Milliseconds = dict[str, float]
 
 STUDIED = ("resnet", "gpt", "autoencoder")
 """Tasks of the study whose steps are many small operations."""
-
-
-@dataclass(frozen=True)
-class TaskWorkload(Workload):
-    """A task of the study, profiled like the networks that are timed."""
-
-    task: Task
-
-    def batches(self) -> Iterator[Examples]:
-        """Its data in a seeded order."""
-        return self.task.batches(self.task.load(), 0)
-
-    @property
-    def criterion(self) -> nn.Module:
-        """Its loss."""
-        return self.task.criterion
-
-
-def of_task(task: Task) -> Workload:
-    """Profile a task; no step time is wanted of it, and its batches come from data."""
-    return TaskWorkload(task.title, task.build, (), task.batch_size, math.inf, task)
 
 
 @contextmanager

@@ -29,7 +29,8 @@ from peers import PEERS
 from steps.gate import GateError, check_network
 from steps.memory import fisher_memory, memory_table
 from steps.step_report import Result, Row, save, step_table
-from workloads import WORKLOADS, Workload
+from tasks import TIMED as WORKLOADS
+from workloads import Workload
 
 RESULTS = Path(__file__).parents[1] / "results"
 ALL = (*BUILT_IN, *PEERS)
@@ -46,7 +47,9 @@ def warmed_up(contender: Contender, workload: Workload) -> Trainee | str:
         with warnings.catch_warnings():
             if contender.package:
                 warnings.simplefilter("ignore")
-            trainee = contender.prepare(workload.model(), Recipe(contender.rates[0]))
+            trainee = contender.prepare(
+                workload.model(), Recipe(contender.rates[0], workload.criterion)
+            )
             times = take_turns({contender.name: trainee}, workload.batches(), WARM_UP)
     except Exception as error:
         if contender.package is None:
@@ -60,8 +63,9 @@ def pass_gate(workload: Workload, trainee: Trainee) -> None:
     """Check the network before its first step and after the warm-up; raise GateError."""
     model = workload.model()
     inputs, labels = next(workload.batches())
-    check_network(sngd.reconstruct(model), model, inputs, labels)
-    check_network(trainee.network, sngd.fold(trainee.network), inputs, labels)
+    pairs = (sngd.reconstruct(model), model), (trainee.network, sngd.fold(trainee.network))
+    for network, plain in pairs:
+        check_network(network, plain, inputs, labels, workload.criterion)
 
 
 def measure(workload: Workload, contenders: list[Contender], steps: int) -> Result:

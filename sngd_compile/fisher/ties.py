@@ -30,6 +30,8 @@ class Ties:
         process_group: The processes that train its weight in parallel; None for this one alone.
         is_hooked: Whether loading it is followed up.
         weight_sum: Sum of its weight when it was last looked at, if no change is due since.
+        forward_pass: What the forward pass of its network that is running, or ran last, has folded.
+        is_folded_whole: Whether its weight was folded as a whole in the last forward pass.
     """
 
     copied: ClassVar[bool] = False
@@ -43,6 +45,8 @@ class Ties:
         self.process_group: Any = None
         self.is_hooked = False
         self.weight_sum: float | None = None
+        self.forward_pass: Any = None
+        self.is_folded_whole = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ties:
         """Leave the ties of the original to the original."""

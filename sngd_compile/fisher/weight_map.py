@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from typing import Any, cast
@@ -55,19 +56,19 @@ def mapped(name: str, root: Root, spec: FisherSpec, weight: Tensor, bias: Tensor
     # An op takes plain tensors and strings: so the root goes in as its buffers, and what kind of
     # root that was as the encoded record.
     if takes_opaque_ops() and spec.pays_as_op:
-        opaque = torch.ops.sngd.map_weight(weight, bias, _buffers_of(root), name, spec.encoded)
+        opaque = torch.ops.sngd.map_weight(weight, bias, buffers_of(root), name, spec.encoded)
         return opaque[0], None if bias is None else opaque[1]
     return visibly_mapped(name, root, spec.layout, weight, bias)
 
 
-def _buffers_of(root: nn.Module) -> list[Tensor]:
+def buffers_of(root: nn.Module) -> list[Tensor]:
     """List the buffers of a root and of those in it, in a way that Dynamo traces fast.
 
     No generator: one that is left before its end is closed, which torch 2.14 does not trace.
     """
     buffers = [*cast(Any, root._buffers.values())]
     for child in root._modules.values():
-        buffers += _buffers_of(cast(nn.Module, child))
+        buffers += buffers_of(cast(nn.Module, child))
     return buffers
 
 
@@ -75,29 +76,47 @@ def visibly_mapped(
     name: str, root: Root, layout: Layout, weight: Tensor, bias: Tensor | None
 ) -> Pair:
     """Apply one of `MAPS` as `mapped` does, in a graph too by nodes that a compiler sees."""
-    # An ill-conditioned root multiplies the rounding of what it is applied to: bfloat16 weights
-    # are widened first, and autocast, which would narrow the product again, is off.
-    wide = torch.promote_types(weight.dtype, _buffers_of(root)[0].dtype)
-    pair = as_matrices(layout, weight, bias, wide)
-    device = weight.device.type
+    # Autocast would narrow the products again.
+    with autocast_off(weight.device.type):
+        return mapped_in_full(name, root, layout, weight, bias)
+
+
+def autocast_off(device: str) -> AbstractContextManager[None]:
+    """Return a context without autocast, which costs next to nothing where there is none."""
     if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            found, found_bias = MAPS[name](root, *pair)
-    else:
-        found, found_bias = MAPS[name](root, *pair)
-    changed = _dense(layout.parameter(found, weight.shape).to(weight.dtype))
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+def mapped_in_full(
+    name: str, root: Root, layout: Layout, weight: Tensor, bias: Tensor | None
+) -> Pair:
+    """Apply one of `MAPS` in the dtype of the root or a wider one; the caller has autocast off."""
+    # An ill-conditioned root multiplies the rounding of what it is applied to: bfloat16 weights
+    # are widened first.
+    dtype, wide = weight.dtype, root.dtype
+    # Calls that change nothing are left out here: the maps of small weights take no longer.
+    if dtype is not wide:
+        wide = torch.promote_types(dtype, wide)
+    matrices, vectors = as_matrices(layout, weight, bias, wide)
+    found, found_bias = MAPS[name](root, matrices, vectors)
+    changed = dense(_of_dtype(layout.parameter(found, weight.shape), dtype))
     if bias is None or found_bias is None:
         return changed, None
-    return changed, _dense(found_bias.reshape(bias.shape).to(bias.dtype))
+    return changed, dense(_of_dtype(found_bias.reshape(bias.shape), bias.dtype))
 
 
 def as_matrices(layout: Layout, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Pair:
     """Return a weight as `[*, O, K]` and its bias as `[*, O]`, `*` being the groups axis if any."""
-    vectors = None if bias is None else layout.vectors(bias).to(dtype)
-    return layout.matrices(weight).to(dtype), vectors
+    matrices = _of_dtype(layout.matrices(weight), dtype)
+    return matrices, None if bias is None else _of_dtype(layout.vectors(bias), dtype)
 
 
-def _dense(parameter: Tensor) -> Tensor:
+def _of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
+def dense(parameter: Tensor) -> Tensor:
     """Make a vector contiguous, as a parameter is.
 
     F.batch_norm's backward on a CPU gives wrong gradients for a weight with a stride (seen on
@@ -120,7 +139,7 @@ def map_weight(
 
 def filled_root(spec: FisherSpec, has_bias: bool, buffers: Sequence[Tensor]) -> Root:
     """Return a root that holds these buffers, without a copy."""
-    return cast(Root, _with_buffers(_empty_root(spec, has_bias), iter(buffers)))
+    return cast(Root, with_buffers(_empty_root(spec, has_bias), iter(buffers)))
 
 
 @cache
@@ -130,15 +149,14 @@ def _empty_root(spec: FisherSpec, has_bias: bool) -> Root:
     return kind_of(spec).first_root(spec, torch.float32, torch.device("meta"))
 
 
-def _with_buffers(root: nn.Module, buffers: Iterator[Tensor]) -> nn.Module:
-    """Copy a root, in the order of `_buffers_of`, without what `nn.Module` does for the rest."""
+def with_buffers(root: nn.Module, buffers: Iterator[Tensor]) -> nn.Module:
+    """Copy a root, in the order of `buffers_of`, without what `nn.Module` does for the rest."""
     # `copy.copy` and `deepcopy` take longer than the map of a small weight does, and every fold
     # of every step in a compiled graph comes through here.
     copied = object.__new__(type(root))
     own = {name: next(buffers) for name in root._buffers}
     inner = {
-        name: _with_buffers(cast(nn.Module, child), buffers)
-        for name, child in root._modules.items()
+        name: with_buffers(cast(nn.Module, child), buffers) for name, child in root._modules.items()
     }
     copied.__dict__.update(root.__dict__, _buffers=own, _modules=inner)
     return copied

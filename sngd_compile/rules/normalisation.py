@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import sngd_kernels
 from sngd_compile.layout import Layout
 from sngd_compile.rules.base import Call, Operand, Use
 from sngd_compile.rules.channelwise import ChannelwiseRule, widened
@@ -154,7 +155,12 @@ class BatchNorm(Normalisation):
 
     def of_the_batch(self, activations: Tensor, epsilon: float) -> Tensor:
         """Normalise by the statistics of the input."""
-        return F.batch_norm(activations, None, None, training=True, eps=epsilon)
+        # In steps, since `F.batch_norm` takes a CPU four times as long.
+        channels = activations.flatten(2) if activations.dim() > 2 else activations[..., None]
+        count = max(1, channels.shape[0] * channels.shape[2])
+        centred = channels - channels.sum((0, 2))[:, None] / count
+        squares = sngd_kernels.channel_second_moment(centred, bias=False).flatten()
+        return centred * (squares / count + epsilon).rsqrt()[:, None]
 
 
 @register_rule

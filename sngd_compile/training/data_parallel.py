@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sngd_compile.fisher.layer import ROWS, FisherLayer
 from sngd_compile.fisher.output_side import STEPS
 from sngd_compile.torch_private import IGNORED_BY_DATA_PARALLEL, ORIGINAL_MODULE
-from sngd_compile.training.sharding import group_of, is_sharded
+from sngd_compile.training.sharding import group_of, is_in_process_group, is_sharded
 
 
 def keep_out_of_broadcast(net: nn.Module) -> None:
@@ -42,7 +42,7 @@ def keep_out_of_broadcast(net: nn.Module) -> None:
 
 def find_groups(layers: Iterable[tuple[Tensor, FisherLayer]]) -> None:
     """Remember for each weight's Fisher layer which processes train the weight in parallel."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if not is_in_process_group():
         return
     # The wrapper lies outside of the network, which cannot know it: no module has its parent. This
     # walk is once per binding of an optimizer, not once a step.

@@ -79,6 +79,11 @@ def release_owner(module: nn.Module) -> None:
     _generation += 1
 
 
+def changes_of_owners() -> int:
+    """Count how often a module was reconstructed, copied or folded in this process."""
+    return _generation
+
+
 def known_optimizers() -> list[Optimizer]:
     """Return the optimizers that have stepped parameters of reconstructed modules."""
     return [optimizer for optimizer, binding in _bindings.items() if binding.owns_any]
@@ -201,7 +206,9 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
         for site in _bind(optimizer).sites:
             site.fisher.close_step_(valid=False)
         return
-    due, unobserved, sites = [], [], _bind(optimizer).sites
+    # As before the step: nothing rebinds an optimizer in the middle of its own.
+    known = _bindings.get(optimizer)
+    due, unobserved, sites = [], [], (known or _bind(optimizer)).sites
     warn_of_rejected([site.fisher for site in sites if site.fisher.schedule.observing])
     for site in sites:
         schedule = site.fisher.schedule
@@ -273,7 +280,10 @@ def _one_number(gradients: list[Tensor]) -> Tensor:
     """Return what is not finite if one element is not, in few launches on a GPU."""
     if gradients[0].is_cuda and not any(map(is_sharded, gradients)):
         return get_total_norm(gradients)
-    sums = [whole(g.sum()).float().to(gradients[0].device) for g in gradients]
+    device, dtype = gradients[0].device, gradients[0].dtype
+    sums = [whole(g.sum()) for g in gradients]
+    if any(s.dtype is not dtype or s.device != device for s in sums):
+        sums = [s.float().to(device) for s in sums]
     return torch.stack(sums).sum()
 
 

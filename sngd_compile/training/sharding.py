@@ -19,6 +19,11 @@ def is_sharded(tensor: Tensor | None) -> bool:
     return isinstance(tensor, Tensor) and hasattr(tensor, "placements")
 
 
+def is_in_process_group() -> bool:
+    """Say whether this process is one of several that train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def sharded_name(model: nn.Module) -> str | None:
     """Name a parameter of a model that is sharded; None where none is."""
     return next((name for name, p in model.named_parameters() if is_sharded(p)), None)

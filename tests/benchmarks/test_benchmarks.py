@@ -15,7 +15,8 @@ from contenders import Contender, Recipe, Trainee
 from interleave import CYCLE, Ratio, Times
 from profiling import profile_step, step_floor
 from steps import compiled_step, gate, memory, reconstruct_time, step_time
-from workloads import CLASSES, WORKLOADS, Workload
+from tasks import TIMED
+from workloads import CLASSES, Workload
 
 
 def tiny_mlp() -> nn.Module:
@@ -116,10 +117,10 @@ def test_nothing_is_shown_when_the_network_is_wrong(tmp_path):
 def test_gate_sees_a_gradient_that_is_not_natural():
     model = tiny_mlp()
     network, (inputs, labels) = sngd.reconstruct(model), next(TINY[0].batches())
-    gate.check_network(network, model, inputs, labels)
+    gate.check_network(network, model, inputs, labels, TINY[0].criterion)
     dict(network.named_parameters())["2.weight"].register_hook(lambda gradient: 2 * gradient)
     with pytest.raises(gate.GateError, match=r"2\.weight: its gradient"):
-        gate.check_network(network, model, inputs, labels)
+        gate.check_network(network, model, inputs, labels, TINY[0].criterion)
 
 
 def test_gate_sees_memory_that_explain_left_out():
@@ -127,7 +128,7 @@ def test_gate_sees_memory_that_explain_left_out():
     network, (inputs, labels) = sngd.reconstruct(model), next(TINY[0].batches())
     sngd.fisher_layers(network)["0.weight"].register_buffer("another", torch.zeros(3))
     with pytest.raises(gate.GateError, match=r"0\.weight: explain says \d+ bytes, it takes \d+"):
-        gate.check_network(network, model, inputs, labels)
+        gate.check_network(network, model, inputs, labels, TINY[0].criterion)
 
 
 def test_ratio_compares_cycles():
@@ -136,7 +137,7 @@ def test_ratio_compares_cycles():
 
 
 def test_bars_are_those_of_the_networks_that_are_timed():
-    assert [workload.bar for workload in WORKLOADS] == [1.6, 1.2]
+    assert [workload.bar for workload in TIMED] == [1.35, 1.10, 1.10, 1.15, 1.15, 1.15, 1.40]
 
 
 def test_memory_from_end_to_end():

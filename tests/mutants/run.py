@@ -30,6 +30,7 @@ import diagnosis_bugs
 import fisher_kind_bugs
 import layer_bugs
 import output_bugs
+import pass_bugs
 import root_bugs
 import statistics_bugs
 from bug import BUGS, Bug
@@ -39,6 +40,7 @@ __all__ = [
     "fisher_kind_bugs",
     "layer_bugs",
     "output_bugs",
+    "pass_bugs",
     "root_bugs",
     "statistics_bugs",
 ]

@@ -34,6 +34,11 @@ class Root(nn.Module):
     def sides(self) -> Sequence[FactorRoot]:
         """The roots that are decomposed one by one, in the order of `FisherKind.damped`."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of its numbers."""
+        return next(iter(self.sides[0]._buffers.values())).dtype  # type: ignore[union-attr]
+
     @abstractmethod
     def matrix(self) -> Tensor:
         """Return `R`, shaped like the factor, the bias last."""

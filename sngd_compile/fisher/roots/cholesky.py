@@ -105,7 +105,8 @@ class CholeskyRoot(FactorRoot):
         prime = multiply_transposed(self.inverse, weight)
         if bias is None:
             return prime, None
-        return prime - bias[..., None] * self.shift[..., None, :], bias * self.gain
+        moved = torch.addcmul(prime, bias[..., None], self.shift[..., None, :], value=-1)
+        return moved, bias * self.gain
 
     def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""

@@ -1,0 +1,87 @@
+"""The forward pass of a whole network: its small weights are folded together when it begins."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+import torch
+from torch import nn
+
+from sngd_compile.fisher.forward_pass import ForwardPass, Parameters
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.transforms import are_transforms_active, is_forward_mode
+from sngd_compile.modules.reconstructed import Reconstructed, reconstructed_modules
+from sngd_compile.torch_private import forward_pre_hooks, is_replica, remove_forward_hooks
+from sngd_compile.training.optimizer_hooks import changes_of_owners
+from sngd_compile.training.sharding import is_in_process_group, is_sharded
+
+Member = tuple[ReferenceType[Reconstructed], str, str | None]
+"""A reconstructed module, maybe the network itself, and the names of a weight and its bias."""
+
+_members: WeakKeyDictionary[nn.Module, tuple[int, list[Member]]] = WeakKeyDictionary()
+_running: WeakKeyDictionary[nn.Module, ForwardPass] = WeakKeyDictionary()
+
+
+def watch_forward(network: nn.Module) -> None:
+    """Fold the small weights of a network together in each of its forward passes, once."""
+    if begin_forward not in forward_pre_hooks(network):
+        network.register_forward_pre_hook(begin_forward)
+        network.register_forward_hook(end_forward, always_call=True)
+
+
+def forget_forward(network: nn.Module) -> None:
+    """Undo `watch_forward`."""
+    remove_forward_hooks(network, (begin_forward, end_forward))
+    _members.pop(network, None)
+
+
+def begin_forward(network: nn.Module, inputs: Any) -> None:
+    """Fold the weights that the last forward pass folded one by one."""
+    # A compiler sees each fold where it is and joins them itself; transforms of functions need
+    # to see through them.
+    if torch.compiler.is_compiling() or are_transforms_active() or is_forward_mode():
+        return
+    # Data parallel wrappers send a gradient as soon as it is there: one node for all would make
+    # them wait for the end of the backward pass. Replicas in threads share the Fisher layers.
+    if is_in_process_group() or is_replica(network):
+        return
+    members = _members_of(network)
+    if any(
+        fisher.ties.forward_pass.is_open for fisher, _, _ in members if fisher.ties.forward_pass
+    ):
+        return  # it is a part of a network whose forward pass has begun
+    _running[network] = ForwardPass(members)
+
+
+def end_forward(network: nn.Module, inputs: Any, output: Any) -> None:
+    """Forget what was folded."""
+    if torch.compiler.is_compiling():
+        return
+    running = _running.pop(network, None)
+    if running is not None:
+        running.close()
+
+
+def _members_of(network: nn.Module) -> list[Parameters]:
+    """List the weights of a network that lie here as a whole, each Fisher layer once."""
+    changes = changes_of_owners()
+    known = _members.get(network)
+    if known is None or known[0] != changes:
+        modules = reconstructed_modules(network).values()
+        known = changes, [(ref(module), *names) for module in modules for names in module.names]
+        _members[network] = known
+    found: dict[FisherLayer, Parameters] = {}
+    for reference, weight_name, bias_name in known[1]:
+        module = reference()
+        if module is None:
+            continue
+        # Read anew each time: parameters are replaced, and other code may take them away.
+        weight = module._parameters.get(weight_name)
+        bias = None if bias_name is None else module._parameters.get(bias_name)
+        fisher = module._modules.get(f"{weight_name}_fisher")
+        is_gone = weight is None or (bias_name is not None and bias is None)
+        if weight is None or is_gone or is_sharded(weight) or not isinstance(fisher, FisherLayer):
+            continue
+        found[fisher] = fisher, weight, bias
+    return list(found.values())

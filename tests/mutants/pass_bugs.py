@@ -1,0 +1,51 @@
+"""Bugs in how the weights of a network are folded in one forward pass."""
+
+from typing import Any
+
+from bug import caught_by, wrap
+from sngd_compile.fisher import folding, forward_pass
+from sngd_compile.fisher.forward_pass import ForwardPass
+
+TESTS = ("tests/modules/test_whole_network.py",)
+
+
+@caught_by(TESTS)
+def written_within_a_pass() -> None:
+    """A weight that was folded ahead is taken although it was written to since."""
+    forward_pass._versions = lambda parameters: (0, 0)
+
+
+@caught_by(TESTS)
+def passes_that_do_not_end() -> None:
+    """What a forward pass folded serves the next one too."""
+    ForwardPass.close = lambda self: None
+
+
+@caught_by(TESTS)
+def zeros_for_unused_weights() -> None:
+    """A weight that was folded and not used gets a gradient of zeros."""
+    original = folding._completed
+
+    def completed(shapes: Any, gradients: Any) -> Any:
+        given = original(shapes, gradients)
+        known = next(half for half in given if half is not None)
+        pairs = zip(given, shapes, strict=True)
+        return [known.new_zeros(form[0]) if g is None and form else g for g, form in pairs]
+
+    folding._completed = completed
+
+
+@caught_by(TESTS)
+def frozen_with_the_trained() -> None:
+    """Weights that are frozen are folded in the node of those that are trained."""
+    wrap(
+        ForwardPass,
+        "__init__",
+        lambda original, self, wanted: original(self, [_thawed(w) for w in wanted]),
+    )
+
+
+def _thawed(parameters: Any) -> Any:
+    fisher, weight, bias = parameters
+    weight.requires_grad_(True)
+    return fisher, weight, bias
