@@ -20,7 +20,7 @@ from .explain import explain
 from .moments.bag_squared_sum import bag_squared_sum
 from .moments.channel_second_moment import channel_second_moment
 from .moments.second_moment import second_moment
-from .moments.sketch import TRACE, sketch
+from .moments.sketch import sketch
 from .moments.sketch_basis import sketch_basis
 from .moments.squared_sum import squared_sum
 from .moments.token_counts import token_counts
@@ -33,7 +33,6 @@ from .roots.matmul_nt import matmul_nt
 from .roots.sketch_root import SketchRoots, sketch_root_ex
 
 __all__ = [
-    "TRACE",
     "Choice",
     "ConvPath",
     "KernelError",

@@ -15,7 +15,6 @@ _MASK = 2**32 - 1
 _MULTIPLIER = 0x45D9F3B
 
 
-@lru_cache(maxsize=CACHED)
 def sketch_basis(size: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return `Omega` `[D, l]`, orthonormal columns that look random to every matrix in use.
 
@@ -41,6 +40,12 @@ def sketch_basis(size: int, columns: int, dtype: torch.dtype, device: torch.devi
         raise KernelValueError(
             f"columns is {columns}; expected one in [1, {size}]: the basis is orthonormal"
         )
+    return basis_once(size, columns, dtype, device)
+
+
+@lru_cache(maxsize=CACHED)
+def basis_once(size: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Make it, and remember it."""
     # A basis made in inference mode would be refused by every later training step.
     with torch.inference_mode(False), torch.no_grad():
         numbers = torch.arange(size, dtype=torch.int64, device="cpu")

@@ -10,7 +10,8 @@ import sngd_compile as sngd
 from api import EVERY_STEP, apart, train
 from sngd_compile import Config, ConfigError, ModelError, SngdWarning
 from sngd_compile.fisher.kinds.base import kind_of
-from sngd_kernels import TRACE, sketch_basis
+from sngd_kernels import sketch_basis
+from sngd_kernels.moments.sketch import TRACE
 from sngd_kernels.reference import sketch_metric_reference, sketch_reference
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -12,7 +12,8 @@ from torch.func import functional_call, jacrev
 import sngd_compile as sngd
 from laws.case import Case
 from laws.subject import ABSOLUTE, RELATIVE, Subject, loss
-from sngd_kernels import TRACE, sketch_basis
+from sngd_kernels import sketch_basis
+from sngd_kernels.moments.sketch import TRACE
 from sngd_kernels.reference import sketch_reference
 
 Law = Callable[[Subject], None]

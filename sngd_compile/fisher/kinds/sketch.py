@@ -25,7 +25,7 @@ from sngd_compile.fisher.roots.sketch import SketchRoot
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.statistics import Statistics
 from sngd_compile.registry import register_kind
-from sngd_kernels import TRACE
+from sngd_kernels.moments.sketch import TRACE
 
 SHIFT = 10.0
 """Rounding of a sketch that is taken for possible, in units of its dtype's and of its norm."""
