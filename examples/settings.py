@@ -37,12 +37,12 @@ SETTINGS: dict[str, sngd.Config] = {
     "ema_decay=0.995": sngd.Config(ema_decay=0.995),
     'fisher="diagonal"': sngd.Config(fisher="diagonal"),
     'fisher="block"': sngd.Config(fisher="block"),
-    'fisher="unit", max_factor_bytes=2**24': sngd.Config(fisher="unit", max_factor_bytes=2**24),
+    'fisher="unit", memory_budget=2**26': sngd.Config(fisher="unit", memory_budget=2**26),
     'fisher="kronecker"': sngd.Config(fisher="kronecker"),
     'root="symmetric"': sngd.Config(root="symmetric"),
     "Config.paper()": sngd.Config.paper(),
-    'Config.paper(), fisher="unit", max_factor_bytes=2**24': sngd.Config.paper().replace(
-        fisher="unit", max_factor_bytes=2**24
+    'Config.paper(), fisher="unit", memory_budget=2**26': sngd.Config.paper().replace(
+        fisher="unit", memory_budget=2**26
     ),
 }
 

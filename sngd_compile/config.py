@@ -62,14 +62,18 @@ class Config:
         activation: What follows a layer with `fisher="unit"`: "relu", "tanh", "sigmoid", "elu"
             (alpha 1), "gelu" or "silu"; or "auto" to find it in the forward of the
             layer's module or of those around it.
-        max_factor_bytes: Largest full factor, in bytes; above it only the diagonal is kept, and the
-            plan says so; integer >= 0. A Fisher layer holds about three times that.
+        memory_budget: Memory of all Fisher layers of a network together, in bytes; integer >= 0.
+            Where they would take more, the largest give way: exact factors become sketches, then
+            ranks are halved down to 8, then only diagonals are kept, and the plan says so for each
+            weight. With `overrides` a weight gives way while all together are above the budget of
+            its own configuration. With `backend="sngd"` it holds for each frame by itself.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
             the paper's root), or the same by iteration, "denman_beavers", with eigh where it does
             not converge. The trajectory is the same. But for "cholesky", they ask for an exact
-            factor, however wide a layer is. One file in `sngd_compile/fisher/roots/` adds a root.
+            factor, however wide a layer is, while it is within `memory_budget`. One file in
+            `sngd_compile/fisher/roots/` adds a root.
         rank: l, columns of the sketch that a layer keeps whose D is above 4 l; integer >= 1, or
-            None: every factor is exact.
+            None: every factor is exact, while it is within `memory_budget`.
 
     Raises:
         ConfigError: A value is outside its range; the text says which, and the range.
@@ -91,15 +95,14 @@ class Config:
     over_outputs: OverOutputs = "sum"
     block_size: int = 128
     activation: Activation = "auto"
-    # A full factor of 8192 inputs in float32.
-    max_factor_bytes: int = 2**28
+    memory_budget: int = 2**31
     root: str = "cholesky"
     rank: int | None = RANK
 
     def __post_init__(self) -> None:
         """Check every field."""
         least_of = {"refresh_every": 1, "observe_every": 1, "block_size": 1}
-        least_of |= {"seed": 0, "max_factor_bytes": 0}
+        least_of |= {"seed": 0, "memory_budget": 0}
         for name, least in least_of.items():
             _require(
                 self,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import fx, nn
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor, fx, nn
 
 from sngd_compile.backend.compiled_models import COMPILED, parameters_of, plan_of_compiled
 from sngd_compile.backend.parameter_state import state_of
@@ -10,22 +13,45 @@ from sngd_compile.config import Config
 from sngd_compile.errors import shown
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.modules.reconstructed import Reconstructed, reconstructed_modules
-from sngd_compile.plan.planner import Overrides, make_plan, plan_of
+from sngd_compile.plan.budget import keep_to_budget
+from sngd_compile.plan.decision import Decision
+from sngd_compile.plan.planner import Overrides, Settle, make_plan, plan_of
 from sngd_compile.plan.records import Plan, qualified
 from sngd_compile.plan.report import graph_report, plan_report
+from sngd_compile.plan.totals import totals_of
 from sngd_compile.training.diagnosis import notes_of
 
 
 class Explanation:
-    """A plan that prints itself; `sites` and `skips` are its records."""
+    """A plan that prints itself; `sites` and `skips` are its records, one for each weight.
 
-    def __init__(self, plan: Plan) -> None:
-        """Hold the plan."""
+    Attributes:
+        state_bytes: Memory of all Fisher layers, in bytes: of a network that of their buffers, of
+            a model what they will be.
+        work_per_step: Multiply-adds that the roots add to a step, forward and backward, over those
+            of the weights, `3 N O K` for N rows, O outputs and K weights of one output; each root
+            on the cheaper side. N is the mean of the rows that a layer has counted in an observed
+            step, at most `Config.max_rows` of a pass. While no layer has counted any, each layer is
+            taken to have no more rows than outputs, which is the most that a root can add to its
+            layer, and layers count by their elements. Tables that are looked up are left out.
+        reconstructed_share: Elements of the parameters that are reconstructed, over those of all
+            that require a gradient; 0.0 where there are none.
+        observed_share: Elements of the weights (and biases) whose Fisher layer has seen rows, over
+            all that are reconstructed; 0.0 before training.
+    """
+
+    def __init__(self, plan: Plan, layers: Mapping[str, FisherLayer] | None = None) -> None:
+        """Hold the plan, and add it up with the Fisher layers that there are."""
         self.plan, self.sites, self.skips = plan, plan.sites, plan.skips
+        self._totals = totals_of(plan, layers)
+        self.state_bytes = self._totals.state_bytes
+        self.work_per_step = self._totals.work_per_step
+        self.reconstructed_share = self._totals.reconstructed_share
+        self.observed_share = self._totals.observed_share
 
     def __str__(self) -> str:
-        """Return the table: every parameter, its rule and cost, or why it is left."""
-        return plan_report(self.plan)
+        """Return the tables, every parameter with rule and cost or why it is left, and totals."""
+        return plan_report(self.plan, self._totals)
 
 
 class Graphs(dict[str, fx.Graph]):
@@ -51,7 +77,8 @@ def explain(
         overrides: As for `reconstruct`.
 
     Returns:
-        What `print` shows as a table. Work is counted in multiply-adds: the most that a step gets
+        What `print` shows as tables, in which weights that are equal in everything but an index
+        in their names are one line. Work is counted in multiply-adds: the most that a step gets
         from the root, and a refresh.
 
     Raises:
@@ -59,9 +86,9 @@ def explain(
         ConfigError: `config` is none, or an override matches no parameter.
     """
     if isinstance(model, nn.Module) and COMPILED.includes(model):
-        return Explanation(plan_of_compiled(model))
+        return Explanation(plan_of_compiled(model), fisher_layers(model))
     if reconstructed_modules(model):
-        return Explanation(_plan_of_network(model))
+        return Explanation(_plan_of_network(model), fisher_layers(model))
     return Explanation(make_plan(model, Config() if config is None else config, overrides or {}))
 
 
@@ -110,4 +137,46 @@ def _plan_of_network(net: nn.Module) -> Plan:
         for name, module in reconstructed_modules(net).items()
         for site in module.local_sites()
     }
-    return plan_of(net, config_of, class_of).noted(notes)
+    return plan_of(net, config_of, class_of, _as_they_are(net)).noted(notes)
+
+
+def _as_they_are(net: nn.Module) -> Settle:
+    """Return what gives each weight of a network the local Fisher that it has."""
+    layers: dict[Tensor, FisherLayer] = {
+        weight: site.fisher
+        for module in reconstructed_modules(net).values()
+        for site in module.local_sites()
+        if (weight := module._parameters[site.weight_name]) is not None
+    }
+
+    def settle(decisions: Mapping[Tensor, Decision]) -> Mapping[Tensor, Decision]:
+        # The budget says what was lowered and why. But a network that was put together from others
+        # has what each of them got, and nothing is lowered in it now.
+        budgeted = keep_to_budget(decisions)
+        return {
+            weight: _as_it_is(layers[weight], decision, budgeted[weight])
+            if weight in layers
+            else decision
+            for weight, decision in decisions.items()
+        }
+
+    return settle
+
+
+def _as_it_is(fisher: FisherLayer, decided: Decision, budgeted: Decision) -> Decision:
+    """Return which of two decisions a Fisher layer is of; where of neither, what it is."""
+    own = fisher.spec
+    for decision in (decided, budgeted):
+        spec = decision.site.spec
+        if (spec.kind, spec.rank) == (own.kind, own.rank):
+            return decision
+    # Only what the budget changes: dtype and bias are those of the parameters as they are now.
+    spec = replace(
+        decided.site.spec,
+        kind=own.kind,
+        rank=own.rank,
+        blocks=own.blocks,
+        activation=own.activation,
+        scale=own.scale,
+    )
+    return replace(decided, site=replace(decided.site, spec=spec, note=""))

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from sngd_compile.config import Config
 from sngd_compile.errors import shown
 from sngd_compile.fisher.spec import FisherSpec
+from sngd_compile.plan.budget import keep_to_budget
 from sngd_compile.plan.decision import Decision, decide
 from sngd_compile.plan.matching import Findings, Found, Matcher
 from sngd_compile.plan.parameter_uses import Occurrence
@@ -113,7 +114,9 @@ def analyse(module: fx.GraphModule, examples: Sequence[Any], config: Config) -> 
     # a bias joins is a matter of its calls here, not of the module that holds it.
     findings = Findings(None, found, "", matcher.parameters, calls)
     occurrences = {owned[name]: [Occurrence(0, {}, name, findings)] for name in wanted}
-    decisions, reasons = decide(occurrences, dict.fromkeys(occurrences, config))
+    decided, reasons = decide(occurrences, dict.fromkeys(occurrences, config))
+    # Of this frame alone: which others there will be, nobody knows yet.
+    decisions = keep_to_budget(decided)
     joined = {d.bias for d in decisions.values() if d.bias is not None}
     slots, left = [], []
     for name in wanted:

@@ -55,6 +55,13 @@ class Schedule:
             self._write_gate()
         return self.config.is_refreshed(self.steps)
 
+    @property
+    def observed_in_all(self) -> int:
+        """Optimizer steps done that were observed."""
+        every = self.config.observe_every
+        early = (step for step in self.config.early_observations if step % every)
+        return -(-self.steps // every) + sum(step < self.steps for step in early)
+
     def state(self) -> Tensor:
         """Return steps and observed steps, as a tensor that every checkpoint format takes."""
         return torch.tensor([self.steps, self.observed_steps], device="cpu")

@@ -94,7 +94,7 @@ def _candidates(usable: Iterable[Found]) -> Iterable[Candidate]:
 
 
 def _site(kind: str, has_bias: bool, uses: WeightUses) -> Site:
-    """Take the kind that is wanted, another where that is unavailable, a diagonal at the last."""
+    """Take the kind that is wanted, another where that is unavailable."""
     config, dtype = uses.config, uses.weight.dtype
     spec = FisherSpec.of(uses.layout, has_bias, kind, config, dtype)
     choice = kind_of(spec).choose(spec, uses)
@@ -105,15 +105,6 @@ def _site(kind: str, has_bias: bool, uses: WeightUses) -> Site:
         note = f'fisher = "{kind}" is unavailable here; using "{Shared.name}": {choice}'
     else:
         spec, note = choice.spec, choice.note
-    # The diagonal and no blocks: their size would be a choice of metric, which a limit of memory
-    # does not make (decision 13).
-    size, limit = kind_of(spec).factor_bytes(spec), config.max_factor_bytes
-    if size > limit and not spec.is_diagonal:
-        note = (
-            f"{kind_of(spec).factor_words} of {size:,} bytes is above max_factor_bytes = "
-            f"{limit:,}: only its diagonal is kept"
-        )
-        spec = FisherSpec.of(uses.layout, has_bias, Diagonal.name, config, dtype)
     return Site((), tuple(uses.weight.shape), spec, uses.rule, config, note)
 
 

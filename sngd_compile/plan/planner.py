@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from sngd_compile.config import Config
 from sngd_compile.errors import ConfigError, ModelError, PlanError
 from sngd_compile.plan.activation import Surroundings
+from sngd_compile.plan.budget import keep_to_budget
 from sngd_compile.plan.decision import Decision, decide
 from sngd_compile.plan.matching import Findings, find
 from sngd_compile.plan.parameter_uses import Occurrence
@@ -35,6 +36,7 @@ from sngd_compile.plan.records import (
 Overrides = Mapping[str, Config | None]
 ConfigOf = Callable[[list[str]], Config | None]
 ClassOf = Callable[[nn.Module], type[nn.Module]]
+Settle = Callable[[Mapping[Tensor, Decision]], Mapping[Tensor, Decision]]
 
 
 def make_plan(model: nn.Module, config: Config, overrides: Overrides) -> Plan:
@@ -67,15 +69,18 @@ def make_plan(model: nn.Module, config: Config, overrides: Overrides) -> Plan:
     return plan_of(model, config_of, type)
 
 
-def plan_of(model: nn.Module, config_of: ConfigOf, class_of: ClassOf) -> Plan:
+def plan_of(
+    model: nn.Module, config_of: ConfigOf, class_of: ClassOf, settle: Settle = keep_to_budget
+) -> Plan:
     """Plan a model, or read the plan of a reconstructed network back.
 
     Args:
         model: The model.
         config_of: All names of a parameter to its configuration, or None to leave it.
         class_of: The class whose forward a module runs.
+        settle: What the decisions for single weights become once all of them are known.
     """
-    planner = _Planner(model, config_of, class_of)
+    planner = _Planner(model, config_of, class_of, settle)
     for name, module in model.named_modules():
         if any(parameter is not None for parameter in module._parameters.values()):
             planner.add(name, module, class_of(module))
@@ -96,11 +101,13 @@ class _Owner:
 class _Planner:
     """Collect what every module does with its parameters, then decide for each parameter once."""
 
-    def __init__(self, model: nn.Module, config_of: ConfigOf, class_of: ClassOf) -> None:
+    def __init__(
+        self, model: nn.Module, config_of: ConfigOf, class_of: ClassOf, settle: Settle
+    ) -> None:
         self.owners: list[_Owner] = []
         self.occurrences: dict[Tensor, list[Occurrence]] = defaultdict(list)
         self.tied = tied_names(model)
-        self.config_of = config_of
+        self.config_of, self.settle = config_of, settle
         self.surroundings = Surroundings(model, class_of)
 
     def add(self, name: str, module: nn.Module, module_class: type[nn.Module]) -> None:
@@ -119,7 +126,8 @@ class _Planner:
     def plan(self) -> Plan:
         """Decide for every parameter."""
         configs = {p: self.config_of(names) for p, names in self.tied.items()}
-        decisions, reasons = decide(self.occurrences, configs)
+        decided, reasons = decide(self.occurrences, configs)
+        decisions = self.settle(decided)
         local: dict[int, list[tuple[Site, Place]]] = defaultdict(list)
         joined: set[Tensor] = set()
         for weight, decision in decisions.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import fx, nn
@@ -161,9 +162,7 @@ class Site:
     @property
     def state_bytes(self) -> int:
         """Memory of the Fisher layer's buffers."""
-        # From the layer itself, so that the plan cannot disagree with it, and without its memory.
-        layer = self.fisher_layer(torch.device("meta"))
-        return sum(buffer.nbytes for buffer in layer.buffers())
+        return state_bytes(self.spec)
 
     @property
     def step_work(self) -> int:
@@ -224,6 +223,27 @@ class Plan:
             for module in self.modules
         ]
         return Plan(tuple(modules))
+
+
+@lru_cache(maxsize=4096)  # a network has few shapes, and a budget asks for each many times
+def state_bytes(spec: FisherSpec) -> int:
+    """Return the memory of a Fisher layer's buffers."""
+    # From the layer itself, so that the plan cannot disagree with it, and without its memory.
+    layer = FisherLayer("", spec, Config(), torch.device("meta"))
+    return sum(buffer.nbytes for buffer in layer.buffers())
+
+
+def fisher_text(spec: FisherSpec) -> str:
+    """Return kind, number and size of the factors of a local Fisher."""
+    return f"{spec.kind} {kind_of(spec).factor_text(spec)}"
+
+
+def bytes_text(number: int) -> str:
+    """Return a number of bytes in KiB, MiB or GiB."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number / 2**10:.1f} KiB"
 
 
 def noted_together(*texts: str) -> str:

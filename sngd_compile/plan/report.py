@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from torch import fx
 
 from sngd_compile.errors import shown
-from sngd_compile.fisher.kinds.base import kind_of
-from sngd_compile.plan.records import Plan, Site
+from sngd_compile.plan.records import Plan, Site, bytes_text, fisher_text
+from sngd_compile.plan.totals import Totals, totals_of
+
+Row = tuple[str, ...]
+"""The cells of a line."""
 
 
-def plan_report(plan: Plan) -> str:
-    """Return a plan as a table: every parameter, its rule and cost, or why it is left."""
+def plan_report(plan: Plan, totals: Totals | None = None) -> str:
+    """Return a plan as tables: every parameter, its rule and cost, or why it is left; and in all.
+
+    Args:
+        plan: The plan.
+        totals: Of a network whose Fisher layers are there; None for what the plan adds up to.
+    """
     total = sum(site.parameter_count for site in plan.sites)
     kept = sum(_elements(skip.shape) for skip in plan.skips)
     if total + kept == 0:
@@ -27,16 +36,17 @@ def plan_report(plan: Plan) -> str:
     ]
     if plan.sites:
         header = ("weight", "shape", "rule", "Fisher", "state", "work/step", "work/refresh")
-        parts.append(_table([header, *(_site_row(site) for site in plan.sites)]))
+        parts.append(_table([header, *_grouped(map(_site_row, plan.sites))]))
     noted = [(site.name, site.note) for site in plan.sites if site.note]
     if noted:
         parts.append(f"notes on {len(noted)} of them")
-        parts.append(_table([("weight", "note"), *noted]))
+        parts.append(_table([("weight", "note"), *_grouped(noted)]))
     if plan.skips:
         rows = [(skip.name, _shape(skip.shape), skip.reason) for skip in plan.skips]
         left = _plural(len(rows), "parameter")
         parts.append(f"left as they are: {left}, {_plural(kept, 'element')}")
-        parts.append(_table([("parameter", "shape", "reason"), *rows]))
+        parts.append(_table([("parameter", "shape", "reason"), *_grouped(rows)]))
+    parts.append(_totals_text(totals or totals_of(plan)))
     return "\n\n".join(parts)
 
 
@@ -56,11 +66,85 @@ def difference_report(before: str, after: str) -> str:
     return "\n".join(line for line in difflib.ndiff(old, new) if not line.startswith("? "))
 
 
-def _site_row(site: Site) -> tuple[str, ...]:
+def _totals_text(totals: Totals) -> str:
+    """Return the last block: what all of it costs, and how much of the network it covers."""
+    ratio = 100 * totals.work_per_step
+    work = f"{ratio:.0f} %" if ratio >= 100 else f"{ratio:.3g} %"
+    lines = [f"The Fisher layers take {bytes_text(totals.state_bytes)} in all."]
+    if totals.budget is not None:
+        lines.append(
+            f"That is above memory_budget = {totals.budget:,} bytes: "
+            "raise it, or leave weights out with overrides."
+        )
+    if totals.is_observed:
+        lines.append(f"The roots add {work} to the multiply-adds of a step, at the rows observed.")
+    else:
+        lines.append(
+            f"The roots add up to {work} to the multiply-adds of a step, "
+            "less where a layer has more rows than outputs."
+        )
+    share = f"{100 * totals.reconstructed_share:.1f} %"
+    lines.append(f"Of all elements that require a gradient {share} are reconstructed.")
+    if totals.is_trained:
+        seen = f"{100 * totals.observed_share:.1f} %"
+        lines.append(f"Of those {seen} have Fisher layers that have seen rows.")
+    return "\n".join(lines)
+
+
+def _grouped(rows: Iterable[Row]) -> list[Row]:
+    """Return rows that are equal but for an index in the name, their first cell, as one.
+
+    The range of the index stands in its place, and behind the name how many weights there are. A
+    line stands where the first of them would.
+    """
+    found = [(name.split("."), 1, rest) for name, *rest in rows]
+    # From the innermost index out: experts in layers, all alike, become one line with two ranges.
+    for depth in reversed(range(max((len(parts) for parts, _, _ in found), default=0))):
+        alike: dict[object, list[tuple[list[str], int, list[str]]]] = defaultdict(list)
+        for row in found:
+            parts, count, rest = row
+            around = (*parts[:depth], None, *parts[depth + 1 :])
+            is_index = depth < len(parts) and _is_index(parts[depth])
+            alike[(around, count, *rest) if is_index else id(row)].append(row)
+        found = [_as_one(group, depth) for group in alike.values()]
+    return [
+        (".".join(parts) + (f"  x{count}" if count > 1 else ""), *rest)
+        for parts, count, rest in found
+    ]
+
+
+def _as_one(
+    group: Sequence[tuple[list[str], int, list[str]]], depth: int
+) -> tuple[list[str], int, list[str]]:
+    """Return rows whose names differ in one index as the one that has its range."""
+    parts, count, rest = group[0]
+    if len(group) == 1:
+        return parts, count, rest
+    indices = _range(sorted(int(parts[depth]) for parts, _, _ in group))
+    return [*parts[:depth], indices, *parts[depth + 1 :]], count * len(group), rest
+
+
+def _is_index(part: str) -> bool:
+    # As `ModuleList` writes it: a key "01" of a `ModuleDict` would not come back as it is.
+    return part.isdecimal() and str(int(part)) == part
+
+
+def _range(numbers: Sequence[int]) -> str:
+    """Write increasing numbers as `{0..31}`, with a step as `{0..30..2}`, others one by one."""
+    first, last, step = numbers[0], numbers[-1], numbers[1] - numbers[0]
+    if list(numbers) == [*range(first, last + 1, step)]:
+        if step == 1:
+            return f"{{{first}..{last}}}"
+        if len(numbers) > 2:
+            return f"{{{first}..{last}..{step}}}"
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
+def _site_row(site: Site) -> Row:
     name = site.name + ("" if site.bias_name is None else f" + {site.bias_name}")
-    fisher = f"{site.kind} {kind_of(site.spec).factor_text(site.spec)}"
     work = (_count(site.step_work), _count(site.refresh_work))
-    return (name, _shape(site.shape), site.rule, fisher, _bytes(site.state_bytes), *work)
+    state = bytes_text(site.state_bytes)
+    return (name, _shape(site.shape), site.rule, fisher_text(site.spec), state, *work)
 
 
 def _assignment(node: fx.Node) -> str:
@@ -102,10 +186,6 @@ def _elements(shape: Iterable[int]) -> int:
     for extent in shape:
         total *= extent
     return total
-
-
-def _bytes(number: int) -> str:
-    return f"{number / 2**20:.2f} MiB" if number >= 2**20 else f"{number / 2**10:.1f} KiB"
 
 
 def _count(number: int) -> str:

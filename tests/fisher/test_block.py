@@ -130,11 +130,12 @@ def test_the_plan_prints_number_and_size_of_the_blocks():
 def test_the_plan_says_where_a_block_is_not_what_was_asked():
     wide = sngd.explain(nn.Conv2d(3, 2, 5), Config(fisher="block", block_size=7)).sites[0]
     assert "cut through channels" in wide.note
-    config = Config(fisher="block", block_size=10, max_factor_bytes=7000)
+    config = Config(fisher="block", block_size=10, memory_budget=7000)
     site = sngd.explain(nn.Linear(100, 2), config).sites[0]
     assert site.kind == "diagonal"
-    assert "a factor in blocks of 8,168 bytes is above max_factor_bytes" in site.note
-    fits = config.replace(max_factor_bytes=9000)
+    assert "block 9 x 10 + 11" in site.note
+    assert "gave way to diagonal 101" in site.note
+    fits = config.replace(memory_budget=27000)
     assert sngd.explain(nn.Linear(100, 2), fits).sites[0].kind == "block"
     table = sngd.explain(nn.Embedding(50, 3), config).sites[0]
     assert table.kind == "diagonal"

@@ -28,7 +28,6 @@ FALLBACKS = [
     (nn.LSTM(3, 4), "its module's forward runs as written", CONFIG),
     (Tied(), "the rule embedding|uses is transposed", CONFIG),
     (nn.Linear(3, 4, dtype=torch.float16), "use bfloat16", CONFIG),
-    (nn.Linear(3, 40), "above max_factor_bytes", CONFIG.replace(max_factor_bytes=1000)),
 ]
 
 

@@ -180,15 +180,19 @@ def test_a_given_activation_is_taken_as_it_is():
     assert found["weight"] == ("gelu", "its units are gelu: as configured")
 
 
-def test_factors_above_the_limit_are_shared_and_then_diagonal():
+def test_factors_above_the_budget_are_shared_and_then_diagonal():
     model = nn.Sequential(nn.Linear(9, 7), nn.ReLU())
+    units, shared = (sngd.explain(model, c).state_bytes for c in (UNIT, Config()))
     kinds, notes = [], []
-    for limit in (2800, 2799, 399):
-        (site,) = sngd.explain(model, UNIT.replace(max_factor_bytes=limit)).sites
+    for budget in (units, units - 1, shared - 1):
+        (site,) = sngd.explain(model, UNIT.replace(memory_budget=budget)).sites
         kinds.append(site.kind)
         notes.append(site.note)
     assert kinds == ["unit", "shared", "diagonal"]
-    assert "7 factors of together 2,800 bytes are above max_factor_bytes = 2,799" in notes[1]
+    assert "its units are" in notes[0]
+    assert "its units are" not in notes[1]
+    assert "unit 7 x 10 (8.2 KiB) gave way to shared 10 (1.2 KiB)" in notes[1]
+    assert f"memory_budget = {units - 1:,}" in notes[1]
 
 
 def test_a_model_compiled_with_the_backend_says_why():

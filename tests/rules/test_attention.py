@@ -134,7 +134,7 @@ def test_the_factor_is_that_of_the_jacobian_of_the_projections(form):
 @pytest.mark.parametrize("kind", ["diagonal", "a few rows"])
 def test_other_statistics_of_sequences_of_two_lengths(kind):
     model, x = Attention("cross"), torch.randn(3, 2, 4)
-    limits = {"max_factor_bytes": 1} if kind == "diagonal" else {}
+    limits = {"memory_budget": 1} if kind == "diagonal" else {}
     net = sngd.reconstruct(model, sngd.Config(max_rows=3 if kind != "diagonal" else None, **limits))
     net(x)
     fisher = sngd.fisher_layers(sngd.refresh_(net))["attention.in_proj_weight"]

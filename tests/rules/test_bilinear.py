@@ -64,9 +64,9 @@ def test_two_inputs_as_the_layer_takes_them():
 
 
 def test_a_large_layer_keeps_the_diagonal():
-    (site,) = sngd.explain(nn.Bilinear(7, 5, 3), Config(max_factor_bytes=100)).sites
+    (site,) = sngd.explain(nn.Bilinear(7, 5, 3), Config(memory_budget=100)).sites
     assert (site.rule, site.kind, site.size) == ("bilinear", "diagonal", 36)
-    net = sngd.reconstruct(nn.Bilinear(7, 5, 3), Config(max_factor_bytes=100, max_rows=None))
+    net = sngd.reconstruct(nn.Bilinear(7, 5, 3), Config(memory_budget=100, max_rows=None))
     pair = torch.randn(4, 7), torch.randn(4, 5)
     net(*pair)
     rows = torch.einsum("ni,nj->nij", *pair).flatten(1)

@@ -85,7 +85,7 @@ class FisherKind:
         has_output_side: Whether the gradients at the outputs are observed too, in the backward.
         measures_outputs: Whether the unit of its steps is that of the outputs, so that
             `Config.over_outputs` has nothing to say.
-        factor_words: What its factor is called where it is too large.
+        factor_words: What its factor is called where too few rows were seen for it.
     """
 
     name: ClassVar[str]
@@ -105,10 +105,6 @@ class FisherKind:
             uses: What else the plan knows of the weight.
         """
         return Choice(spec)
-
-    def factor_bytes(self, spec: FisherSpec) -> int:
-        """Return the memory of the factor over one group's inputs, times the groups."""
-        return (spec.layout.groups or 1) * spec.size**2 * spec.dtype.itemsize
 
     def factor_text(self, spec: FisherSpec) -> str:
         """Return number and size of the factors over the inputs, bias included."""

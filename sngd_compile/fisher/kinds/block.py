@@ -43,11 +43,6 @@ class Block(FisherKind):
         note = f"its {taps} taps are more than block_size: blocks cut through channels"
         return Choice(replace(spec, blocks=blocks), note if cut else "")
 
-    def factor_bytes(self, spec: FisherSpec) -> int:
-        """Return the memory of the blocks."""
-        entries = sum(block**2 for block in spec.blocks)
-        return (spec.layout.groups or 1) * entries * spec.dtype.itemsize
-
     def factor_text(self, spec: FisherSpec) -> str:
         """Return how many blocks there are, of which size, and the last."""
         blocks, groups = spec.blocks, spec.layout.groups

@@ -26,10 +26,6 @@ class Diagonal(FisherKind):
     name = "diagonal"
     is_diagonal = True
 
-    def factor_bytes(self, spec: FisherSpec) -> int:
-        """Return the memory of D numbers a group."""
-        return (spec.layout.groups or 1) * spec.size * spec.dtype.itemsize
-
     def factor_shape(self, spec: FisherSpec) -> tuple[int, ...]:
         """Return `[*, D]`."""
         return (*spec.lead, spec.size)

@@ -30,10 +30,6 @@ class Kronecker(FisherKind):
 
     def choose(self, spec: FisherSpec, uses: Uses) -> Choice | str:
         """Say why the gradients at the outputs cannot be observed, if they cannot."""
-        layout, limit = spec.layout, uses.config.max_factor_bytes
-        bytes_of_factor = (layout.groups or 1) * layout.outputs**2 * 8
-        if bytes_of_factor > limit:
-            return f"a factor of its outputs, {bytes_of_factor:,} bytes, is above max_factor_bytes"
         if uses.dtype == torch.float16:
             return "w' would be as small as the gradients, which float16 cannot hold; use bfloat16"
         reason = uses.hidden_outputs()

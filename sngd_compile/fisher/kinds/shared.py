@@ -25,7 +25,12 @@ class Shared(FisherKind):
 
     def choose(self, spec: FisherSpec, uses: Uses) -> Choice | str:
         """Sketch a factor that is wide; a root that is asked for is one of an exact factor."""
-        rank = uses.config.rank
-        if rank is None or spec.size <= NARROW * rank or uses.config.root != Config.root:
-            return Choice(spec)
-        return Choice(sketched(spec, rank))
+        return Choice(exact_or_sketch(spec, uses.config))
+
+
+def exact_or_sketch(spec: FisherSpec, config: Config) -> FisherSpec:
+    """Return the record of an exact factor, or of a sketch where a layer is wide."""
+    rank = config.rank
+    if rank is None or spec.size <= NARROW * rank or config.root != Config.root:
+        return spec
+    return sketched(spec, rank)

@@ -48,10 +48,6 @@ class Sketch(FisherKind):
         """Take as many columns as are configured."""
         return Choice(sketched(spec, uses.config.rank or RANK))
 
-    def factor_bytes(self, spec: FisherSpec) -> int:
-        """Return the memory of `[D + 1, l]`, times the groups."""
-        return prod(self.factor_shape(spec)) * spec.dtype.itemsize
-
     def factor_text(self, spec: FisherSpec) -> str:
         """Return D and l, for groups with their number."""
         return f"{super().factor_text(spec)} of rank {_columns(spec)}"

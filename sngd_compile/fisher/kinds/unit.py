@@ -35,13 +35,6 @@ class Unit(FisherKind):
 
     def choose(self, spec: FisherSpec, uses: Uses) -> Choice | str:
         """Take the activation that is configured, or the one that follows every call."""
-        units, limit = spec.layout.all_outputs, uses.config.max_factor_bytes
-        bytes_of_factors = units * spec.size**2 * spec.dtype.itemsize
-        if bytes_of_factors > limit:
-            return (
-                f"{units:,} factors of together {bytes_of_factors:,} bytes are above "
-                f"max_factor_bytes = {limit:,}"
-            )
         reason = uses.hidden_outputs()
         found = NextActivation("", reason) if reason else self._activation(uses)
         if not found.activation:

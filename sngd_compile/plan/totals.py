@@ -1,0 +1,122 @@
+"""What a plan costs in all, and how much of a network it covers.
+
+Legend: N rows of a step that a weight multiplies, O outputs, K weights of one output, l columns of
+a sketch, D the side of a factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
+
+from sngd_compile.fisher.kinds.diagonal import Diagonal
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.plan.records import Plan, Site
+from sngd_compile.rules import RULES
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The sums over a plan.
+
+    Args:
+        state_bytes: Memory of all Fisher layers.
+        work_per_step: Multiply-adds that the roots add to a step, as a multiple of those of the
+            plain step's weights. An upper bound where `is_observed` is false.
+        reconstructed_share: Elements that are reconstructed, over those that require a gradient.
+        observed_share: Elements whose Fisher layer has seen rows, over those that are
+            reconstructed.
+        is_observed: Whether any Fisher layer has seen rows.
+        is_trained: Whether there were optimizer steps, or rows.
+        budget: The smallest `Config.memory_budget` of a weight, where `state_bytes` is above it.
+    """
+
+    state_bytes: int
+    work_per_step: float
+    reconstructed_share: float
+    observed_share: float
+    is_observed: bool
+    is_trained: bool
+    budget: int | None
+
+
+def totals_of(plan: Plan, layers: Mapping[str, FisherLayer] | None = None) -> Totals:
+    """Add up a plan.
+
+    Args:
+        plan: Of a model, or of a network.
+        layers: Of a network, the Fisher layer by the name of its weight: what is there counts
+            more than what was planned.
+
+    Source: docs/reading_a_report.md. Tested by tests/plan/test_totals.py.
+    """
+    layers, sites = layers or {}, plan.sites
+    # Several names may share a layer.
+    distinct = {id(layer): layer for layer in layers.values()}.values()
+    planned = sum(site.state_bytes for site in sites)
+    memory = sum(buffer.nbytes for layer in distinct for buffer in layer.buffers())
+    state = memory if layers else planned
+    rows = {site.name: _rows(layers.get(site.name)) for site in sites}
+    counts = {site.name: site.parameter_count for site in sites}
+    wanted = sum(p.numel() for p in _parameters(plan) if p.requires_grad and not is_lazy(p))
+    seen = sum(counts[name] for name, number in rows.items() if number)
+    budgets = [site.config.memory_budget for site in sites]
+    least = min(budgets, default=state)
+    is_observed = any(rows.values())
+    return Totals(
+        state,
+        _work(sites, rows if is_observed else dict.fromkeys(rows, 1.0)),
+        _share(sum(counts.values()), wanted),
+        _share(seen, sum(counts.values())),
+        is_observed,
+        is_observed or any(layer.schedule.steps for layer in distinct),
+        least if least < state else None,
+    )
+
+
+def _work(sites: list[Site], rows: Mapping[str, float]) -> float:
+    """Return what the roots add to a step, over the `3 N O K` of each weight.
+
+    A root acts on the O rows of its weight or on the N rows, whichever are fewer, so of one layer
+    it is `4 l / (3 max(N, O))` for a sketch and `2 D / (3 max(N, O))` for a factor. A layer without
+    rows counts nothing, and with N = 1 the larger is O, whatever a batch brings.
+    """
+    added = plain = 0.0
+    for site in sites:
+        number = rows[site.name]
+        if not _looks_up(site):
+            plain += 3 * number * prod(site.layout.matrix)
+            added += site.step_work * number / max(number, site.layout.outputs)
+    return added / plain if plain else 0.0
+
+
+def _rows(layer: FisherLayer | None) -> float:
+    """Return how many rows of a step a layer has observed on average; 0.0 where there are none.
+
+    The rows of all passes and processes of a step count, at most `Config.max_rows` of a pass.
+    """
+    if layer is None or layer.factor.is_meta:
+        return 0.0
+    return layer.rows_seen / max(1, layer.schedule.observed_in_all)
+
+
+def _looks_up(site: Site) -> bool:
+    """Say whether a weight is a table, of which rows are taken and nothing is multiplied."""
+    if site.rule in RULES:
+        is_table: bool = RULES[site.rule].kind == Diagonal.name
+        return is_table
+    return site.spec.is_diagonal and site.layout.is_transposed
+
+
+def _parameters(plan: Plan) -> Iterator[Parameter]:
+    """Yield every parameter of the planned modules once."""
+    found = (p for owner in plan.modules for p in owner.module.parameters())
+    yield from {id(p): p for p in found}.values()
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
