@@ -68,6 +68,8 @@ def difference_report(before: str, after: str) -> str:
 
 def _totals_text(totals: Totals) -> str:
     """Return the last block: what all of it costs, and how much of the network it covers."""
+    if not totals.state_bytes:
+        return "There are no Fisher layers."
     ratio = 100 * totals.work_per_step
     work = f"{ratio:.0f} %" if ratio >= 100 else f"{ratio:.3g} %"
     lines = [f"The Fisher layers take {bytes_text(totals.state_bytes)} in all."]
@@ -80,8 +82,8 @@ def _totals_text(totals: Totals) -> str:
         lines.append(f"The roots add {work} to the multiply-adds of a step, at the rows observed.")
     else:
         lines.append(
-            f"The roots add up to {work} to the multiply-adds of a step, "
-            "less where a layer has more rows than outputs."
+            f"With few rows the roots add up to {work} to the multiply-adds of a step; "
+            "the more rows, the less."
         )
     share = f"{100 * totals.reconstructed_share:.1f} %"
     lines.append(f"Of all elements that require a gradient {share} are reconstructed.")

@@ -191,7 +191,7 @@ def test_factors_above_the_budget_are_shared_and_then_diagonal():
     assert kinds == ["unit", "shared", "diagonal"]
     assert "its units are" in notes[0]
     assert "its units are" not in notes[1]
-    assert "unit 7 x 10 (8.2 KiB) gave way to shared 10 (1.2 KiB)" in notes[1]
+    assert "unit 7 x 10 (8.0 KiB) gave way to shared 10 (1.2 KiB)" in notes[1]
     assert f"memory_budget = {units - 1:,}" in notes[1]
 
 
