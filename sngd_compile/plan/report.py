@@ -16,6 +16,9 @@ from sngd_compile.plan.totals import Totals, totals_of
 Row = tuple[str, ...]
 """The cells of a line."""
 
+LONGEST_INDEX = 10
+"""Digits from which on a name is no index of a layer."""
+
 
 def plan_report(plan: Plan, totals: Totals | None = None) -> str:
     """Return a plan as tables: every parameter, its rule and cost, or why it is left; and in all.
@@ -127,8 +130,9 @@ def _as_one(
 
 
 def _is_index(part: str) -> bool:
-    # As `ModuleList` writes it: a key "01" of a `ModuleDict` would not come back as it is.
-    return part.isdecimal() and str(int(part)) == part
+    # As `ModuleList` writes it: a key "01" of a `ModuleDict` would not come back as it is, and of
+    # one with thousands of digits Python makes no number.
+    return part.isdecimal() and len(part) < LONGEST_INDEX and str(int(part)) == part
 
 
 def _range(numbers: Sequence[int]) -> str:

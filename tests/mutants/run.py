@@ -31,6 +31,7 @@ import fisher_kind_bugs
 import layer_bugs
 import output_bugs
 import pass_bugs
+import plan_bugs
 import root_bugs
 import statistics_bugs
 from bug import BUGS, Bug
@@ -41,6 +42,7 @@ __all__ = [
     "layer_bugs",
     "output_bugs",
     "pass_bugs",
+    "plan_bugs",
     "root_bugs",
     "statistics_bugs",
 ]

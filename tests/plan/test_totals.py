@@ -265,6 +265,9 @@ def test_layers_that_are_alike_are_one_line():
     assert lines(layers("0", "2")) == ["{0,2}.weight + bias  x2"]
     assert lines(layers("3", "0", "7", "1")) == ["{0,1,3,7}.weight + bias  x4"]
     assert lines(layers("a", "01", "1")) == [f"{n}.weight + bias" for n in ("a", "01", "1")]
+    long = ["1" * 5000, "2" * 5000]
+    assert lines(layers(*long)) == [f"{name}.weight + bias" for name in long]
+    assert lines(layers("²", "٣", "-1"))[-1] == "-1.weight + bias"
     experts = nn.ModuleList([layers("0", "1", "2"), layers("0", "1", "2")])
     assert lines(experts) == ["{0..1}.{0..2}.weight + bias  x6"]
     ragged = nn.ModuleList([layers("0", "1", "2"), layers("0", "1")])

@@ -1,0 +1,41 @@
+"""Bugs in what a plan adds up, and in how it keeps to the budget of memory."""
+
+from typing import Any
+
+from bug import caught_by, wrap
+from sngd_compile.plan import budget, totals
+
+BUDGET, TOTALS = "tests/plan/test_budget.py", "tests/plan/test_totals.py"
+
+
+@caught_by((BUDGET, "-k", "largest or before"))
+def ranks_before_exact_factors() -> None:
+    """Ranks are lowered before exact factors become sketches."""
+    other = {budget.EXACT: budget.RANKS, budget.RANKS: budget.EXACT}
+
+    def steps(original: Any, site: Any, spec: Any, stage: int) -> Any:
+        return original(site, spec, other.get(stage, stage))
+
+    wrap(budget, "_steps", steps)
+
+
+@caught_by((BUDGET, "-k", "halved"))
+def diagonals_at_once() -> None:
+    """A sketch that does not fit becomes a diagonal, whatever its rank."""
+    budget._halved = lambda rank: []
+
+
+@caught_by((TOTALS, "-k", "work or multiplies"))
+def tables_multiply() -> None:
+    """A table that is looked up counts as a product with all of its entries."""
+    totals._looks_up = lambda site: False
+
+
+@caught_by((TOTALS, "-k", "rows_are_those"))
+def rows_of_all_steps() -> None:
+    """The rows of all observed steps count as those of one."""
+
+    def rows(original: Any, layer: Any) -> float:
+        return float(layer.rows_seen) if original(layer) else 0.0
+
+    wrap(totals, "_rows", rows)
