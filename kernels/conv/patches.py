@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..moments.rows import mirror_, upper_product_
+from ..moments.rows import complete_, upper_product_
 from .geometry import ConvGeometry, image_blocks
 
 
@@ -28,7 +28,7 @@ def patch_moment_(out: Tensor, x: Tensor, geometry: ConvGeometry) -> Tensor:
     blocks = image_blocks(x, image_bytes, geometry.groups * group_bytes * geometry.width)
     for i, block in enumerate(blocks):
         upper_product_(out, _patches(block.to(out.dtype), geometry).mT, add=i > 0)
-    return mirror_(out)
+    return complete_(out)
 
 
 def patch_sums(x: Tensor, geometry: ConvGeometry, dtype: torch.dtype) -> Tensor:

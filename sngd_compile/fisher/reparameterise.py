@@ -99,16 +99,24 @@ def local_embedding(
 
     Source: docs/method.md, cost. Law 1 tests it.
     """
-    # A table has far more entries than a batch looks up: the whole fold would cost the most.
+    # A table may have far more entries than a batch looks up: the whole fold would cost the most.
+    if _reads_most(indices, weight_prime):
+        return F.embedding(indices, fold(fisher, weight_prime, None)[0], padding_idx)
+    fisher.ties.is_folded_whole = False
     looked_up = F.embedding(indices, weight_prime, padding_idx)
     wide = torch.promote_types(weight_prime.dtype, fisher.factor.dtype)
     if fisher.spec.is_diagonal and fisher.layout.is_transposed:
         gain = fisher.root_buffers.get_buffer("gain")[indices]
         return (looked_up.to(wide) * gain[..., None]).to(weight_prime.dtype)
-    if indices.numel() >= weight_prime.shape[0]:
-        return F.embedding(indices, fold(fisher, weight_prime, None)[0], padding_idx)
     rows, _ = fisher.root_buffers.fold(looked_up.flatten(0, -2).to(wide), None)
     return rows.view(looked_up.shape).to(weight_prime.dtype)
+
+
+def _reads_most(indices: Tensor, table: Tensor) -> bool:
+    """Say whether so much is looked up that folding all entries costs less."""
+    most: bool = indices.numel() >= table.shape[0]
+    # A guard on a dynamic number of indices would compile every regime anew.
+    return statically_known_true(most) if torch.compiler.is_compiling() else most
 
 
 def _on_rows(fisher: FisherLayer, input: Tensor, weight_prime: Tensor) -> bool:

@@ -91,6 +91,8 @@ class CholeskyRoot(FactorRoot):
         folded = _times(weight, self.inverse)
         if bias is None:
             return folded, None
+        if weight.dim() == 2:
+            return folded, torch.addmv(bias * self.gain, weight, self.shift, alpha=-1)
         return folded, bias * self.gain - _times_vector(weight, self.shift)
 
     def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
@@ -106,6 +108,8 @@ class CholeskyRoot(FactorRoot):
         prime = _times(weight, self.inverse.mT)
         if bias is None:
             return prime, None
+        if weight.dim() == 2:
+            return torch.addr(prime, bias, self.shift, alpha=-1), bias * self.gain
         moved = torch.addcmul(prime, bias[..., None], self.shift[..., None, :], value=-1)
         return moved, bias * self.gain
 

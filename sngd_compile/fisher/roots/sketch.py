@@ -111,13 +111,20 @@ class SketchRoot(FactorRoot):
         self, weight: Tensor, bias: Tensor | None, tail: Tensor, middle: Tensor, sign: int
     ) -> Pair:
         """Return `t (w + sign w B middle B^T)`; the last row of B is the bias's."""
-        basis, tail = self.basis[..., : weight.shape[-1], :], tail[..., None]
-        inner = weight @ basis
+        basis, middle = self.basis, middle * tail[..., None]
+        if bias is not None and weight.dim() == 2:
+            # Without a groups axis every step is one call, which is what small weights take.
+            basis, last = basis[:-1], basis[-1]
+            inner = torch.addr(weight @ basis, bias, last) @ middle
+            changed = torch.addmm(weight * tail, inner, basis.mT, alpha=sign)
+            return changed, torch.addmv(bias * tail, inner, last, alpha=sign)
+        tail = tail[..., None]
         if bias is None:
-            return _plus(weight * tail, inner @ (middle * tail), basis.mT, sign), None
-        last = self.basis[..., -1, :, None]
-        inner = inner + bias[..., None] * last.mT
-        inner = inner @ (middle * tail)
+            inner = weight @ basis @ middle
+            return _plus(weight * tail, inner, basis.mT, sign), None
+        basis, last = basis[..., :-1, :], basis[..., -1, :, None]
+        inner = weight @ basis + bias[..., None] * last.mT
+        inner = inner @ middle
         changed_bias = bias * tail[..., 0] + sign * (inner @ last)[..., 0]
         return _plus(weight * tail, inner, basis.mT, sign), changed_bias
 
