@@ -58,7 +58,8 @@ class SketchRoot(FactorRoot):
             roots: Which will take them.
         """
         images, scalars = damped[..., :-SCALARS, :], damped[..., -SCALARS:, 0].double()
-        omega = sngd_kernels.sketch_basis(*images.shape[-2:], torch.float64, damped.device)
+        size, columns = images.shape[-2:]
+        omega = sngd_kernels.sketch_basis(size, columns, torch.float64, damped.device)
         found = sngd_kernels.sketch_root_ex(images, omega, *scalars.unbind(-1))
         parts = (found.basis, found.middle, found.inverse_middle, found.tail[..., None])
         return Decomposition(tuple(part.to(damped.dtype) for part in parts), found.info)
