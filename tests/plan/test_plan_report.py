@@ -33,9 +33,9 @@ reconstructed: 4 weights, 207 of 217 elements (95.4 %)
 weight              shape      rule         Fisher         state    work/step  work/refresh
 -------------------------------------------------------------------------------------------
 embed.weight        [11, 6]    embedding    diagonal 11    0.2 KiB  132        396
-conv.weight + bias  [8, 3, 3]  convolution  shared 2 x 10  2.3 KiB  648        3.4 k
-norm.weight + bias  [8]        batch_norm   shared 8 x 2   0.4 KiB  8          38
-head.weight + bias  [5, 8]     linear       shared 9       1.0 KiB  320        1.6 k
+conv.weight + bias  [8, 3, 3]  convolution  shared 2 x 10  2.3 KiB  1.3 k      3.4 k
+norm.weight + bias  [8]        batch_norm   shared 8 x 2   0.4 KiB  16         38
+head.weight + bias  [5, 8]     linear       shared 9       1.0 KiB  640        1.6 k
 
 left as they are: 1 parameter, 10 elements
 
@@ -54,8 +54,8 @@ reconstructed: 3 weights, 162 of 217 elements (74.7 %)
 weight              shape      rule         Fisher         state    work/step  work/refresh
 -------------------------------------------------------------------------------------------
 embed.weight        [11, 6]    embedding    diagonal 11    0.2 KiB  132        396
-conv.weight + bias  [8, 3, 3]  convolution  shared 2 x 10  2.4 KiB  648        3.4 k
-norm.weight + bias  [8]        batch_norm   shared 8 x 2   0.4 KiB  8          38
+conv.weight + bias  [8, 3, 3]  convolution  shared 2 x 10  2.4 KiB  1.3 k      3.4 k
+norm.weight + bias  [8]        batch_norm   shared 8 x 2   0.4 KiB  16         38
 
 left as they are: 3 parameters, 55 elements
 
