@@ -13,6 +13,7 @@ PANEL = 64
 # Weighted rows laid out at a time for the moments of units.
 UNIT_BYTES = 32 * 2**20
 
+# A product of halves is exact in float32, and may be infinite in float16: that of 300 with itself.
 ACCUMULATION_DTYPE = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
@@ -124,6 +125,7 @@ def mirror_(matrices: Tensor) -> Tensor:
     """Copy the upper triangle of each of `matrices` `[groups, D, D]` onto the lower one."""
     for start, stop in _panels(matrices):
         diagonal = matrices[:, start:stop, start:stop]
+        # A block on the diagonal was multiplied as a whole, and may be asymmetric by rounding.
         diagonal.copy_(diagonal.triu() + diagonal.triu(1).mT)
         matrices[:, stop:, start:stop] = matrices[:, start:stop, stop:].mT
     return matrices

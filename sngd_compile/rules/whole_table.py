@@ -28,6 +28,7 @@ class WholeTable(Embedding):
     def match(self, call: Call) -> Use | str:
         """Take a table `[1, ..., V, E]` whose columns are not repeated."""
         table, sizes = call.parameter("table"), call.arguments["sizes"]
+        # Both methods take their sizes one by one or as one sequence.
         sizes = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
         entries_last = table is not None and table.dim() >= 2 and prod(table.shape[:-2]) == 1
         if not isinstance(call.arguments["table"], Tensor) or table is None or not entries_last:

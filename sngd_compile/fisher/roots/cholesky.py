@@ -64,6 +64,8 @@ class CholeskyRoot(FactorRoot):
             self.shift = root.new_zeros(root.shape[:-1])
             self.gain = root.new_ones(*root.shape[:-2], 1)
             return
+        # Copies: rows of the slice lie K + 1 apart, which misaligns them (decision 2), and a view
+        # of the corner would keep the whole root in memory.
         self.inverse = root[..., :-1, :-1].contiguous()
         self.shift = -root[..., :-1, -1]
         self.gain = root[..., -1, -1:].clone()
@@ -101,6 +103,7 @@ class CholeskyRoot(FactorRoot):
         unfolded = _solved(weight, self.inverse)
         if bias is None:
             return unfolded, None
+        # `fold` takes from the bias what the shift makes of w', so w' is what gives it back.
         return unfolded, (bias + _times_vector(unfolded, self.shift)) / self.gain
 
     def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
@@ -126,6 +129,7 @@ class CholeskyRoot(FactorRoot):
         Here the product of both roots is exact enough, since a triangular solve is stable by rows;
         it pays when three pairs of enough rows are moved.
         """
+        # With fewer outputs the map between the triangles costs more than it spares (decision 10).
         if isinstance(new, CholeskyRoot) and 4 * outputs >= width:
             between = self.leading_to(new)
             return between.fold, between.from_prime

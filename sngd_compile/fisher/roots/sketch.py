@@ -43,6 +43,7 @@ class SketchRoot(FactorRoot):
         """Start as the identity."""
         super().__init__(shape)
         columns = min(shape.rank, shape.size)
+        # With B = 0 and s = 1 it is the identity, whatever K and M are.
         self.register_buffer("basis", shape.full(0.0, shape.size, columns))
         self.register_buffer("middle", shape.full(0.0, columns, columns))
         self.register_buffer("inverse_middle", shape.full(0.0, columns, columns))
@@ -77,6 +78,7 @@ class SketchRoot(FactorRoot):
 
     def squared_norm(self) -> Tensor:
         """Return `|R|^2 = s^2 (D - l + trace (I + B^T B)^-1)`, `[*]`, float64."""
+        # The default would write R out, and no layer with a sketch has memory for D x D.
         basis = self.basis.double()
         size, columns = basis.shape[-2:]
         identity = torch.eye(columns, dtype=basis.dtype, device=basis.device)
