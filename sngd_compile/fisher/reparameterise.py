@@ -10,7 +10,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from sngd_compile.fisher.forward_pass import fold_in_pass
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.roots.base import Pair
-from sngd_compile.fisher.transforms import are_transforms_active, is_forward_mode
+from sngd_compile.fisher.transforms import is_seen_through
 from sngd_compile.fisher.weight_map import mapped, visibly_mapped
 
 
@@ -29,7 +29,7 @@ def fold(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | None) -
 
     Source: arXiv 2412.07441, `w = G^(-1/2) w'`. Law 1 and law 3 test it.
     """
-    if _is_seen_through():
+    if is_seen_through():
         return mapped("fold", fisher.root_buffers, fisher.spec, weight_prime, bias_prime)
     return fold_in_pass(fisher, weight_prime, bias_prime)
 
@@ -40,15 +40,10 @@ def fold_half(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | No
     A compiler that sees the nodes leaves out what only the other half needs; an opaque op would
     map the weight once for each half, and zeros for its gradient.
     """
-    if not _is_seen_through():
+    if not is_seen_through():
         return fold_in_pass(fisher, weight_prime, bias_prime)
     layout = fisher.layout
     return visibly_mapped("fold", fisher.root_buffers, layout, weight_prime, bias_prime)
-
-
-def _is_seen_through() -> bool:
-    """Say whether a compiler or a transform of functions has to see how a weight is folded."""
-    return torch.compiler.is_compiling() or are_transforms_active() or is_forward_mode()
 
 
 def local_linear(
