@@ -50,7 +50,8 @@ def is_seen_through() -> bool:
     tracing: Any = torch.jit
     if torch.compiler.is_compiling() or tracing.is_tracing():
         return True
-    return are_transforms_active() or is_forward_mode()
+    is_transformed: bool = are_transforms_active()
+    return is_transformed or is_forward_mode()
 
 
 def carrying_tangents(formula: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
