@@ -31,6 +31,8 @@ class Limits(NamedTuple):
     pays_up_to: int | None = None
 
 
+# The registers of one program hold a matrix of 128 columns; above 64 PyTorch's own calls were
+# faster on an H200 (docs/kernels/cholesky_inverse.md).
 LIMITS = {
     "second_moment": Limits(HALVES_AND_FLOAT32),
     "conv_second_moment": Limits(HALVES_AND_FLOAT32),
@@ -114,6 +116,8 @@ def choose(op: str, x: Tensor, obstacle: str | None = None) -> Choice:
 
 def launcher(op: str, x: Tensor) -> Callable[..., Any]:
     """Return the launcher of `op` for the device of `x`; the first call imports Triton."""
+    # Not at the top of the file: without Triton or without a GPU nothing of it is imported, and so
+    # nothing fails.
     module = importlib.import_module(f"sngd_kernels.gpu.{op}")
     launch: Callable[..., Any] = getattr(module, f"launch_{op}")
 
@@ -144,6 +148,7 @@ def _missing(x: Tensor, *, forced: bool) -> str | None:
         return None
     if x.device.type != "cuda":
         return f"x is on {x.device}"
+    # The oldest that the config tables in gpu/ have a row for.
     if torch.version.hip is None and torch.cuda.get_device_capability(x.device) < (8, 0):
         return "the GPU is older than compute capability 8.0"
     return None

@@ -59,6 +59,7 @@ def explain(op: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Choice:
             f"op is {name!r}; expected one of {', '.join([*LIMITS, *WITHOUT_KERNEL])}: the roots "
             "by iteration are made of them"
         )
+    # Its path depends on the sizes of the convolution, which `choose` does not see.
     if name == "conv_second_moment":
         return _explain_convolution(*args, **kwargs)
     tensor: Tensor = args[0]

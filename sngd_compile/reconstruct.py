@@ -65,10 +65,12 @@ def reconstruct(
             raise ModelError(f"{name} is sharded already: fully_shard(reconstruct(model))")
         if not inplace:
             model = _copied(model)
-    reconstruct_(make_plan(model, config or Config(), overrides or {}))
+    plan = make_plan(model, config or Config(), overrides or {})
+    reconstruct_(plan)
     # Before anybody wraps it: DistributedDataParallel reads the list when it is made.
     keep_out_of_broadcast(model)
-    watch_forward(model)
+    if plan.sites:
+        watch_forward(model)
     return model
 
 

@@ -48,8 +48,8 @@ def rows_of(model: nn.Module, inputs: Tensor) -> dict[str, int]:
 def work_of(workload: Workload) -> Iterator[LayerWork]:
     """The work of every layer, in the order of the network: the first needs no input gradient.
 
-    A root is applied where that takes less, to the activations or to the weights; a triangle counts
-    half a square. What is no product, as a normalisation or an embedding, has no work here.
+    A root is applied where that takes less, to the activations or to the weights. What is no
+    product, as a normalisation or an embedding, has no work here.
     """
     model = workload.model()
     inputs, _ = next(workload.batches())

@@ -61,6 +61,7 @@ def _obstacle(x: Tensor, geometry: ConvGeometry) -> str | None:
         return "the stride is not 1, so there are no tap offsets to share products"
     if geometry.channels < TAPS_MIN_CHANNELS:
         return f"{geometry.channels} channels in a group: patches are cheaper"
+    # Twice, since a task that slides visits up to two planes for each position along its axis.
     if 2 * geometry.images * geometry.positions >= 2**31 or _image_reach(x) >= 2**31:
         return "an image, or the number of patches, is beyond 32-bit offsets"
     return None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..moments.rows import mirror_, upper_product_
+from ..moments.rows import complete_, upper_product_
 from .geometry import ConvGeometry, image_blocks
 
 
@@ -28,7 +28,7 @@ def patch_moment_(out: Tensor, x: Tensor, geometry: ConvGeometry) -> Tensor:
     blocks = image_blocks(x, image_bytes, geometry.groups * group_bytes * geometry.width)
     for i, block in enumerate(blocks):
         upper_product_(out, _patches(block.to(out.dtype), geometry).mT, add=i > 0)
-    return mirror_(out)
+    return complete_(out)
 
 
 def patch_sums(x: Tensor, geometry: ConvGeometry, dtype: torch.dtype) -> Tensor:
@@ -37,6 +37,7 @@ def patch_sums(x: Tensor, geometry: ConvGeometry, dtype: torch.dtype) -> Tensor:
     for taps, stride, dilation, outputs in zip(
         geometry.kernel, geometry.stride, geometry.dilation, geometry.outputs, strict=True
     ):
+        # Axis 1 is the next spatial one each time: the sum takes it away, and its taps come last.
         reach = (outputs - 1) * stride + 1
         seen = [sums.narrow(1, tap * dilation, reach)[:, ::stride].sum(1) for tap in range(taps)]
         sums = torch.stack(seen, dim=-1)
@@ -59,5 +60,6 @@ def _patches(x: Tensor, geometry: ConvGeometry) -> Tensor:
 
 def _padded(x: Tensor, geometry: ConvGeometry) -> Tensor:
     """Surround the spatial axes, which are the last ones, with zeros."""
+    # `pad` begins with the last axis.
     margins = chain.from_iterable((margin, margin) for margin in reversed(geometry.padding))
     return functional.pad(x, tuple(margins))

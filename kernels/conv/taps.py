@@ -117,6 +117,7 @@ def _cross_moment(a: Tensor, b: Tensor, axes: Sequence[Axis], *, upper: bool = F
     blocks = a.new_empty(axis.taps, rows, axis.taps, columns)
     _offset_products_(blocks[0].transpose(0, 1), a, b, axes, upper=upper)
     if axis.taps > 1:
+        # With `upper` these are mirror images of the first row of blocks, and nobody reads them.
         if not upper:
             later = a.narrow(axis.dim, axis.dilation, a.shape[axis.dim] - axis.dilation)
             _offset_products_(blocks[1:, :, 0].mT, b, later, axes)
@@ -143,6 +144,8 @@ def _offset_products_(
         seen = b.unfold(0, axis.outputs, axis.dilation)[: len(out)].movedim(-1, 1)
         out.copy_(torch.bmm(rows, seen.flatten(1, -2)))
         return
+    # Once for all taps: windows along the last axis, dim 0, are then views, and no product copies
+    # its own.
     origin = origin.contiguous()
     for tap, product in enumerate(out):
         seen = b.narrow(axis.dim, tap * axis.dilation, axis.outputs).contiguous()
@@ -156,6 +159,7 @@ def _change(a: Tensor, b: Tensor, axes: Sequence[Axis]) -> Tensor:
         `[slides, further taps, channels of a, slides, further taps, channels of b]`.
     """
     axis, *further = axes
+    # The sign is on one factor: on both it would cancel, and what leaves would be added.
     change = _cross_moment(_ends(a, axis), _ends(b, axis, negate_leaving=True), further)
     slides, further_taps = axis.taps - 1, prod(axis.taps for axis in further)
     rows, columns = (further_taps, slides, a.shape[-1]), (further_taps, slides, b.shape[-1])

@@ -67,6 +67,7 @@ def cholesky_inverse_tiles(  # type: ignore[no-untyped-def]
         tl.store(finished + place, tl.where(order <= k, top, 0.0), mask=order < width)
         below = tl.where(order > k, left * scale, 0.0)
         tile = tl.where(column == k, 0.0, tile) - below[:, None] * top[None, :]
+    # Rows were stored as they were finished, before a later pivot failed.
     if failed != 0:
         for k in range(width):
             poison = tl.full((BLOCK,), float("nan"), tl.float32)

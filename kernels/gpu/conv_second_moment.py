@@ -136,6 +136,8 @@ def tap_products(  # type: ignore[no-untyped-def]
 
 def launch_conv_second_moment(out: Tensor, x: Tensor, geometry: ConvGeometry) -> Tensor:
     """Overwrite float32 `out` `[groups, D, D]` by the moment of `x` `[N, C, *spatial]`."""
+    # The copy costs next to nothing beside gathering channels one by one: with it, and one tap left
+    # to rows, tap products of ResNet-50 took 2.9 ms of an observed step, not 54 (decision 18).
     blocks = launch_tap_products(channels_last(x), geometry)
     slide_(blocks)
     return assemble_(out, blocks)
@@ -201,6 +203,7 @@ def slide_(blocks: Tensor) -> None:
     """
     k1, k2, k3 = blocks.shape[1:6:2]
     unslid = [(0, q2) for q2 in range(k2)] + [(p2, 0) for p2 in range(1, k2)]
+    # In this order: a slide starts from blocks that the slides along the axes before have finished.
     for tap in range(1, k1):
         for p2, q2 in unslid:
             blocks[:, tap, 1:, p2, q2, 0].add_(blocks[:, tap - 1, :-1, p2, q2, 0])

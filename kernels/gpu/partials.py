@@ -88,6 +88,7 @@ def add_partials(  # type: ignore[no-untyped-def]
     row_start = row_tile * BLOCK_WIDTH + in_rows
     column_start = column_tile * BLOCK_WIDTH + in_columns
     out += batch * stride_batch
+    # Of a tile on the diagonal the parts below it are written as mirror images of those above.
     if row_start <= column_start:
         part = (in_rows + local)[:, None] * BLOCK_WIDTH + (in_columns + local)[None, :]
         part = partials + (batch * pairs + pair) * (BLOCK_WIDTH * BLOCK_WIDTH) + part

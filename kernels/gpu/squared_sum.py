@@ -90,11 +90,13 @@ def launch_partials(x: Tensor, *, sums: bool, join: bool) -> Parts:
         Partial sums, float32 `[parts, G, D]`, or `[parts, G]` where columns are joined.
     """
     tile = TILE // 2 if sums else TILE
+    # A tile of one column is that many rows long.
     x = compact(x, block=tile)
     groups, count, width = x.shape
     block_width = min(LARGEST_WIDTH, triton.next_power_of_2(width))
     block_rows = tile // block_width
     tiles, row_blocks = triton.cdiv(width, block_width), triton.cdiv(count, block_rows)
+    # `splits_of_rows` takes twice as many: about eight programs for each.
     processors = PROGRAMS * current_target().processors
     splits = splits_of_rows(row_blocks, groups * tiles, processors)
     shape = (splits * tiles, groups) if join else (splits, groups, width)

@@ -140,6 +140,7 @@ def launch_unit_second_moment(
     count, width = x.shape
     units = weights.shape[1]
     block_rows = config.block_rows if copies_are_wide(x) else config.unaligned_rows
+    # A program reads the weights of one unit row by row, so these lie side by side.
     of_units = weights.T.float().clone(memory_format=torch.contiguous_format)  # [O, N]
     row_blocks = triton.cdiv(count, block_rows)
     tiles = triton.cdiv(width, config.block_width)

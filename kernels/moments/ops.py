@@ -39,6 +39,7 @@ def add_second_moment_(out: Tensor, x: Tensor, bias: bool) -> None:
 @custom_op("sngd_kernels::unit_second_moment", mutates_args=())
 def unit_second_moment(x: Tensor, weights: Tensor, bias: bool) -> Tensor:
     """Compute one weighted moment of rows `[N, D]` for each column of `weights` `[N, O]`."""
+    # `choose` has seen that there are rows; the launcher takes no layer without units either.
     if choose("unit_second_moment", x).path == "triton" and weights.numel():
         moment: Tensor = launcher("unit_second_moment", x)(x, weights, bias=bias)
         return moment

@@ -13,6 +13,7 @@ PANEL = 64
 # Weighted rows laid out at a time for the moments of units.
 UNIT_BYTES = 32 * 2**20
 
+# A product of halves is exact in float32, and may be infinite in float16: that of 300 with itself.
 ACCUMULATION_DTYPE = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
@@ -57,7 +58,7 @@ def row_moment(x: Tensor, bias: bool) -> Tensor:
     rows = x.to(ACCUMULATION_DTYPE[x.dtype]).unsqueeze(0)
     moment = rows.new_empty(1, width + bias, width + bias)
     with exact_products(x.device):
-        mirror_(upper_product_(moment[:, :width, :width], rows))
+        complete_(upper_product_(moment[:, :width, :width], rows))
         if bias:
             append_bias_(moment, rows.sum(1), count)
     return moment[0]
@@ -80,7 +81,7 @@ def unit_moment(x: Tensor, weights: Tensor, bias: bool) -> Tensor:
         for some, columns in zip(moments.split(at_once), weights.split(at_once, 1), strict=True):
             weighted = columns.T[:, :, None] * rows
             upper_product_(some[:, :width, :width], weighted, rows.expand_as(weighted))
-        mirror_(moments[:, :width, :width])
+        complete_(moments[:, :width, :width])
         if bias:
             append_bias_(moments, weights.T @ rows, weights.sum(0))
     return moments
@@ -111,10 +112,20 @@ def upper_product_(
     return out
 
 
+def complete_(product: Tensor) -> Tensor:
+    """Make what `upper_product_` wrote, `[groups, D, D]`, whole and exactly symmetric."""
+    if len(_panels(product)) > 1:
+        return mirror_(product)
+    # One panel is the whole product: the mean of both triangles takes the fewest calls, and of
+    # those small matrices take most of their time.
+    return product.copy_((product + product.mT).mul_(0.5))
+
+
 def mirror_(matrices: Tensor) -> Tensor:
     """Copy the upper triangle of each of `matrices` `[groups, D, D]` onto the lower one."""
     for start, stop in _panels(matrices):
         diagonal = matrices[:, start:stop, start:stop]
+        # A block on the diagonal was multiplied as a whole, and may be asymmetric by rounding.
         diagonal.copy_(diagonal.triu() + diagonal.triu(1).mT)
         matrices[:, stop:, start:stop] = matrices[:, start:stop, stop:].mT
     return matrices

@@ -54,10 +54,13 @@ def sketch(x: Tensor, omega: Tensor, *, bias: bool = False, out: Tensor | None =
     width = rows.shape[-1]
     with exact_products(x.device):
         seen = rows @ omega[:width]
+        # Before the rows meet `x~^T Omega` again: the bias is in it for all of them.
         if bias:
             seen += omega[-1]
             out[..., width, :] += seen.sum(-2)
         out[..., :width, :] += rows.mT @ seen
+    # Summed, not estimated from the columns: the residual of a root is what is left of the trace,
+    # so that an error of it would stand in the tail (decision 24).
     out[TRACE] += rows.square().sum((-2, -1)) + (rows.shape[-2] if bias else 0)
     return out
 

@@ -45,6 +45,7 @@ def channel_matrices(squares: Tensor, sums: Tensor | None, count: int) -> Tensor
 def count_tokens(tokens: Tensor, entries: int, padding_idx: int | None) -> Tensor:
     """Return how often each of `entries` is among `tokens`, int64; the padding counts nothing."""
     if tokens.device.type == "cpu":
+        # Looked at before: one beyond the entries would make the count longer, without an error.
         counts = torch.bincount(_within(tokens, entries), minlength=entries)
     else:
         counts = scattered_counts(tokens, entries)
@@ -62,6 +63,7 @@ def scattered_counts(tokens: Tensor, entries: int) -> Tensor:
 def bag_squares(bags: Tensor, tokens: Tensor, weights: Tensor, entries: int) -> Tensor:
     """Return, for each of `entries`, the sum over bags of what a bag holds of it, squared."""
     wide = weights.to(ACCUMULATION_DTYPE[weights.dtype])
+    # int64 before the product: of int32 bags it would wrap around without a word.
     pairs = bags.long() * entries + tokens
     places, of_place = torch.unique(pairs, return_inverse=True)
     held = wide.new_zeros(len(places)).index_add_(0, of_place, wide)

@@ -47,6 +47,7 @@ def token_counts(
     if out is None:
         counts: Tensor = sum_ops.token_counts(tokens, entries, padding_idx)
         return counts
+    # Against its own dtype, so that counts can join a factor, which is floating.
     check_out(out, (entries,), out.dtype, tokens)
     sum_ops.add_token_counts_(out, tokens, padding_idx)
     return out

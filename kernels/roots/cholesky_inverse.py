@@ -77,12 +77,14 @@ def cholesky_inverse_ex(
             )
         shift = damping.detach().to(matrices.dtype).expand(lead)
     else:
+        # Not `damping < 0`, which a NaN would pass.
         if not damping >= 0:
             raise KernelValueError(
                 f"damping is {damping}; expected at least 0: a negative one makes matrices singular"
             )
         shift = matrices.new_full(lead, damping)
     batch = matrices.detach().reshape(lead.numel(), *matrices.shape[-2:])
+    # One damping for all is expanded, with a stride of 0: the kernel reads one for each matrix.
     inverse, info = ops.cholesky_inverse(batch, shift.reshape(-1).contiguous(), bias)
     return inverse.view(matrices.shape), info.view(lead)
 
@@ -128,6 +130,7 @@ def _error(matrices: Tensor, info: Tensor, bias: bool) -> KernelValueError:
             "(G + G.mT) / 2 if that is what is meant"
         )
     width = matrices.shape[-1]
+    # The first pivot is that of the bias, which is the last row.
     row = (code - 2) % width if bias else code - 1
     return NotPositiveDefiniteError(
         f"{name} is not positive definite: pivot {code} of {width}, that of row {row}, is not a "

@@ -9,6 +9,7 @@ from ..precision import exact_products
 ASYMMETRY = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 # Columns of a triangle that are inverted by one solve; on a GPU every call is a launch, or several.
+# A refresh of ResNet-50 took 505 solves by 128 columns, and takes 153 by 1024 (decision 18).
 SOLVED_AT_ONCE = 128
 SOLVED_AT_ONCE_BY_A_DEVICE = 1024
 
@@ -47,6 +48,7 @@ def invert_factor(matrices: Tensor, damping: Tensor, bias: bool) -> tuple[Tensor
         if bias:
             pivots = _invert_bias_first_(inverse, matrices, damping[:, None])
         else:
+            # Damped in place, so never the argument; with a bias the Schur complement is damped.
             pivots = _invert_(inverse, matrices.clone(), damping[:, None])
     info = torch.where(info == 0, pivots, info)
     failed = info != 0

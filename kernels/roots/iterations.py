@@ -44,11 +44,14 @@ def denman_beavers(matrices: Tensor, *, iterations: int = 12, tolerance: float =
     step, root = matrices, identity.expand_as(matrices)
     for _ in range(iterations):
         converged = bool((residual <= tolerance).all())
+        # Not asked, which would be one more wait: what has no factor is NaN from here on, its
+        # residual is never small, and so the error in the end is raised for it.
         factor, _info = cholesky_inverse_ex(step)
         inverse = matmul_nt(factor.mT, factor.mT, symmetric=True)
         log_scale = factor.diagonal(dim1=-2, dim2=-1).log().mean(-1)  # of det(M)^(-1 / 2D)
         scale = log_scale.exp()[..., None, None]
         inverse = inverse / scale.square()
+        # In full, not `symmetric`: the factors commute in exact arithmetic only.
         root = matmul_nt(root, inverse, alpha=0.5, beta=0.5, addend=root) * scale
         if converged:
             return (root + root.mT) / 2

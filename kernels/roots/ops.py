@@ -39,6 +39,7 @@ def matmul_nt(
     symmetric: bool,
 ) -> tuple[Tensor, Tensor]:
     """Compute `alpha A B^T + beta D + gamma I` and its Frobenius norm, `[B, M, N]` and `[B]`."""
+    # `choose` has seen that A is not empty; the launcher takes neither empty.
     if choose("matmul_nt", a).path == "triton" and b.numel():
         product: tuple[Tensor, Tensor] = launcher("matmul_nt", a)(
             a, b, addend, alpha=alpha, beta=beta, gamma=gamma, symmetric=symmetric

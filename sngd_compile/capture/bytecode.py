@@ -75,6 +75,26 @@ def changes_in_place(owner: type, function: object, name: str, depth: int = 5) -
     return any(changes_in_place(owner, f, name, depth - 1) for f in _called(owner, function, steps))
 
 
+def reads_parameters_raw(owner: type, function: object, depth: int = 5) -> bool:
+    """Say whether a method, or one that it calls on `self`, takes parameters out of `_parameters`.
+
+    There a reconstructed weight is `w'`, and the attribute is `w`.
+    """
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType) or depth == 0:
+        return False
+    steps = list(dis.get_instructions(code))
+    if any(s.opname == "LOAD_ATTR" and s.argval == "_parameters" for s in steps):
+        return True
+    # `x.to(...)` names a method of nn.Module too, which looks there and is not called.
+    called = [f for f in _called(owner, function, steps) if not _is_of_torch(f)]
+    return any(reads_parameters_raw(owner, f, depth - 1) for f in called)
+
+
+def _is_of_torch(function: object) -> bool:
+    return str(getattr(function, "__module__", "")).partition(".")[0] == "torch"
+
+
 def _called(owner: type, function: object, steps: list[dis.Instruction]) -> list[object]:
     """List the methods of `owner` that a function names, and the functions inside it."""
     methods = {s.argval for s in steps if s.opname in ("LOAD_ATTR", "LOAD_METHOD")}

@@ -10,7 +10,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from sngd_compile.fisher.forward_pass import fold_in_pass
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.roots.base import Pair
-from sngd_compile.fisher.transforms import are_transforms_active, is_forward_mode
+from sngd_compile.fisher.transforms import is_seen_through
 from sngd_compile.fisher.weight_map import mapped, visibly_mapped
 
 
@@ -29,7 +29,7 @@ def fold(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | None) -
 
     Source: arXiv 2412.07441, `w = G^(-1/2) w'`. Law 1 and law 3 test it.
     """
-    if _is_seen_through():
+    if is_seen_through():
         return mapped("fold", fisher.root_buffers, fisher.spec, weight_prime, bias_prime)
     return fold_in_pass(fisher, weight_prime, bias_prime)
 
@@ -40,15 +40,10 @@ def fold_half(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | No
     A compiler that sees the nodes leaves out what only the other half needs; an opaque op would
     map the weight once for each half, and zeros for its gradient.
     """
-    if not _is_seen_through():
+    if not is_seen_through():
         return fold_in_pass(fisher, weight_prime, bias_prime)
     layout = fisher.layout
     return visibly_mapped("fold", fisher.root_buffers, layout, weight_prime, bias_prime)
-
-
-def _is_seen_through() -> bool:
-    """Say whether a compiler or a transform of functions has to see how a weight is folded."""
-    return torch.compiler.is_compiling() or are_transforms_active() or is_forward_mode()
 
 
 def local_linear(
@@ -99,16 +94,24 @@ def local_embedding(
 
     Source: docs/method.md, cost. Law 1 tests it.
     """
-    # A table has far more entries than a batch looks up: the whole fold would cost the most.
+    # A table may have far more entries than a batch looks up: the whole fold would cost the most.
+    if _reads_most(indices, weight_prime):
+        return F.embedding(indices, fold(fisher, weight_prime, None)[0], padding_idx)
+    fisher.ties.is_folded_whole = False
     looked_up = F.embedding(indices, weight_prime, padding_idx)
     wide = torch.promote_types(weight_prime.dtype, fisher.factor.dtype)
     if fisher.spec.is_diagonal and fisher.layout.is_transposed:
         gain = fisher.root_buffers.get_buffer("gain")[indices]
         return (looked_up.to(wide) * gain[..., None]).to(weight_prime.dtype)
-    if indices.numel() >= weight_prime.shape[0]:
-        return F.embedding(indices, fold(fisher, weight_prime, None)[0], padding_idx)
     rows, _ = fisher.root_buffers.fold(looked_up.flatten(0, -2).to(wide), None)
     return rows.view(looked_up.shape).to(weight_prime.dtype)
+
+
+def _reads_most(indices: Tensor, table: Tensor) -> bool:
+    """Say whether so much is looked up that folding all entries costs less."""
+    most: bool = indices.numel() >= table.shape[0]
+    # A guard on a dynamic number of indices would compile every regime anew.
+    return statically_known_true(most) if torch.compiler.is_compiling() else most
 
 
 def _on_rows(fisher: FisherLayer, input: Tensor, weight_prime: Tensor) -> bool:

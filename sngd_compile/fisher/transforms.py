@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -43,6 +43,15 @@ def is_forward_mode() -> bool:
     A graph that was traced before meets it in its ops.
     """
     return dual_level() >= 0
+
+
+def is_seen_through() -> bool:
+    """Say whether a compiler, a tracer or a transform of functions has to see each operation."""
+    tracing: Any = torch.jit
+    if torch.compiler.is_compiling() or tracing.is_tracing():
+        return True
+    is_transformed: bool = are_transforms_active()
+    return is_transformed or is_forward_mode()
 
 
 def carrying_tangents(formula: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from sngd_compile.fisher.forward_pass import ForwardPass, Parameters
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.transforms import are_transforms_active, is_forward_mode
+from sngd_compile.fisher.transforms import is_seen_through
 from sngd_compile.modules.reconstructed import Reconstructed, reconstructed_modules
 from sngd_compile.torch_private import forward_pre_hooks, is_replica, remove_forward_hooks
 from sngd_compile.training.optimizer_hooks import changes_of_owners
@@ -38,9 +38,8 @@ def forget_forward(network: nn.Module) -> None:
 
 def begin_forward(network: nn.Module, inputs: Any) -> None:
     """Fold the weights that the last forward pass folded one by one."""
-    # A compiler sees each fold where it is and joins them itself; transforms of functions need
-    # to see through them.
-    if torch.compiler.is_compiling() or are_transforms_active() or is_forward_mode():
+    # A compiler sees each fold where it is, and joins them itself.
+    if is_seen_through():
         return
     # Data parallel wrappers send a gradient as soon as it is there: one node for all would make
     # them wait for the end of the backward pass. Replicas in threads share the Fisher layers.

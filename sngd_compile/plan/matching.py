@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from sngd_compile.capture.bytecode import UncapturableError, changes_in_place
+from sngd_compile.capture.bytecode import UncapturableError, changes_in_place, reads_parameters_raw
 from sngd_compile.capture.module_graph import capture
 from sngd_compile.plan.records import GraphUse
 from sngd_compile.rules import Planned, Use, planned_weights, rule_for, runs_known_forward
@@ -106,6 +106,12 @@ def _as_it_is(
 ) -> Findings:
     """Describe the weights of a module whose forward runs as it is."""
     planned: dict[str, Found] = dict(planned_weights(module, module_class))
+    known = runs_known_forward(module_class)
+    if not known and reads_parameters_raw(module_class, module_class.forward):
+        raw = (
+            f"it takes them out of _parameters, where a reconstructed weight is no weight; {reason}"
+        )
+        return Findings(None, dict.fromkeys(names, raw))
     for name in names:
         if changes_in_place(module_class, module_class.forward, name):
             planned[name] = f"its forward changes it in place; {reason}"

@@ -54,6 +54,7 @@ class Call:
     def parameter(self, name: str) -> Tensor | None:
         """Return the parameter that is passed as `name`, None if it is none."""
         value = self.arguments[name]
+        # Asked of the type first: a list has no hash, so a look-up would raise.
         return self.parameters.get(value) if isinstance(value, fx.Node | Tensor) else None
 
 

@@ -44,6 +44,7 @@ class Bilinear(Rule):
     ) -> Tensor:
         """Add the rows' squares to `out`, without making the rows."""
         first, second = samples
+        # The square of a product is the product of squares: all sums are one product of matrices.
         squares = sngd_kernels.matmul_nt(first.square().T, second.square().T).flatten()
         out[: squares.numel()].add_(squares)
         if bias:

@@ -175,6 +175,7 @@ class Convolution(Rule):
         """Add the blocks' second moments; of whole channels without making the patches."""
         layer = Geometry.decode(geometry)
         taps = prod(layer.kernel)
+        # More taps than `block_size`: blocks cut through channels, as only patches can be cut.
         if out[0].shape[-1] % taps:
             super().block_moments(samples, geometry, bias, out)
             return

@@ -101,6 +101,7 @@ def _parse(equation: str) -> tuple[list[str], str]:
     """Split an equation; an ellipsis becomes one character, which no index is."""
     left, arrow, result = equation.replace(" ", "").replace(REST, "*").partition("->")
     if not arrow:
+        # What einsum means without an arrow: indices that stand once, in the order of the alphabet.
         counts = {index: left.count(index) for index in string.ascii_letters}
         alone = sorted(index for index, count in counts.items() if count == 1)
         result = ("*" if "*" in left else "") + "".join(alone)

@@ -52,6 +52,7 @@ class Embedding(Rule):
         if padding is not None and not isinstance(padding, int):
             return "F.embedding with a padding_idx computed in the forward"
         entries = weight.shape[0]
+        # Counted from the front: a padding_idx of -1, the last entry, would be NO_PADDING.
         geometry = (entries, NO_PADDING if padding is None else padding % entries)
         layout = Layout.transposed(weight.shape)
         return Use(call.arguments["weight"], (call.arguments["input"],), layout, None, geometry)

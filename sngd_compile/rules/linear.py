@@ -43,4 +43,6 @@ class Linear(Rule):
 
     def output_rows(self, outputs: Tensor, geometry: Sequence[int]) -> Tensor:
         """Return `[N, 1, O]`: every row is a sample."""
+        # Positions of a sequence too. Where the loss is a mean over sequences B is too large by
+        # their number: steps get too short rather than too long (decision 11).
         return outputs.reshape(-1, 1, outputs.shape[-1])

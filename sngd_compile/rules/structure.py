@@ -81,9 +81,11 @@ def planned_weights(
     for name, parameter in module._parameters.items():
         if parameter is None or not _is_matrix(parameter):
             continue
+        # Without this two vectors of Mamba would be taken for matrices (decision 22).
         if is_used_elementwise(module_class, name):
             described[name] = ELEMENTWISE
             continue
+        # By this alone experts whose inputs come first have their exact moment (decision 22).
         is_transposed = is_right_factor(module_class, module_class.forward, name)
         described[name] = Planned(GUESS, _guess(parameter.shape, is_transposed))
     return described

@@ -113,3 +113,31 @@ def test_a_change_that_the_source_shows_is_refused_beforehand(kind):
     assert "changes it in place" in skip.reason
     net = sngd.reconstruct(model)
     torch.testing.assert_close(net(X), model(X))
+
+
+class Raw(nn.Module):
+    """Reads its weight by attribute, and through a method out of the dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 3))
+
+    def own(self):
+        """Return the parameter itself."""
+        return self._parameters["weight"]
+
+    def forward(self, x):
+        """Use it twice."""
+        return F.linear(x, self.weight) + F.linear(x, self.own())
+
+
+def test_a_forward_that_reads_the_dictionary_of_parameters_keeps_its_weight():
+    model = Raw()
+    (skip,) = sngd.explain(model).skips
+    assert "out of _parameters" in skip.reason
+    net, x = sngd.reconstruct(model), torch.randn(8, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    for _ in range(3):
+        net(x).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(net(x), model(x))

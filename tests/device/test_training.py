@@ -14,7 +14,7 @@ from theorem.networks import MLP, ConvNet, Residual
 from zoo import ZOO, ZooCase
 
 NETWORKS = [MLP, ConvNet, Residual]
-KINDS = ["shared", "diagonal", "block", "kronecker", "unit"]
+KINDS = ["shared", "sketch", "diagonal", "block", "kronecker", "unit"]
 wide = pytest.mark.usefixtures("float64")
 
 

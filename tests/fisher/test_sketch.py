@@ -1,6 +1,7 @@
 """`sketch`: what wide layers have by default, on hostile inputs, in files and in both APIs."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 import sngd_compile as sngd
 from api import EVERY_STEP, apart, train
 from sngd_compile import Config, ConfigError, ModelError, SngdWarning
+from sngd_compile.backend.parameter_state import _carry_over_
 from sngd_compile.fisher.kinds.base import kind_of
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.layout import Layout
 from sngd_kernels import sketch_basis
 from sngd_kernels.moments.sketch import TRACE
 from sngd_kernels.reference import sketch_metric_reference, sketch_reference
@@ -220,3 +224,36 @@ def test_a_swapped_use_adds_the_sketch_of_an_identity():
     kind_of(spec).add_to_diagonal(spec, total, torch.tensor(0.7))
     omega = sketch_basis(WIDTH, 4, torch.float64, torch.device("cpu"))
     torch.testing.assert_close(total, 1 + sketch_reference(0.7 * torch.eye(WIDTH), omega))
+
+
+@pytest.mark.parametrize("fisher", ["shared", "sketch", "diagonal"])
+def test_a_frame_without_the_bias_carries_over_what_it_can(fisher):
+    config = EVERY_STEP.replace(fisher=fisher, rank=4 if fisher == "sketch" else None)
+    net = observed(rows(), config)
+    old = net.weight_fisher
+    spec = replace(old.spec, has_bias=False)
+    new = FisherLayer("weight", spec, old.config, torch.device("cpu"))
+    _carry_over_(old, new)
+    assert new.schedule.steps == old.schedule.steps
+    if fisher == "sketch":  # its columns are those of another D
+        assert not new.rows_seen
+        assert not new.factor.any()
+        assert torch.equal(new.root, torch.eye(WIDTH))
+    else:
+        assert new.rows_seen == old.rows_seen
+        inner = moment_of(rows())[:-1, :-1] * (torch.eye(WIDTH) if fisher == "diagonal" else 1)
+        expected = inner + new.damping * torch.eye(WIDTH)
+        torch.testing.assert_close(new.metric(), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_transposed_use_carries_the_trace_over():
+    old = observed(rows(), SKETCH.replace(damping_rel_trace=0.1)).weight_fisher
+    layout = Layout.transposed((3, WIDTH))
+    assert layout.is_transposed != old.layout.is_transposed
+    spec = replace(old.spec, layout=layout, has_bias=False)
+    new = FisherLayer("weight", spec, old.config, torch.device("cpu"))
+    _carry_over_(old, new)
+    mean = moment_of(rows()).trace() / WIDTH
+    omega = sketch_basis(new.size, min(4, new.size), torch.float64, torch.device("cpu"))
+    expected = sketch_metric_reference(mean * torch.eye(new.size), omega, new.damping)
+    torch.testing.assert_close(new.metric(), expected, rtol=1e-9, atol=1e-10)

@@ -304,3 +304,12 @@ def test_a_network_is_not_kept_alive():
     del made
     gc.collect()
     assert reference() is None
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_traced_network_can_be_saved(net, tmp_path):
+    traced = torch.jit.trace(net.eval(), X)
+    traced.save(tmp_path / "traced.pt")
+    loaded = torch.jit.load(tmp_path / "traced.pt")
+    torch.testing.assert_close(loaded(X + 1), net(X + 1))

@@ -41,8 +41,9 @@ def test_every_entry_counts_alike(copies):
     assert apart(net, sngd.fold(net), torch.randn(2, 3)) < 1e-13
 
 
-def test_columns_side_by_side_are_no_look_up():
-    net = sngd.reconstruct(Queries(lambda w, n: w.repeat(n, 1, 2)[..., :3]))
+@pytest.mark.parametrize("times", [2, 3])  # three is as many as there are columns
+def test_columns_side_by_side_are_no_look_up(times):
+    net = sngd.reconstruct(Queries(lambda w, n: w.repeat(n, 1, times)[..., :3]))
     net(torch.randn(5, 3))
     (layer,) = sngd.fisher_layers(net).values()
     assert layer.rows_seen == 0

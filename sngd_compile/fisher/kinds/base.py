@@ -148,6 +148,7 @@ class FisherKind:
         if strength is None:
             return ()
         damping, dtype = strength
+        # Multiplied even by 1: the damping is added in place, and G is the running average.
         parts = self.parts(spec, torch.mul(factor.to(dtype), spec.scale))
         for part in parts:
             self.diagonal(part).add_(damping)
@@ -156,7 +157,10 @@ class FisherKind:
     def trace(self, spec: FisherSpec, factor: Tensor) -> float:
         """Return the trace of a factor from the diagonals of its parts, for groups their mean."""
         diagonals = [self.diagonal(part) for part in self.parts(spec, factor)]
+        # Of blocks the last part alone has one matrix for each group.
         groups = diagonals[-1][..., 0].numel()
+        # Not each its own: a fraction of the trace of a saturated unit, which is next to nothing,
+        # would give it steps without bound (decision 13).
         return sum(float(diagonal.sum(-1).double().sum()) for diagonal in diagonals) / groups
 
     def strength(
@@ -182,6 +186,7 @@ class FisherKind:
     def large_eigenvalue(self, spec: FisherSpec, factor: Tensor) -> Tensor:
         """Bound the largest eigenvalue from below, `[*]`: here by `|G|^2 / trace(G)`."""
         trace = self.diagonal(factor).sum(-1)
+        # A group of zeros has the bound 0, not 0 / 0.
         return factor.square().sum((-2, -1)) / trace.clamp_min(torch.finfo(trace.dtype).tiny)
 
     def resolved(self, spec: FisherSpec) -> int:
@@ -256,6 +261,7 @@ class FisherKind:
 
 def metric_of(root: Tensor) -> Tensor:
     """Return `(R^T R)^-1` of `R` `[*, D, D]`."""
+    # R is inverted, not R^T R, whose condition number is the square of that of R.
     inverse: Tensor = torch.linalg.inv(root)
     return inverse @ inverse.mT
 

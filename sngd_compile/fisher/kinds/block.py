@@ -33,6 +33,7 @@ class Block(FisherKind):
     def choose(self, spec: FisherSpec, uses: Uses) -> Choice | str:
         """Cut the inputs into blocks; one block alone is "shared"."""
         if uses.is_compiled:
+            # A frame carries the buffers of one root, and blocks have two (decision 13).
             return "a frame compiled with backend='sngd' knows no blocks; use reconstruct"
         size, taps = uses.config.block_size, uses.taps
         blocks = block_sizes(spec.layout.width, size, taps, spec.has_bias)
@@ -98,6 +99,7 @@ class Block(FisherKind):
 
     def add_to_diagonal(self, spec: FisherSpec, sum: Tensor, value: Tensor) -> None:
         """Add to the diagonal of every block."""
+        # Not by `parts`: of groups its equal blocks are a copy, and what is added to that is lost.
         for block in matrices(sum, spec.blocks):
             block.diagonal(dim1=-2, dim2=-1).add_(value)
 
@@ -125,6 +127,8 @@ def block_sizes(width: int, block_size: int, taps: int, has_bias: bool) -> tuple
     """
     step = block_size // taps * taps or block_size
     sizes = [min(step, width - start) for start in range(0, width, step)]
+    # Blocks of equal memory would cut the bias off as a block of its own wherever `block_size`
+    # divides the inputs (decision 13).
     sizes[-1] += has_bias
     return tuple(sizes)
 

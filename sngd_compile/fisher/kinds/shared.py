@@ -7,10 +7,11 @@ from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.registry import register_kind
 
 NARROW = 4
-"""Inputs for each column of a sketch up to which the exact factor costs no more.
+"""Inputs for each column of a sketch up to which a factor is exact.
 
-A row adds `D^2 / 2` multiply-adds to the one and `2 D l` to the other; an element of the weight
-takes `D / 2` and `2 l` a step, each way.
+A row that is observed adds `D^2 / 2` multiply-adds to the one and `2 D l` to the other. An element
+of the weight takes `D` and `2 l` a step, each way: a step alone would gain from half as many
+inputs on, but there the exact factor is the better metric for little.
 """
 
 

@@ -46,6 +46,7 @@ class Sketch(FisherKind):
 
     def choose(self, spec: FisherSpec, uses: Uses) -> Choice | str:
         """Take as many columns as are configured."""
+        # Without a rank "shared" stays exact; who asks for a sketch by name has one all the same.
         return Choice(sketched(spec, uses.config.rank or RANK))
 
     def factor_text(self, spec: FisherSpec) -> str:
@@ -77,6 +78,7 @@ class Sketch(FisherKind):
         rounding = SHIFT * torch.finfo(factor.dtype).eps
         packed = F.pad(torch.mul(factor.to(dtype), spec.scale), (0, 0, 0, 2))
         norm = torch.linalg.matrix_norm(packed[..., : spec.size, :])
+        # The damping keeps the shift of a group of zeros above 0, as `sketch_root_ex` asks.
         packed[..., -1, 0] = rounding * (norm + damping)
         packed[..., -2, 0] = damping
         return ((packed, damping),)

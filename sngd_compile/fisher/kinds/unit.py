@@ -74,6 +74,7 @@ class Unit(FisherKind):
         """Add rows `[N, K]` weighted by nu `[N, O]`, or `[G, N, K]` by `[N, G, O]`."""
         assert outputs is not None  # since `sees_outputs`
         rows = statistics.rows(samples, geometry)
+        # A convolution's unit has a pre-activation at every position, as many as there are patches.
         nu = INFORMATION[spec.activation](outputs.flatten(0, 1))
         if rows.dim() == 2:
             sngd_kernels.unit_second_moment(rows, nu, bias=spec.has_bias, out=sum)

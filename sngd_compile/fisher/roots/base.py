@@ -209,9 +209,12 @@ def decompose_all_(roots: Sequence[FactorRoot], damped: Sequence[Tensor]) -> tup
     """
     batch = damped[0][None] if len(damped) == 1 else torch.stack([*damped])
     found = type(roots[0]).decompose(batch, roots)
+    # Asked once for all, since on a device it waits (decision 18). A layer takes the roots of all
+    # its groups or of none, since one damping is remembered for them together.
     definite = (found.info == 0).reshape(len(roots), -1).all(1).tolist()
     for root, good, *parts in zip(roots, definite, *found.parts, strict=True):
         if good:
+            # Buffers are replaced there, not written: `next_roots` makes them without memory.
             root.take_(*parts)
     return definite, found.fallback_reason
 

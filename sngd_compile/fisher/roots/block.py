@@ -63,6 +63,7 @@ class BlockRoot(Root):
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
         cut = self.size * self.count
+        # `R x` of rows is `x R^T`, the map of a gradient.
         whitened = self._in_head(self.head.to_prime, rows[:, :cut])
         rest = self.tail.linear(rows[:, cut:], weight[:, cut:], bias)
         return F.linear(whitened, weight[:, :cut]) + rest

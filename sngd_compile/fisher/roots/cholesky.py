@@ -64,6 +64,8 @@ class CholeskyRoot(FactorRoot):
             self.shift = root.new_zeros(root.shape[:-1])
             self.gain = root.new_ones(*root.shape[:-2], 1)
             return
+        # Copies: rows of the slice lie K + 1 apart, which misaligns them (decision 2), and a view
+        # of the corner would keep the whole root in memory.
         self.inverse = root[..., :-1, :-1].contiguous()
         self.shift = -root[..., :-1, -1]
         self.gain = root[..., -1, -1:].clone()
@@ -91,6 +93,8 @@ class CholeskyRoot(FactorRoot):
         folded = _times(weight, self.inverse)
         if bias is None:
             return folded, None
+        if weight.dim() == 2:
+            return folded, torch.addmv(bias * self.gain, weight, self.shift, alpha=-1)
         return folded, bias * self.gain - _times_vector(weight, self.shift)
 
     def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
@@ -99,6 +103,7 @@ class CholeskyRoot(FactorRoot):
         unfolded = _solved(weight, self.inverse)
         if bias is None:
             return unfolded, None
+        # `fold` takes from the bias what the shift makes of w', so w' is what gives it back.
         return unfolded, (bias + _times_vector(unfolded, self.shift)) / self.gain
 
     def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
@@ -106,6 +111,8 @@ class CholeskyRoot(FactorRoot):
         prime = _times(weight, self.inverse.mT)
         if bias is None:
             return prime, None
+        if weight.dim() == 2:
+            return torch.addr(prime, bias, self.shift, alpha=-1), bias * self.gain
         moved = torch.addcmul(prime, bias[..., None], self.shift[..., None, :], value=-1)
         return moved, bias * self.gain
 
@@ -122,6 +129,7 @@ class CholeskyRoot(FactorRoot):
         Here the product of both roots is exact enough, since a triangular solve is stable by rows;
         it pays when three pairs of enough rows are moved.
         """
+        # With fewer outputs the map between the triangles costs more than it spares (decision 10).
         if isinstance(new, CholeskyRoot) and 4 * outputs >= width:
             between = self.leading_to(new)
             return between.fold, between.from_prime

@@ -59,6 +59,7 @@ class KroneckerRoot(Root):
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `R_B^T W' (R_A x~)` for rows `[N, K]`: the activation side."""
+        # `R_B^T y` of rows is `y R_B`: the map of a weight.
         return self.output_root.fold(self.input_root.linear(rows, weight, bias), None)[0]
 
 

@@ -43,6 +43,7 @@ class SketchRoot(FactorRoot):
         """Start as the identity."""
         super().__init__(shape)
         columns = min(shape.rank, shape.size)
+        # With B = 0 and s = 1 it is the identity, whatever K and M are.
         self.register_buffer("basis", shape.full(0.0, shape.size, columns))
         self.register_buffer("middle", shape.full(0.0, columns, columns))
         self.register_buffer("inverse_middle", shape.full(0.0, columns, columns))
@@ -77,6 +78,7 @@ class SketchRoot(FactorRoot):
 
     def squared_norm(self) -> Tensor:
         """Return `|R|^2 = s^2 (D - l + trace (I + B^T B)^-1)`, `[*]`, float64."""
+        # The default would write R out, and no layer with a sketch has memory for D x D.
         basis = self.basis.double()
         size, columns = basis.shape[-2:]
         identity = torch.eye(columns, dtype=basis.dtype, device=basis.device)
@@ -112,13 +114,20 @@ class SketchRoot(FactorRoot):
         self, weight: Tensor, bias: Tensor | None, tail: Tensor, middle: Tensor, sign: int
     ) -> Pair:
         """Return `t (w + sign w B middle B^T)`; the last row of B is the bias's."""
-        basis, tail = self.basis[..., : weight.shape[-1], :], tail[..., None]
-        inner = weight @ basis
+        basis, middle = self.basis, middle * tail[..., None]
+        if bias is not None and weight.dim() == 2:
+            # Without a groups axis every step is one call, which is what small weights take.
+            basis, last = basis[:-1], basis[-1]
+            inner = torch.addr(weight @ basis, bias, last) @ middle
+            changed = torch.addmm(weight * tail, inner, basis.mT, alpha=sign)
+            return changed, torch.addmv(bias * tail, inner, last, alpha=sign)
+        tail = tail[..., None]
         if bias is None:
-            return _plus(weight * tail, inner @ (middle * tail), basis.mT, sign), None
-        last = self.basis[..., -1, :, None]
-        inner = inner + bias[..., None] * last.mT
-        inner = inner @ (middle * tail)
+            inner = weight @ basis @ middle
+            return _plus(weight * tail, inner, basis.mT, sign), None
+        basis, last = basis[..., :-1, :], basis[..., -1, :, None]
+        inner = weight @ basis + bias[..., None] * last.mT
+        inner = inner @ middle
         changed_bias = bias * tail[..., 0] + sign * (inner @ last)[..., 0]
         return _plus(weight * tail, inner, basis.mT, sign), changed_bias
 

@@ -79,6 +79,8 @@ class DenmanBeaversRoot(SymmetricRoot):
         try:
             root = sngd_kernels.denman_beavers(damped, tolerance=TOLERANCE[damped.dtype])
         except sngd_kernels.NotConvergedError as error:
+            # The iteration is one for the batch, and its error does not say which matrix failed.
             found = super().decompose(damped, roots)
             return Decomposition(found.parts, found.info, str(error))
+        # What has converged is definite. On the host, where reading that waits for nothing.
         return Decomposition((root,), torch.zeros(damped.shape[:-2]))
