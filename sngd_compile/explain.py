@@ -31,9 +31,8 @@ class Explanation:
         work_per_step: Multiply-adds that the roots add to a step, forward and backward, over those
             of the weights, `3 N O K` for N rows, O outputs and K weights of one output; each root
             on the cheaper side. N is the mean of the rows that a layer has counted in an observed
-            step, at most `Config.max_rows` of a pass. While no layer has counted any, each layer is
-            taken to have no more rows than outputs, which is the most that a root can add to its
-            layer, and layers count by their elements. Tables that are looked up are left out.
+            step, at most `Config.max_rows` of a pass; while no layer has counted any, 256. Tables
+            that are looked up are left out.
         reconstructed_share: Elements of the parameters that are reconstructed, over those of all
             that require a gradient; 0.0 where there are none.
         observed_share: Elements of the weights (and biases) whose Fisher layer has seen rows, over

@@ -11,7 +11,7 @@ from torch import fx
 
 from sngd_compile.errors import shown
 from sngd_compile.plan.records import Plan, Site, bytes_text, fisher_text
-from sngd_compile.plan.totals import Totals, totals_of
+from sngd_compile.plan.totals import ASSUMED_ROWS, Totals, totals_of
 
 Row = tuple[str, ...]
 """The cells of a line."""
@@ -85,7 +85,7 @@ def _totals_text(totals: Totals) -> str:
         lines.append(f"The roots add {work} to the multiply-adds of a step, at the rows observed.")
     else:
         lines.append(
-            f"With few rows the roots add up to {work} to the multiply-adds of a step; "
+            f"The roots add {work} to the multiply-adds of a step of {ASSUMED_ROWS} rows; "
             "the more rows, the less."
         )
     share = f"{100 * totals.reconstructed_share:.1f} %"

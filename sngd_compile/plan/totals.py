@@ -18,6 +18,9 @@ from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.plan.records import Plan, Site
 from sngd_compile.rules import RULES
 
+ASSUMED_ROWS = 256
+"""Rows of a step that a weight is taken to multiply before any were observed."""
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -26,7 +29,7 @@ class Totals:
     Args:
         state_bytes: Memory of all Fisher layers.
         work_per_step: Multiply-adds that the roots add to a step, as a multiple of those of the
-            plain step's weights. An upper bound where `is_observed` is false.
+            plain step's weights; at `ASSUMED_ROWS` rows where `is_observed` is false.
         reconstructed_share: Elements that are reconstructed, over those that require a gradient.
         observed_share: Elements whose Fisher layer has seen rows, over those that are
             reconstructed.
@@ -69,7 +72,7 @@ def totals_of(plan: Plan, layers: Mapping[str, FisherLayer] | None = None) -> To
     is_observed = any(rows.values())
     return Totals(
         state,
-        _work(sites, rows if is_observed else dict.fromkeys(rows, 1.0)),
+        _work(sites, rows if is_observed else dict.fromkeys(rows, ASSUMED_ROWS)),
         _share(sum(counts.values()), wanted),
         _share(seen, sum(counts.values())),
         is_observed,
@@ -83,7 +86,7 @@ def _work(sites: list[Site], rows: Mapping[str, float]) -> float:
 
     A root acts on the O rows of its weight or on the N rows, whichever are fewer, so of one layer
     it is `4 l / (3 max(N, O))` for a sketch and `2 D / (3 max(N, O))` for a factor. A layer without
-    rows counts nothing, and with N = 1 the larger is O, whatever a batch brings.
+    rows counts nothing.
     """
     added = plain = 0.0
     for site in sites:

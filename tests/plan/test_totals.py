@@ -12,6 +12,7 @@ from api import EVERY_STEP, batch, mlp, sgd, train
 from api.reports import expanded, names_in
 from sngd_compile import Config
 from sngd_compile.plan.report import plan_report
+from sngd_compile.plan.totals import ASSUMED_ROWS
 from sngd_compile.registry import KINDS
 
 
@@ -71,9 +72,10 @@ def test_work_is_that_of_the_cheaper_side(rows):
     config = EVERY_STEP.replace(rank=20)
     for width, work in ((50, 2 * 50), (90, 4 * 20)):
         model = nn.Linear(width, 10, bias=False)
-        assert sngd.explain(model, config).work_per_step == pytest.approx(work / (3 * 10))
+        assumed = pytest.approx(work / (3 * ASSUMED_ROWS))
+        assert sngd.explain(model, config).work_per_step == assumed
         net = sngd.reconstruct(model, config)
-        assert sngd.explain(net).work_per_step == pytest.approx(work / (3 * 10))
+        assert sngd.explain(net).work_per_step == assumed
         train(net, steps=3, inputs=lambda step, width=width: batch(step, rows, width))
         expected = work / (3 * max(rows, 10))
         assert sngd.explain(net).work_per_step == pytest.approx(expected)
@@ -81,8 +83,8 @@ def test_work_is_that_of_the_cheaper_side(rows):
 
 def test_work_of_several_layers_is_weighed_by_theirs():
     model = nn.Sequential(nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 3, bias=False))
-    bound = (20 * 10 / 12 + 12 * 8 / 9) / 32
-    assert sngd.explain(model).work_per_step == pytest.approx(bound)
+    assumed = (20 * 10 + 12 * 8) / (3 * ASSUMED_ROWS * 32)
+    assert sngd.explain(model).work_per_step == pytest.approx(assumed)
     net = sngd.reconstruct(model, EVERY_STEP)
     train(net)
     assert sngd.explain(net).work_per_step == pytest.approx((20 * 10 + 12 * 8) / (3 * 7 * 32))
