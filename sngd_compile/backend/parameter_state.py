@@ -28,6 +28,7 @@ from sngd_compile.fisher.schedule import GATE_ENTRIES
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.training.optimizer_hooks import register_owner
 from sngd_compile.training.refresh import move_
+from sngd_compile.training.transaction import all_or_nothing
 
 # On the host whatever the default device: the op reads it in each step, and waits for nothing.
 SHUT = torch.zeros(GATE_ENTRIES, dtype=torch.int64, device="cpu")
@@ -124,8 +125,10 @@ class NaturalSite:
             return root.fold(*root.to_prime(*plain))
 
         bias_gradient = None if self.bias is None else self.bias.grad
-        move_(self, gradient, dtype, self.weight.grad, bias_gradient)
-        copy_root_(self.fisher.root_buffers, root)
+        held = (self.weight.grad, bias_gradient, *self.fisher.root_buffers.buffers())
+        with all_or_nothing(held):
+            move_(self, gradient, dtype, self.weight.grad, bias_gradient)
+            copy_root_(self.fisher.root_buffers, root)
 
 
 STATES: Any = WeakTensorKeyDictionary()

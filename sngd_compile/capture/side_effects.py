@@ -63,7 +63,11 @@ class Watch:
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         """Stop; refuse what can be seen only afterwards."""
-        sys.setprofile(self.previous)
+        # A profiler in C is not a function that could be set; it has to be switched on again.
+        switch_on = getattr(self.previous, "enable", None)
+        sys.setprofile(None if switch_on else self.previous)
+        if switch_on is not None:
+            switch_on()
         if self.collecting:
             gc.enable()
         # Restored even where the forward is refused: making a plan must not change any dropout.

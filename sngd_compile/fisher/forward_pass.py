@@ -73,7 +73,8 @@ class ForwardPass:
     def close(self) -> None:
         """Keep nothing; a layer that was not asked for is not folded ahead the next time."""
         self.is_open = False
-        for fisher in self._folded.keys() - self._taken:
+        # Copies, since another thread may be in a forward pass of the same network.
+        for fisher in {*self._folded} - {*self._taken}:
             fisher.ties.is_folded_whole = False
         self._folded.clear()
 

@@ -87,6 +87,9 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     """
     if not int(gate[OBSERVING]) or backward_pass() != OUTSIDE_BACKWARD:
         return
+    # An empty batch shows nothing, and not every rule can make rows of none.
+    if any(tensor.numel() == 0 for tensor in inputs):
+        return
     # By name: an op's arguments are tensors, numbers and strings.
     statistics: Statistics = RULES[rule]
     samples = statistics.samples(inputs, geometry)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +42,31 @@ def attributes_of(names: Names) -> dict[str, property]:
     return made
 
 
+class _Held(threading.local):
+    """The folded weights of forwards that run as they are, each thread its own."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[nn.Module, dict[str, Tensor | None]] = {}
+
+
+_held = _Held()
+
+
+@contextmanager
+def weights_held(module: nn.Module, names: Names) -> Iterator[None]:
+    """Let the attributes of a module give one and the same fold while its own forward runs."""
+    # Not on the module: it may be in the forward of another thread.
+    outer = _held.pairs.get(module)
+    _held.pairs[module] = folded_pairs(module, names)
+    try:
+        yield
+    finally:
+        if outer is None:
+            del _held.pairs[module]
+        else:
+            _held.pairs[module] = outer
+
+
 def folded_pairs(module: nn.Module, names: Names) -> dict[str, Tensor | None]:
     """Fold every weight of a module with its bias, for its own forward."""
     pairs: dict[str, Tensor | None] = {}
@@ -68,10 +96,10 @@ def _fold(module: nn.Module, weight: str, bias: str | None, in_forward: bool) ->
 
 
 def _folded(weight: str, bias: str | None, index: int) -> property:
-    name = (weight, bias)[index]
+    name = (weight, bias)[index] or weight
 
     def read(self: Any) -> Tensor | None:
-        held = self.__dict__.get("held")
+        held = None if torch.compiler.is_compiling() else _held.pairs.get(self)
         if held is not None:
             value: Tensor | None = held[name]
             return value

@@ -6,6 +6,7 @@ import linecache
 from collections.abc import Callable
 from itertools import count
 from typing import Any
+from weakref import finalize
 
 from torch import fx, nn
 
@@ -36,6 +37,8 @@ class Program:
         lines = self.source.splitlines(keepends=True)
         # For tracebacks; without a time the entry is kept, as no file of that name is looked for.
         linecache.cache[filename] = (len(self.source), None, lines, filename)
+        # For tracebacks, as long as there can be any.
+        finalize(self, linecache.cache.pop, filename, None)
         namespace = dict(code.globals)
         exec(compile(self.source, filename, "exec"), namespace)
         self.forward: Callable[..., Any] = namespace["forward"]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copyreg
 import logging
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any, cast
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.modules.attributes import Names, attributes_of, folded_pairs
+from sngd_compile.modules.attributes import Names, attributes_of, weights_held
 from sngd_compile.modules.composites import members_of
 from sngd_compile.modules.program import Program
 from sngd_compile.modules.rematching import match_again
@@ -31,7 +31,7 @@ from sngd_compile.training.optimizer_hooks import register_owner, release_owner,
 from sngd_compile.training.refresh import LocalSite
 from sngd_compile.training.sharding import check_mesh, is_sharded
 
-_BOOKKEEPING = frozenset({"forward", "held", *vars(nn.Module())})
+_BOOKKEEPING = frozenset({"forward", *vars(nn.Module())})
 """Attributes that no forward reads."""
 
 
@@ -78,11 +78,8 @@ class Reconstructed(nn.Module):
             return super().forward(*args, **kwargs)
         # Read once: a weight and its bias are folded together. A forward of the user's own reads
         # them each time, since checkpointing may repeat a part of it.
-        self.__dict__["held"] = folded_pairs(self, self.names)
-        try:
+        with weights_held(self, self.names):
             return super().forward(*args, **kwargs)
-        finally:
-            del self.__dict__["held"]
 
     def local_sites(self) -> list[LocalSite]:
         """Return one record per reconstructed weight; a `ModelError` where one is damaged."""
@@ -207,7 +204,7 @@ def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) ->
     for members in members_of(type(module)):
         members.prepare(module)
     # The class changes and the object stays: whoever holds the module, or a hook on it, keeps it.
-    module.__class__ = reconstructed_class(type(module), names)  # type: ignore[arg-type]
+    module.__class__ = reconstructed_class(type(module), names)
     install_averaged_model_hook()
     register_owner(module)
 
@@ -226,9 +223,22 @@ def fold_module_(module: Reconstructed) -> None:
         members.restore(module)
 
 
-@cache
+OfNames = WeakValueDictionary[Names, type["Reconstructed"]]
+
+# Weak on both sides: a class that was made in a function goes with the networks of it.
+_classes: WeakKeyDictionary[type[Any], OfNames] = WeakKeyDictionary()
+
+
 def reconstructed_class(original: type[Any], names: Names) -> type[Reconstructed]:
-    """Make (once) the class of reconstructed modules of class `original`."""
+    """Return the class of reconstructed modules of class `original`, made once."""
+    of_names = _classes.setdefault(original, WeakValueDictionary())
+    known = of_names.get(names)
+    if known is None:
+        known = of_names[names] = _make_class(original, names)
+    return known
+
+
+def _make_class(original: type[Any], names: Names) -> type[Reconstructed]:
     namespace: dict[str, Any] = {"original_class": original, "names": names}
     namespace |= attributes_of(names)
     for members in members_of(original):
@@ -268,7 +278,7 @@ def _reset_parameters(module: Reconstructed) -> None:
 
 
 def _new(original: type[nn.Module], names: Names, *arguments: Any) -> Reconstructed:
-    made = reconstructed_class(original, names)  # type: ignore[arg-type]
+    made = reconstructed_class(original, names)
     return made.__new__(made, *arguments)
 
 

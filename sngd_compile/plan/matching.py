@@ -24,7 +24,6 @@ RESERVED_NAMES = (
     "observing",
     "local_sites",
     "original_class",
-    "held",
     "run_reconstructed",
 )
 """Attributes that a module gets when it is reconstructed."""

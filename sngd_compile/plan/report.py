@@ -32,10 +32,13 @@ def plan_report(plan: Plan, totals: Totals | None = None) -> str:
     if total + kept == 0:
         return "no parameters: nothing to reconstruct"
     share = 100.0 * total / (total + kept)
+    totals = totals or totals_of(plan)
+    # What was planned is a promise: after training the first line says how much of it was kept.
+    seen = f", {round(totals.observed_share * total):,} of them observed"
     parts = [
         f"reconstructed: {_plural(len(plan.sites), 'weight')}, "
         f"{total:,} of {total + kept:,} elements "
-        f"({share:.1f} %)"
+        f"({share:.1f} %){seen if totals.is_trained else ''}"
     ]
     if plan.sites:
         header = ("weight", "shape", "rule", "Fisher", "state", "work/step", "work/refresh")
@@ -49,7 +52,7 @@ def plan_report(plan: Plan, totals: Totals | None = None) -> str:
         left = _plural(len(rows), "parameter")
         parts.append(f"left as they are: {left}, {_plural(kept, 'element')}")
         parts.append(_table([("parameter", "shape", "reason"), *_grouped(rows)]))
-    parts.append(_totals_text(totals or totals_of(plan)))
+    parts.append(_totals_text(totals))
     return "\n\n".join(parts)
 
 

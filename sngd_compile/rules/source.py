@@ -6,8 +6,8 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -45,9 +45,18 @@ def is_used_elementwise(module_class: type[Any], name: str) -> bool:
     return bool(known) and all(known)
 
 
-@lru_cache(maxsize=256)
+_known: WeakKeyDictionary[Any, dict[ast.AST, ast.AST]] = WeakKeyDictionary()
+"""What `_tree` found; it keeps no class alive."""
+
+
 def _tree(base: Any) -> dict[ast.AST, ast.AST]:
     """Map every node of a class's source to its parent; nothing where there is no source."""
+    if base not in _known:
+        _known[base] = _parsed(base)
+    return _known[base]
+
+
+def _parsed(base: Any) -> dict[ast.AST, ast.AST]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
     except (OSError, TypeError, SyntaxError):

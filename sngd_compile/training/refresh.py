@@ -18,6 +18,7 @@ from sngd_compile.training.averaged_copies import followers_of
 from sngd_compile.training.data_parallel import all_reduce_
 from sngd_compile.training.intact import prime_of
 from sngd_compile.training.sharding import put_, whole
+from sngd_compile.training.transaction import all_or_nothing
 from sngd_compile.training.warnings import warn_of_rejected
 from sngd_kernels.precision import exact_products
 
@@ -109,15 +110,17 @@ def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
         # a process without rows must take part, or the others would wait for it.
         site.fisher.close_step_()
         all_reduce_(site.fisher)
-        if site.fisher.absorb_():
-            due.append(site)
+        with all_or_nothing(_statistics(site.fisher)):
+            if site.fisher.absorb_():
+                due.append(site)
     # All decompositions before any change: one that fails leaves every network as it was.
     for site, found in zip(due, next_roots([site.fisher for site in due]), strict=True):
         fisher = site.fisher
         if found is not None:
             root, dampings = found
-            site.change_root_(root, optimizers)
-            fisher.take_dampings_(dampings)
+            with all_or_nothing(_statistics(fisher)):
+                fisher.take_dampings_(dampings)
+                site.change_root_(root, optimizers)
         elif fisher.damped():
             warn_once(
                 fisher,
@@ -125,6 +128,12 @@ def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
                 "its damped factor is not positive definite, so its root stays as it was; raise "
                 f"damping_rel_trace (now {fisher.config.damping_rel_trace}) or damping_abs",
             )
+
+
+def _statistics(fisher: FisherLayer) -> list[Tensor]:
+    """List what absorbing the sums writes to."""
+    root = {id(buffer) for buffer in fisher.root_buffers.buffers()}
+    return [buffer for buffer in fisher.buffers() if id(buffer) not in root]
 
 
 @torch.no_grad()
@@ -142,6 +151,14 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
 
     Source: docs/method.md, refresh. Law 2 and the theorem tests test it.
     """
+    with all_or_nothing(_held(site, optimizers)):
+        _change_root_(site, root, optimizers)
+    for follower in followers_of(site.fisher):
+        take_over_(follower, root)
+
+
+def _change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -> None:
+    """Do what `change_root_` says, but for copies."""
     dtype = next(root.buffers()).dtype
     layout = site.fisher.layout
     # What moves is read through the old root, so that is written over last.
@@ -159,8 +176,14 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
     # In place: compiled graphs and CUDA graphs hold these buffers.
     copy_root_(site.fisher.root_buffers, root)
     site.fisher.ties.expect_change()
-    for follower in followers_of(site.fisher):
-        take_over_(follower, root)
+
+
+def _held(site: LocalSite, optimizers: Iterable[Optimizer]) -> list[Tensor | None]:
+    """List all that lives in the coordinates of a root, and the root."""
+    parameters = (site.weight, site.bias)
+    gradients = [None if p is None else p.grad for p in parameters]
+    states = [s for name in LINEAR_STATES for s in _states(site, name, list(optimizers))]
+    return [*parameters, *gradients, *states, *site.fisher.root_buffers.buffers()]
 
 
 def take_over_(site: LocalSite, root: Root) -> None:

@@ -1,11 +1,14 @@
-"""Bugs in how the weights of a network are folded in one forward pass."""
+"""Bugs in what must happen together: the folds of one forward pass, the parts of one refresh."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from bug import caught_by, wrap
 from sngd_compile.fisher import folding, forward_pass
 from sngd_compile.fisher.forward_pass import ForwardPass
+from sngd_compile.training import refresh
 
+REFRESH = ("tests/training/test_interrupted.py",)
 TESTS = ("tests/modules/test_whole_network.py",)
 
 
@@ -49,3 +52,9 @@ def _thawed(parameters: Any) -> Any:
     fisher, weight, bias = parameters
     weight.requires_grad_(True)
     return fisher, weight, bias
+
+
+@caught_by(REFRESH)
+def half_a_refresh() -> None:
+    """A refresh that is interrupted leaves a weight in other coordinates than its root."""
+    refresh.all_or_nothing = lambda tensors: nullcontext()

@@ -285,3 +285,21 @@ def test_only_what_is_equal_is_one_line():
     text = str(sngd.explain(frozen))
     assert "{0..2}.weight  x3" in text
     assert expanded("{0..2}.weight") == [f"{i}.weight" for i in range(3)]
+
+
+def test_the_first_line_of_a_trained_network_says_what_was_observed():
+    class Chosen(nn.Module):
+        """Uses the first of two layers."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(3, 4)
+
+        def forward(self, x):
+            return self.first(x) if x.sum() < 1e9 else self.second(x)
+
+    net = sngd.reconstruct(Chosen(), EVERY_STEP)
+    first = str(sngd.explain(net)).splitlines()[0]
+    assert first == "reconstructed: 2 weights, 32 of 32 elements (100.0 %)"
+    train(net, inputs=lambda step: batch(step, 6, 3))
+    assert str(sngd.explain(net)).splitlines()[0] == f"{first}, 16 of them observed"

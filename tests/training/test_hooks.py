@@ -7,7 +7,9 @@ import weakref
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import SGD
+from torch.utils.checkpoint import checkpoint
 
 import sngd_compile as sngd
 from api import EVERY_STEP, apart, batch, mlp, sgd, steps_of, train, trained
@@ -163,3 +165,12 @@ def test_a_bias_frozen_before_stays_and_one_frozen_later_is_reported():
     net[0].bias.requires_grad_(False)
     with pytest.warns(sngd.SngdWarning, match=r"0.weight: its bias .* before reconstruct"):
         train(net)
+
+
+def test_reentrant_checkpointing_is_named_where_it_hides_inputs():
+    net = sngd.reconstruct(nn.Linear(3, 2), EVERY_STEP)
+    optimizer = sgd(net)
+    with pytest.warns(sngd.SngdWarning, match="weight: no input.*use_reentrant=False"):
+        x = torch.randn(5, 3, requires_grad=True)
+        checkpoint(net, x, use_reentrant=True).sum().backward()
+        optimizer.step()

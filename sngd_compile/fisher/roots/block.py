@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -77,5 +78,6 @@ class BlockRoot(Root):
     def _in_head(self, change: Change, columns: Tensor) -> Tensor:
         """Apply a map to `[*, O, (n - 1) b]`, block by block."""
         blocks = columns.unflatten(-1, (self.count, self.size)).movedim(-2, -3)
-        changed, _ = change(blocks.reshape(-1, *blocks.shape[-2:]), None)
+        count = prod(blocks.shape[:-2])  # of no rows at all, -1 would be any number
+        changed, _ = change(blocks.reshape(count, *blocks.shape[-2:]), None)
         return changed.view(blocks.shape).movedim(-3, -2).flatten(-2)

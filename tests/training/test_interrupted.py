@@ -1,0 +1,82 @@
+"""A refresh that is interrupted, wherever, leaves function, momentum and gradient as they were."""
+
+from contextlib import suppress
+from itertools import count
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import sngd_compile as sngd
+from sngd_compile import Config
+from sngd_compile.fisher.weight_map import visibly_mapped
+
+pytestmark = pytest.mark.usefixtures("float64")
+X = torch.randn(30, 5, dtype=torch.float64)
+
+
+class StrikeAt(TorchDispatchMode):
+    """Raises at one operation of many."""
+
+    def __init__(self, number: int, error: BaseException) -> None:
+        super().__init__()
+        self.left, self.error = number, error
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Run it, or raise."""
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+        return function(*args, **(kwargs or {}))
+
+
+def prepared(config: Config) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Train a little, so that there are roots, momenta, and a gradient that waits."""
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 3))
+    net = sngd.reconstruct(model, config)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    for step in range(3):
+        optimizer.zero_grad()
+        (net(X + step) - 1).square().mean().backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    (net(X - 5) - 1).square().mean().backward()
+    return net, optimizer
+
+
+def seen_from_outside(net: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return outputs, and momentum and gradient in the coordinates of w."""
+    found = [net(X).detach()]
+    parameters = dict(net.named_parameters())
+    for name, layer in sngd.fisher_layers(net).items():
+        pair = [parameters[name], parameters[name.removesuffix("weight") + "bias"]]
+        momenta = [optimizer.state[p]["momentum_buffer"] for p in pair]
+        root, layout = layer.root_buffers, layer.layout
+        found += visibly_mapped("fold", root, layout, *momenta)
+        gradients = layout.matrices(pair[0].grad), layout.vectors(pair[1].grad)
+        found += root.from_prime(*gradients)
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"rank": 1}, {"fisher": "kronecker"}, {"root": "symmetric"}],
+    ids=["exact", "sketch", "kronecker", "symmetric"],
+)
+def test_it_leaves_all_as_it_was(changes):
+    net, optimizer = prepared(Config(observe_every=1, **changes))
+    before = seen_from_outside(net, optimizer)
+    for number in count(1, 7):
+        error = KeyboardInterrupt() if number % 2 else torch.OutOfMemoryError("none left")
+        net(X * number)  # so that every layer is due again
+        strike = StrikeAt(number, error)
+        with strike, suppress(type(error)):
+            sngd.refresh_(net)
+        # What was moved already and what was not are the same from outside.
+        torch.testing.assert_close(seen_from_outside(net, optimizer), before)
+        if strike.left > 0:
+            break  # the refresh had fewer operations
+    assert number > 100
+    optimizer.step()
+    assert net(X).isfinite().all()
