@@ -85,10 +85,7 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     pass with a number that is not finite adds to `tally[REJECTED]` alone. The arithmetic is float32
     or wider whatever the activations are: what takes halves multiplies them exactly.
     """
-    if not int(gate[OBSERVING]) or backward_pass() != OUTSIDE_BACKWARD:
-        return
-    # An empty batch shows nothing, and not every rule can make rows of none.
-    if any(tensor.numel() == 0 for tensor in inputs):
+    if not _is_shown(gate, inputs):
         return
     # By name: an op's arguments are tensors, numbers and strings.
     statistics: Statistics = RULES[rule]
@@ -116,6 +113,13 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     # Products, not branches: `finite` may still be on its way from the device.
     tally[ROWS].add_(finite * (samples[0].shape[0] * rows_each))
     tally[REJECTED].add_(~finite)
+
+
+def _is_shown(gate: Tensor, inputs: Sequence[Tensor]) -> bool:
+    """Say whether the gate is open, and to something; not every rule can make rows of nothing."""
+    if not int(gate[OBSERVING]) or backward_pass() != OUTSIDE_BACKWARD:
+        return False
+    return all(tensor.numel() for tensor in inputs)
 
 
 def add_if_finite_(sum: Tensor, finite: Tensor, add_: Callable[[Tensor], None]) -> None:

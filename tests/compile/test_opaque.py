@@ -83,7 +83,7 @@ def test_few_outputs_are_mapped_sooner_than_an_op_is_called(outputs, ops):
 @pytest.mark.slow
 @pytest.mark.usefixtures("_few_outputs_too")
 @pytest.mark.parametrize(("network", "shape"), [(lambda: mlp(131, 37, 3), (131,)), (ConvNet, None)])
-def test_inductor_writes_less_than_a_kernel_more_for_each_weight(network, shape):
+def test_inductor_writes_at_most_a_kernel_more_for_each_weight(network, shape):
     model = network()
     reconstructed = sngd.reconstruct(model, SETTING)
     inputs, labels = sample(shape or model.input_shape, 0)
@@ -96,7 +96,7 @@ def test_inductor_writes_less_than_a_kernel_more_for_each_weight(network, shape)
                 lambda run=compiled: nn.functional.cross_entropy(run(inputs), labels).backward()
             )
         counts.append(sum(code.count("async_compile.cpp_pybinding") for code in codes))
-    assert 0 < counts[0] <= counts[1] < counts[0] + len(sngd.fisher_layers(reconstructed))
+    assert 0 < counts[0] <= counts[1] <= counts[0] + len(sngd.fisher_layers(reconstructed))
 
 
 @pytest.mark.parametrize("width", [5, 131])
