@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TypeVar
 
 from torch import nn
 
 from sngd_compile.backend.compiled_models import states_of
 from sngd_compile.errors import ModelError
+from sngd_compile.modules.copying import copied
 from sngd_compile.modules.reconstructed import fold_module_, reconstructed_modules
 from sngd_compile.modules.whole_network import forget_forward
 from sngd_compile.training.data_parallel import keep_out_of_broadcast
@@ -29,13 +29,14 @@ def fold(net: Model) -> Model:
         net: A reconstructed network; it is not changed. A plain model is copied as it is.
 
     Raises:
-        ModelError: `net` is no module, or `fully_shard` has cut its weights into parts.
+        ModelError: `net` is no module, cannot be copied, or `fully_shard` has cut its weights into
+            parts.
 
     Source: arXiv 2412.07441, `w = G^(-1/2) w'`. Law 3 tests it.
     """
     _require_module(net)
     _require_whole(net)
-    return fold_(copy.deepcopy(net))
+    return fold_(copied(net, "fold it itself, with sngd.fold_"))
 
 
 def fold_(net: Model) -> Model:

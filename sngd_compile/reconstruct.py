@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TypeVar
 
 from torch import nn
 
 from sngd_compile.config import Config
 from sngd_compile.errors import AlreadyReconstructedError, ConfigError, ModelError
+from sngd_compile.modules.copying import copied
 from sngd_compile.modules.reconstructed import reconstruct_, reconstructed_modules
 from sngd_compile.modules.whole_network import watch_forward
 from sngd_compile.plan.planner import Overrides, make_plan
@@ -64,7 +64,7 @@ def reconstruct(
         if name is not None:
             raise ModelError(f"{name} is sharded already: fully_shard(reconstruct(model))")
         if not inplace:
-            model = _copied(model)
+            model = copied(model, "reconstruct it itself, with inplace=True")
     plan = make_plan(model, config or Config(), overrides or {})
     reconstruct_(plan)
     # Before anybody wraps it: DistributedDataParallel reads the list when it is made.
@@ -72,14 +72,3 @@ def reconstruct(
     if plan.sites:
         watch_forward(model)
     return model
-
-
-def _copied(model: Model) -> Model:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # whatever a module's own state raises on being copied
-        text = str(error).strip().splitlines()
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied ({text[0] if text else error!r}); "
-            "reconstruct it itself, with inplace=True"
-        ) from error

@@ -99,6 +99,8 @@ class Reconstructed(nn.Module):
         if comes_back(value, self, name):
             return  # what was written has reached w'
         super().__setattr__(name, value)
+        if "_parameters" not in self.__dict__:
+            return  # a `__setstate__` that sets attributes first: there is nothing to capture yet
         # Not for what `train()` and its like set: a capture traces the forward up to four times.
         if name not in _BOOKKEEPING and name not in self._parameters and not name.startswith("__"):
             self.__dict__["program"] = _program_of(self)

@@ -96,3 +96,42 @@ def test_networks_copied_mid_way_see_their_own_rows():
     other = copy.deepcopy(net)
     train(other, sgd(other), steps=1)
     assert (rows_of(net), rows_of(other)) == ([14, 14], [21, 21])
+
+
+class Kept(nn.Module):
+    """Keeps what its forward computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = nn.Linear(3, 3), None
+
+    def forward(self, x):
+        """Multiply."""
+        self.last = self.layer(x)
+        return self.last
+
+
+def test_a_kept_activation_is_named_where_it_stops_a_copy():
+    net = sngd.reconstruct(nn.Sequential(Kept()))
+    x = torch.randn(2, 3)
+    out = net(x)
+    with pytest.raises(sngd.ModelError, match=r"0\.last keeps a tensor.*sngd\.fold_"):
+        sngd.fold(net)
+    torch.testing.assert_close(sngd.fold_(net)(x), out)
+
+
+class Restored(nn.Linear):
+    """Sets an attribute before its dictionaries exist."""
+
+    def __setstate__(self, state):
+        """Set it, then the rest."""
+        self.restored = True
+        super().__setstate__(state)
+
+
+def test_attributes_may_be_set_before_the_state():
+    net, x = sngd.reconstruct(nn.Sequential(Restored(3, 2))), torch.randn(4, 3)
+    other = copy.deepcopy(net)
+    assert other[0].restored
+    torch.testing.assert_close(other(x), net(x))
+    torch.testing.assert_close(sngd.fold(net)(x), net(x))
