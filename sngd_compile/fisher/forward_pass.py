@@ -77,6 +77,8 @@ class ForwardPass:
         for fisher in {*self._folded} - {*self._taken}:
             fisher.ties.is_folded_whole = False
         self._folded.clear()
+        # Each layer holds its last pass, and none may keep the others alive.
+        self._taken.clear()
 
     def _fold(self, some: Sequence[Parameters]) -> list[Pair]:
         layers, weights, biases = zip(*some, strict=True)
@@ -98,6 +100,13 @@ class ForwardPass:
         # What was folded without a gradient has none.
         is_blind = weight.requires_grad and torch.is_grad_enabled() and not pair[0].requires_grad
         return None if is_blind or versions != _versions(parameters) else pair
+
+
+def leave_unfolded(fisher: FisherLayer) -> None:
+    """Note that a layer had no need of its whole weight, so that the next pass leaves it out."""
+    # A graph folds where it is: noting that in it would be a side effect of every call.
+    if not torch.compiler.is_compiling():
+        fisher.ties.is_folded_whole = False
 
 
 def fold_in_pass(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> Pair:

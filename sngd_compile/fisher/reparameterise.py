@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from sngd_compile.fisher.forward_pass import fold_in_pass
+from sngd_compile.fisher.forward_pass import fold_in_pass, leave_unfolded
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.roots.base import Pair
 from sngd_compile.fisher.transforms import is_seen_through
@@ -68,7 +68,7 @@ def local_linear(
     if not _on_rows(fisher, input, weight_prime):
         weight, bias = fold(fisher, weight_prime, bias_prime)
         return F.linear(input, fisher.layout.matrices(weight), bias)
-    fisher.ties.is_folded_whole = False
+    leave_unfolded(fisher)
     rows = input.reshape(-1, input.shape[-1])
     matrix = fisher.layout.matrices(weight_prime)
     output = fisher.root_buffers.linear(rows, matrix, bias_prime)
@@ -97,7 +97,7 @@ def local_embedding(
     # A table may have far more entries than a batch looks up: the whole fold would cost the most.
     if _reads_most(indices, weight_prime):
         return F.embedding(indices, fold(fisher, weight_prime, None)[0], padding_idx)
-    fisher.ties.is_folded_whole = False
+    leave_unfolded(fisher)
     looked_up = F.embedding(indices, weight_prime, padding_idx)
     wide = torch.promote_types(weight_prime.dtype, fisher.factor.dtype)
     if fisher.spec.is_diagonal and fisher.layout.is_transposed:

@@ -202,13 +202,13 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
     """Count the step of every site the optimizer drives, and refresh those that are due."""
     # A fused optimizer under GradScaler skips its step inside the kernel, and says so here only.
     found_inf = getattr(optimizer, "found_inf", None)
+    # As before the step: nothing rebinds an optimizer in the middle of its own.
+    sites = (_bindings.get(optimizer) or _bind(optimizer)).sites
     if optimizer in _skipped or (found_inf is not None and bool(found_inf)):
-        for site in _bind(optimizer).sites:
+        for site in sites:
             site.fisher.close_step_(valid=False)
         return
-    # As before the step: nothing rebinds an optimizer in the middle of its own.
-    known = _bindings.get(optimizer)
-    due, unobserved, sites = [], [], (known or _bind(optimizer)).sites
+    due, unobserved = [], []
     warn_of_rejected([site.fisher for site in sites if site.fisher.schedule.observing])
     for site in sites:
         schedule = site.fisher.schedule

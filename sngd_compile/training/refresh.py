@@ -106,11 +106,11 @@ def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
     due = []
     warn_of_rejected([site.fisher for site in sites])
     for site in sites:
-        # Summed over processes before anything is divided: the mean is over the rows of all, and
-        # a process without rows must take part, or the others would wait for it.
-        site.fisher.close_step_()
-        all_reduce_(site.fisher)
         with all_or_nothing(_statistics(site.fisher)):
+            # Summed over processes before anything is divided: the mean is over the rows of all,
+            # and a process without rows must take part, or the others would wait for it.
+            site.fisher.close_step_()
+            all_reduce_(site.fisher)
             if site.fisher.absorb_():
                 due.append(site)
     # All decompositions before any change: one that fails leaves every network as it was.
@@ -118,7 +118,7 @@ def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
         fisher = site.fisher
         if found is not None:
             root, dampings = found
-            with all_or_nothing(_statistics(fisher)):
+            with all_or_nothing(_dampings(fisher)):
                 fisher.take_dampings_(dampings)
                 site.change_root_(root, optimizers)
         elif fisher.damped():
@@ -131,9 +131,15 @@ def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
 
 
 def _statistics(fisher: FisherLayer) -> list[Tensor]:
-    """List what absorbing the sums writes to."""
+    """List what adding up and absorbing the sums write to."""
     root = {id(buffer) for buffer in fisher.root_buffers.buffers()}
     return [buffer for buffer in fisher.buffers() if id(buffer) not in root]
+
+
+def _dampings(fisher: FisherLayer) -> list[Tensor]:
+    """List what remembers the damping inside a root."""
+    sides = (fisher, fisher.output_side)
+    return [side.absolute_damping for side in sides if side is not None]
 
 
 @torch.no_grad()

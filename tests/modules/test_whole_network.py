@@ -313,3 +313,14 @@ def test_a_traced_network_can_be_saved(net, tmp_path):
     traced.save(tmp_path / "traced.pt")
     loaded = torch.jit.load(tmp_path / "traced.pt")
     torch.testing.assert_close(loaded(X + 1), net(X + 1))
+
+
+def test_a_layer_keeps_no_other_layer_alive():
+    made = sngd.reconstruct(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)))
+    for _ in range(2):
+        made(X).sum().backward()
+    kept, other = made[0].weight_fisher, weakref.ref(made[1].weight_fisher)
+    del made
+    gc.collect()
+    assert other() is None
+    assert kept.size == 6
