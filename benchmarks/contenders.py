@@ -18,7 +18,6 @@ Step = Callable[[Tensor, Tensor], Tensor]
 """Trains on one batch and returns its loss."""
 
 MEAN = sngd.Config(over_outputs="mean")
-MANY_INPUTS = 400
 LARGEST_NORM = 1.0
 LARGEST_FISHER_NORM = 1.0
 """SNGD's trust region: on reconstructed parameters, clipping bounds the norm of the Fisher."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dis
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from types import CodeType
+
+Steps = list[dis.Instruction]
 
 
 class UncapturableError(Exception):
@@ -57,68 +60,86 @@ def read(code: CodeType) -> tuple[str | None, frozenset[str]]:
     return None, frozenset(tested)
 
 
-def changes_in_place(owner: type, function: object, name: str, depth: int = 5) -> bool:
+def changes_in_place(owner: type, function: object, name: str) -> bool:
     """Say whether a method, or one that it calls on `self`, changes `self.<name>` in place.
 
     A reconstructed weight is read as `w' R`, made anew each time: such a change would be lost.
     """
-    code = getattr(function, "__code__", None)
-    if not isinstance(code, CodeType) or depth == 0:
-        return False
-    steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
-    for step, next_step in pairwise(steps):
-        if step.opname == "STORE_ATTR" and step.argval == name:
-            return True
-        if step.opname == "LOAD_ATTR" and step.argval == name and _is_change(next_step):
-            return True
-    # The depth ends the search where methods call each other.
-    return any(changes_in_place(owner, f, name, depth - 1) for f in _called(owner, function, steps))
+
+    def changes(steps: Steps) -> bool:
+        return any(
+            step.argval == name
+            and (step.opname == "STORE_ATTR" or (step.opname == "LOAD_ATTR" and _is_change(after)))
+            for step, after in pairwise(steps)
+        )
+
+    return _is_done(owner, function, changes)
 
 
-def reads_parameters_raw(owner: type, function: object, depth: int = 5) -> bool:
+def reads_parameters_raw(owner: type, function: object) -> bool:
     """Say whether a method, or one that it calls on `self`, takes parameters out of `_parameters`.
 
     There a reconstructed weight is `w'`, and the attribute is `w`.
     """
+
+    def reads(steps: Steps) -> bool:
+        return any(s.opname == "LOAD_ATTR" and s.argval == "_parameters" for s in steps)
+
+    # `x.to(...)` names a method of nn.Module too, which looks there and is not called.
+    return _is_done(owner, function, reads, into_torch=False)
+
+
+def is_right_factor(owner: type, function: object, name: str) -> bool:
+    """Say whether a method, or one that it calls on `self`, writes `x @ self.<name>`.
+
+    Such a weight is `[K, O]`: its inputs come first. So it is in `matmul(x, self.<name>)`, and
+    where one part `self.<name>[i]` is the factor.
+    """
+
+    def multiplies(steps: Steps) -> bool:
+        return any(
+            step.opname == "LOAD_ATTR"
+            and step.argval == name
+            and _ends_a_product(steps[:index], steps[index + 1 : index + 8])
+            for index, step in enumerate(steps)
+        )
+
+    return _is_done(owner, function, multiplies)
+
+
+def _is_done(
+    owner: type,
+    function: object,
+    does: Callable[[Steps], bool],
+    into_torch: bool = True,
+    depth: int = 5,
+) -> bool:
+    """Say whether the bytecode of a method, or of one that it calls on `self`, does something."""
     code = getattr(function, "__code__", None)
+    # The depth ends the search where methods call each other.
     if not isinstance(code, CodeType) or depth == 0:
         return False
-    steps = list(dis.get_instructions(code))
-    if any(s.opname == "LOAD_ATTR" and s.argval == "_parameters" for s in steps):
+    steps = [step for step in dis.get_instructions(code) if step.opname not in _NO_STEPS]
+    if does(steps):
         return True
-    # `x.to(...)` names a method of nn.Module too, which looks there and is not called.
-    called = [f for f in _called(owner, function, steps) if not _is_of_torch(f)]
-    return any(reads_parameters_raw(owner, f, depth - 1) for f in called)
+    return any(
+        _is_done(owner, called, does, into_torch, depth - 1)
+        for called in _called(owner, function, steps)
+        if into_torch or not _is_of_torch(called)
+    )
 
 
 def _is_of_torch(function: object) -> bool:
     return str(getattr(function, "__module__", "")).partition(".")[0] == "torch"
 
 
-def _called(owner: type, function: object, steps: list[dis.Instruction]) -> list[object]:
+def _called(owner: type, function: object, steps: Steps) -> list[object]:
     """List the methods of `owner` that a function names, and the functions inside it."""
     methods = {s.argval for s in steps if s.opname in ("LOAD_ATTR", "LOAD_METHOD")}
     called = [getattr(owner, method, None) for method in methods if isinstance(method, str)]
     code = function.__code__  # type: ignore[attr-defined]
     inner = [_Inner(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
     return [f for f in (*called, *inner) if f is not function and hasattr(f, "__code__")]
-
-
-def is_right_factor(owner: type, function: object, name: str, depth: int = 5) -> bool:
-    """Say whether a method, or one that it calls on `self`, writes `x @ self.<name>`.
-
-    Such a weight is `[K, O]`: its inputs come first. So it is in `matmul(x, self.<name>)`, and
-    where one part `self.<name>[i]` is the factor.
-    """
-    code = getattr(function, "__code__", None)
-    if not isinstance(code, CodeType) or depth == 0:
-        return False
-    steps = [s for s in dis.get_instructions(code) if s.opname not in _NO_STEPS]
-    for index, step in enumerate(steps):
-        is_read = step.opname == "LOAD_ATTR" and step.argval == name
-        if is_read and _ends_a_product(steps[:index], steps[index + 1 : index + 8]):
-            return True
-    return any(is_right_factor(owner, f, name, depth - 1) for f in _called(owner, function, steps))
 
 
 # CPython renames opcodes: PRECALL went with 3.12, KW_NAMES with 3.13, where CALL_KW came.

@@ -56,19 +56,19 @@ def mapped(name: str, root: Root, spec: FisherSpec, weight: Tensor, bias: Tensor
     # An op takes plain tensors and strings: so the root goes in as its buffers, and what kind of
     # root that was as the encoded record.
     if takes_opaque_ops() and spec.pays_as_op:
-        opaque = torch.ops.sngd.map_weight(weight, bias, buffers_of(root), name, spec.encoded)
+        opaque = torch.ops.sngd.map_weight(weight, bias, _buffers_of(root), name, spec.encoded)
         return opaque[0], None if bias is None else opaque[1]
     return visibly_mapped(name, root, spec.layout, weight, bias)
 
 
-def buffers_of(root: nn.Module) -> list[Tensor]:
+def _buffers_of(root: nn.Module) -> list[Tensor]:
     """List the buffers of a root and of those in it, in a way that Dynamo traces fast.
 
     No generator: one that is left before its end is closed, which torch 2.14 does not trace.
     """
     buffers = [*cast(Any, root._buffers.values())]
     for child in root._modules.values():
-        buffers += buffers_of(cast(nn.Module, child))
+        buffers += _buffers_of(cast(nn.Module, child))
     return buffers
 
 
@@ -100,10 +100,10 @@ def mapped_in_full(
         wide = torch.promote_types(dtype, wide)
     matrices, vectors = as_matrices(layout, weight, bias, wide)
     found, found_bias = MAPS[name](root, matrices, vectors)
-    changed = dense(_of_dtype(layout.parameter(found, weight.shape), dtype))
+    changed = _dense(_of_dtype(layout.parameter(found, weight.shape), dtype))
     if bias is None or found_bias is None:
         return changed, None
-    return changed, dense(_of_dtype(found_bias.reshape(bias.shape), bias.dtype))
+    return changed, _dense(_of_dtype(found_bias.reshape(bias.shape), bias.dtype))
 
 
 def as_matrices(layout: Layout, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Pair:
@@ -116,7 +116,7 @@ def _of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
-def dense(parameter: Tensor) -> Tensor:
+def _dense(parameter: Tensor) -> Tensor:
     """Make a vector contiguous, as a parameter is.
 
     F.batch_norm's backward on a CPU gives wrong gradients for a weight with a stride (seen on
@@ -139,7 +139,7 @@ def map_weight(
 
 def filled_root(spec: FisherSpec, has_bias: bool, buffers: Sequence[Tensor]) -> Root:
     """Return a root that holds these buffers, without a copy."""
-    return cast(Root, with_buffers(_empty_root(spec, has_bias), iter(buffers)))
+    return cast(Root, _with_buffers(_empty_root(spec, has_bias), iter(buffers)))
 
 
 @cache
@@ -149,14 +149,15 @@ def _empty_root(spec: FisherSpec, has_bias: bool) -> Root:
     return kind_of(spec).first_root(spec, torch.float32, torch.device("meta"))
 
 
-def with_buffers(root: nn.Module, buffers: Iterator[Tensor]) -> nn.Module:
-    """Copy a root, in the order of `buffers_of`, without what `nn.Module` does for the rest."""
+def _with_buffers(root: nn.Module, buffers: Iterator[Tensor]) -> nn.Module:
+    """Copy a root, in the order of `_buffers_of`, without what `nn.Module` does for the rest."""
     # `copy.copy` and `deepcopy` take longer than the map of a small weight does, and every fold
     # of every step in a compiled graph comes through here.
     copied = object.__new__(type(root))
     own = {name: next(buffers) for name in root._buffers}
     inner = {
-        name: with_buffers(cast(nn.Module, child), buffers) for name, child in root._modules.items()
+        name: _with_buffers(cast(nn.Module, child), buffers)
+        for name, child in root._modules.items()
     }
     copied.__dict__.update(root.__dict__, _buffers=own, _modules=inner)
     return copied

@@ -107,9 +107,7 @@ def _as_it_is(
     planned: dict[str, Found] = dict(planned_weights(module, module_class))
     known = runs_known_forward(module_class)
     if not known and reads_parameters_raw(module_class, module_class.forward):
-        raw = (
-            f"it takes them out of _parameters, where a reconstructed weight is no weight; {reason}"
-        )
+        raw = f"its forward takes it out of _parameters, where w' would stand for w; {reason}"
         return Findings(None, dict.fromkeys(names, raw))
     for name in names:
         if changes_in_place(module_class, module_class.forward, name):

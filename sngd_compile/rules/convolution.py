@@ -138,18 +138,8 @@ class Convolution(Rule):
         self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
     ) -> Tensor:
         """Add the patches' second moment to `out` without making the patches."""
-        layer = Geometry.decode(geometry)
-        images, padding = layer.pad(samples[0])
-        return sngd_kernels.conv_second_moment(
-            images,
-            layer.kernel,
-            layer.stride,
-            padding,
-            layer.dilation,
-            layer.groups,
-            bias=bias,
-            out=out,
-        )
+        images, sizes = _operands(samples, geometry)
+        return sngd_kernels.conv_second_moment(images, *sizes, bias=bias, out=out)
 
     def sketch(
         self,
@@ -160,9 +150,7 @@ class Convolution(Rule):
         out: Tensor,
     ) -> Tensor:
         """Add the sketch of the patches' second moment, which the convolution itself finds."""
-        layer = Geometry.decode(geometry)
-        images, padding = layer.pad(samples[0])
-        sizes = (layer.kernel, layer.stride, padding, layer.dilation, layer.groups)
+        images, sizes = _operands(samples, geometry)
         return sngd_kernels.conv_sketch(images, omega, *sizes, bias=bias, out=out)
 
     def block_moments(
@@ -202,6 +190,17 @@ class Convolution(Rule):
         images = outputs if outputs.dim() == len(layer.kernel) + 2 else outputs[None]
         rows = images.flatten(2).mT
         return rows if layer.groups == 1 else rows.unflatten(-1, (layer.groups, -1))
+
+
+Sizes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
+"""Kernel, stride, padding, dilation and groups, as the kernels take them."""
+
+
+def _operands(samples: Sequence[Tensor], geometry: Sequence[int]) -> tuple[Tensor, Sizes]:
+    """Return the images, padded where that is uneven, and the sizes of the convolution."""
+    layer = Geometry.decode(geometry)
+    images, padding = layer.pad(samples[0])
+    return images, (layer.kernel, layer.stride, padding, layer.dilation, layer.groups)
 
 
 def per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:

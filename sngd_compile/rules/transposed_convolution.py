@@ -86,11 +86,8 @@ class TransposedConvolution(Rule):
         self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
     ) -> Tensor:
         """Add the patches' second moment to `out`: mirroring the images mirrors the patches."""
-        layer = Geometry.decode(geometry)
-        images = _spaced(samples[0], layer).flip(_spatial(layer))
-        return sngd_kernels.conv_second_moment(
-            images, layer.kernel, 1, 0, layer.dilation, layer.groups, bias=bias, out=out
-        )
+        images, sizes = _operands(samples, geometry)
+        return sngd_kernels.conv_second_moment(images, *sizes, bias=bias, out=out)
 
     def sketch(
         self,
@@ -101,10 +98,19 @@ class TransposedConvolution(Rule):
         out: Tensor,
     ) -> Tensor:
         """Add the sketch of the patches' second moment, as the equal convolution finds it."""
-        layer = Geometry.decode(geometry)
-        images = _spaced(samples[0], layer).flip(_spatial(layer))
-        sizes = (layer.kernel, 1, 0, layer.dilation, layer.groups)
+        images, sizes = _operands(samples, geometry)
         return sngd_kernels.conv_sketch(images, omega, *sizes, bias=bias, out=out)
+
+
+Sizes = tuple[tuple[int, ...], int, int, tuple[int, ...], int]
+"""Kernel, stride, padding, dilation and groups, as the kernels take them."""
+
+
+def _operands(samples: Sequence[Tensor], geometry: Sequence[int]) -> tuple[Tensor, Sizes]:
+    """Return the images of the equal convolution, and its sizes."""
+    layer = Geometry.decode(geometry)
+    images = _spaced(samples[0], layer).flip(_spatial(layer))
+    return images, (layer.kernel, 1, 0, layer.dilation, layer.groups)
 
 
 def transposed_layout(shape: Sequence[int], groups: int) -> Layout:
