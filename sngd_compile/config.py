@@ -67,6 +67,9 @@ class Config:
             ranks are halved down to 8, then only diagonals are kept, and the plan says so for each
             weight. With `overrides` a weight gives way while all together are above the budget of
             its own configuration. With `backend="sngd"` it holds for each frame by itself.
+        step_budget: Multiply-adds that the root of a sketch may add to a step, as a fraction of
+            those of the layer itself, forward and backward; a number > 0. A layer that sees few
+            rows has fewer columns than `rank` in its root, at least 4; the statistics keep all.
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
             the paper's root), or the same by iteration, "denman_beavers", with eigh where it does
             not converge. The trajectory is the same. But for "cholesky", they ask for an exact
@@ -96,6 +99,7 @@ class Config:
     block_size: int = 128
     activation: Activation = "auto"
     memory_budget: int = 2**31
+    step_budget: float = 0.25
     root: str = "cholesky"
     rank: int | None = RANK
 
@@ -121,6 +125,8 @@ class Config:
         _require(self, "damping_rel_trace", in_range, "a number in [0, 1] (fraction of the trace)")
         in_range = _is_number(absolute) and 0 <= absolute < math.inf
         _require(self, "damping_abs", in_range, "a finite number >= 0")
+        budget = self.step_budget
+        _require(self, "step_budget", _is_number(budget) and budget > 0, "a number > 0")
         rows = self.max_rows
         valid = rows is None or rows == "auto" or _is_integer(rows, 1)
         expected = f'an integer in {_range(1)}, None (all rows) or "auto" (4 D rows)'

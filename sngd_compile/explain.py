@@ -153,13 +153,20 @@ def _as_they_are(net: nn.Module) -> Settle:
         # has what each of them got, and nothing is lowered in it now.
         budgeted = keep_to_budget(decisions)
         return {
-            weight: _as_it_is(layers[weight], decision, budgeted[weight])
+            weight: _found(layers[weight], decision, budgeted[weight])
             if weight in layers
             else decision
             for weight, decision in decisions.items()
         }
 
     return settle
+
+
+def _found(fisher: FisherLayer, decided: Decision, budgeted: Decision) -> Decision:
+    """Return the decision that a Fisher layer is of, with what only its root can say."""
+    decision = _as_it_is(fisher, decided, budgeted)
+    columns = fisher.root_buffers.columns
+    return replace(decision, site=replace(decision.site, root_columns=columns))
 
 
 def _as_it_is(fisher: FisherLayer, decided: Decision, budgeted: Decision) -> Decision:

@@ -145,6 +145,17 @@ class FisherLayer(WideBuffers):
         return int(self.absorbed_rows + self.tally[ROWS])
 
     @property
+    def rows_per_step(self) -> float:
+        """Rows that one process has observed in an optimizer step, on average over such steps.
+
+        The rows of all passes of a step count, at most `Config.max_rows` of each; 0.0 before the
+        first.
+        """
+        group = self.ties.process_group
+        processes = 1 if group is None else torch.distributed.get_world_size(group)
+        return self.rows_seen / (max(1, self.schedule.observed_in_all) * processes)
+
+    @property
     def unseen(self) -> str:
         """What has never been observed, "input" or "output gradient"; "" where nothing lacks."""
         if not self.rows_seen:
@@ -177,8 +188,9 @@ class FisherLayer(WideBuffers):
     @torch.no_grad()
     def damped(self) -> tuple[Damped, ...]:
         """Return what is decomposed, with the damping in it; () for a factor of zeros, undamped."""
-        spec = self.spec
-        return kind_of(spec).damped(spec, self.factor, self.output_side, self.config)
+        spec, kind = self.spec, kind_of(self.spec)
+        factor = kind.within_budget(spec, self.factor, self.rows_per_step, self.config)
+        return kind.damped(spec, factor, self.output_side, self.config)
 
     def take_dampings_(self, dampings: Sequence[float]) -> None:
         """Remember the damping inside a new root, with two sides for both."""

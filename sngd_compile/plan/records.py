@@ -101,6 +101,7 @@ class Site:
         rule: Name of the rule that matched.
         config: Of this weight.
         note: Why the kind is not the configured one, or "".
+        root_columns: Of a sketch in a network, columns that its root has now; 0 of others.
     """
 
     places: tuple[Place, ...]
@@ -109,6 +110,7 @@ class Site:
     rule: str
     config: Config
     note: str = ""
+    root_columns: int = 0
 
     @property
     def kind(self) -> str:
@@ -167,7 +169,8 @@ class Site:
     @property
     def step_work(self) -> int:
         """Multiply-adds that the root adds to a step, at the most."""
-        return kind_of(self.spec).step_work(self.spec)
+        rank = self.root_columns or self.spec.rank
+        return kind_of(self.spec).step_work(replace(self.spec, rank=rank))
 
     @property
     def refresh_work(self) -> int:

@@ -153,7 +153,10 @@ def _site_row(site: Site) -> Row:
     name = site.name + ("" if site.bias_name is None else f" + {site.bias_name}")
     work = (_count(site.step_work), _count(site.refresh_work))
     state = bytes_text(site.state_bytes)
-    return (name, _shape(site.shape), site.rule, fisher_text(site.spec), state, *work)
+    fisher = fisher_text(site.spec)
+    if 0 < site.root_columns < site.spec.rank:
+        fisher += f", {site.root_columns} in its root"
+    return (name, _shape(site.shape), site.rule, fisher, state, *work)
 
 
 def _assignment(node: fx.Node) -> str:

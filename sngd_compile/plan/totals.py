@@ -98,13 +98,10 @@ def _work(sites: list[Site], rows: Mapping[str, float]) -> float:
 
 
 def _rows(layer: FisherLayer | None) -> float:
-    """Return how many rows of a step a layer has observed on average; 0.0 where there are none.
-
-    The rows of all passes and processes of a step count, at most `Config.max_rows` of a pass.
-    """
+    """Return how many rows of a step a layer has observed on average; 0.0 where there are none."""
     if layer is None or layer.factor.is_meta:
         return 0.0
-    return layer.rows_seen / max(1, layer.schedule.observed_in_all)
+    return layer.rows_per_step
 
 
 def _looks_up(site: Site) -> bool:

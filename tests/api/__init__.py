@@ -1,5 +1,6 @@
 """Small networks and short trainings that many tests share."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,8 +16,9 @@ EVERY_STEP = Config(
     observe_every=1,
     early_observations=(),
     max_rows=None,
+    step_budget=math.inf,
 )
-"""Observe every row of every step; renew the root after steps 1, 2, 4, 6, ..."""
+"""Observe every row of every step; renew the root after steps 1, 2, 4, 6, ..., in full."""
 
 
 def mlp() -> nn.Sequential:

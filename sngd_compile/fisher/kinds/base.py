@@ -154,6 +154,19 @@ class FisherKind:
             self.diagonal(part).add_(damping)
         return tuple((part, damping) for part in parts)
 
+    def within_budget(
+        self, spec: FisherSpec, factor: Tensor, rows: float, config: Config
+    ) -> Tensor:
+        """Return the part of a factor whose root costs at most `Config.step_budget`; here all.
+
+        Args:
+            spec: Of the layer.
+            factor: G.
+            rows: That a process observes in a step.
+            config: With the budget.
+        """
+        return factor
+
     def trace(self, spec: FisherSpec, factor: Tensor) -> float:
         """Return the trace of a factor from the diagonals of its parts, for groups their mean."""
         diagonals = [self.diagonal(part) for part in self.parts(spec, factor)]

@@ -30,6 +30,15 @@ from sngd_kernels.moments.sketch import TRACE
 SHIFT = 10.0
 """Rounding of a sketch that is taken for possible, in units of its dtype's and of its norm."""
 
+FEWEST_COLUMNS = 4
+"""Columns of a root that no budget of a step takes away."""
+
+_ROOT, _ROOTLESS = 4, 3
+"""Multiply-adds of a column of the root, and of a row, for each element of a weight in a step.
+
+A root takes two skinny products each way; a row the product, its gradient and the weight's.
+"""
+
 
 @register_kind
 class Sketch(FisherKind):
@@ -61,6 +70,18 @@ class Sketch(FisherKind):
         """Return the root of a sketch, whatever kind of root is configured."""
         groups, columns = spec.layout.groups, _columns(spec)
         return SketchRoot(RootShape(spec.size, spec.has_bias, groups, dtype, device, columns))
+
+    def within_budget(
+        self, spec: FisherSpec, factor: Tensor, rows: float, config: Config
+    ) -> Tensor:
+        """Return the columns that the budget of a step allows, halved until they fit."""
+        # Fewer columns of the statistics are a sketch of their own, with as many columns of Omega.
+        # In halves, since a budget that follows the rows would give roots of ever other ranks.
+        columns = _columns(spec)
+        most = config.step_budget * _ROOTLESS / _ROOT * _met(spec, rows)
+        while columns > max(most, FEWEST_COLUMNS):
+            columns = (columns + 1) // 2
+        return factor[..., :columns]
 
     def trace(self, spec: FisherSpec, factor: Tensor) -> float:
         """Read it, for groups their mean."""
@@ -125,7 +146,7 @@ class Sketch(FisherKind):
 
     def step_work(self, spec: FisherSpec) -> int:
         """Count two skinny products, each way."""
-        return 4 * prod(spec.layout.matrix) * _columns(spec)
+        return _ROOT * prod(spec.layout.matrix) * _columns(spec)
 
     def refresh_work(self, spec: FisherSpec) -> int:
         """Count the root, then w', g' and momentum, there and back."""
@@ -136,6 +157,12 @@ class Sketch(FisherKind):
     @staticmethod
     def _omega(spec: FisherSpec, like: Tensor) -> Tensor:
         return sngd_kernels.sketch_basis(spec.size, _columns(spec), like.dtype, like.device)
+
+
+def _met(spec: FisherSpec, rows: float) -> float:
+    """Return how many multiply-adds each element of a weight takes part in for one of a root's."""
+    # A product with a matrix may apply the root to its rows instead of the weight.
+    return max(rows, spec.layout.outputs) if len(spec.layout.view) == 2 else rows
 
 
 def sketched(spec: FisherSpec, columns: int) -> FisherSpec:

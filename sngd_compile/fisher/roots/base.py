@@ -39,6 +39,14 @@ class Root(nn.Module):
         """Dtype of its numbers."""
         return next(iter(self.sides[0]._buffers.values())).dtype  # type: ignore[union-attr]
 
+    def copied_from(self, source: Root) -> None:
+        """Take what else is known of a root whose buffers were copied into these."""
+
+    @property
+    def columns(self) -> int:
+        """Columns of a sketch's root; 0 of others."""
+        return 0
+
     @abstractmethod
     def matrix(self) -> Tensor:
         """Return `R`, shaped like the factor, the bias last."""
@@ -224,3 +232,4 @@ def copy_root_(root: Root, source: Root) -> None:
     """Write the buffers of `source` into those of `root`, in place and in their dtype."""
     for name, buffer in root.named_buffers():
         buffer.copy_(source.get_buffer(name))
+    root.copied_from(source)
