@@ -1,6 +1,7 @@
 """Plain SGD on `w'` walks along the hand-written preconditioned descent on `w`."""
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,6 +129,7 @@ def configuration(setting: Setting) -> Config:
         early_refreshes=(1, 3),
         observe_every=1,
         early_observations=(),
+        step_budget=math.inf,
         ema_decay=0.8,
         damping_rel_trace=1e-2,
         max_rows=None,
