@@ -36,7 +36,9 @@ class Config:
         damping_rel_trace: Damping as a fraction of the trace of the factor (for a grouped
             convolution: of the mean trace of its groups); in [0, 1]. It bounds the condition
             number of the damped factor by `1 / damping_rel_trace + 1`.
-        damping_abs: Damping added to that, in the units of the factor; finite, >= 0.
+        damping_abs: Damping added to that, in the units of the factor, with the mean over
+            outputs divided by their number like it; finite, >= 0. The default is what inputs of
+            3e-4 have: below that a layer is silent, and its steps stay bounded.
         max_rows: Most rows taken from one forward pass, a seeded random subset without
             replacement; integer >= 1, None for all rows, or "auto" for 4 D rows. A convolution
             draws whole images, at least 16; a normalisation, a scale or slopes at least 256
@@ -91,7 +93,7 @@ class Config:
     early_observations: tuple[int, ...] = (2, 5)
     ema_decay: float = 0.95
     damping_rel_trace: float = 1e-3
-    damping_abs: float = 0.0
+    damping_abs: float = 1e-7
     max_rows: int | Literal["auto"] | None = "auto"
     seed: int = 0
     fisher: str = "shared"
@@ -158,6 +160,7 @@ class Config:
             early_observations=(),
             ema_decay=0.995,
             damping_rel_trace=1e-4,
+            damping_abs=0.0,
             max_rows=None,
             root="symmetric",
             rank=None,

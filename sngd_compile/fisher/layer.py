@@ -22,7 +22,7 @@ from sngd_compile.fisher.ties import Ties
 from sngd_compile.layout import Layout
 from sngd_compile.torch_private import EXTRA_STATE
 
-ROWS, REJECTED = 0, 1  # entries of FisherLayer.tally
+ROWS, REJECTED, OUTLIER = range(3)  # entries of FisherLayer.tally
 
 
 class FisherLayer(WideBuffers):
@@ -46,6 +46,8 @@ class FisherLayer(WideBuffers):
             `[groups, D + 1, l]`: G times the columns of `sngd_kernels.sketch_basis`, and behind
             them the trace of G and zeros. Zero until the first refresh.
         unmatched: Where the weight was last used in a way that no rule understands, or "".
+        outlier: How many times as large as usual, in their squares, the inputs between the last two
+            refreshes were, where that was bounded; 0.0 elsewhere.
         output_side: Of a kronecker kind, what is known of the gradients at its outputs.
         ties: What it knows of other layers in this process.
 
@@ -67,7 +69,7 @@ class FisherLayer(WideBuffers):
         shape = kind_of(spec).factor_shape(spec)
         for buffer in ("sum", "factor"):
             self.register_buffer(buffer, torch.zeros(shape, dtype=spec.dtype, device=device))
-        self.register_buffer("tally", torch.zeros(2, dtype=torch.int64, device=device))
+        self.register_buffer("tally", torch.zeros(3, dtype=torch.int64, device=device))
         self.register_buffer("absorbed_rows", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("average_weight", torch.zeros((), dtype=torch.float64, device=device))
         # With a zero factor, a damping of 1 is what makes the identity the root.
@@ -76,6 +78,7 @@ class FisherLayer(WideBuffers):
         self.root_buffers: Root = self.new_root(spec.dtype, device)
         self.schedule = Schedule(config, spec.size)
         self.unmatched = ""
+        self.outlier = 0.0
         self.warned: set[str] = set()
         self.ties = Ties()
 
@@ -178,7 +181,9 @@ class FisherLayer(WideBuffers):
         if rows == 0:
             self.schedule.observed_steps = 0
             return False
-        absorb_(self.factor, self.average_weight, self.sum, rows, kept)
+        kind, spec = kind_of(self.spec), self.spec
+        average = (self.factor, self.average_weight, self.sum, rows, kept)
+        self.outlier = absorb_(*average, lambda g: kind.trace(spec, g), self.tally[OUTLIER])
         self.absorbed_rows.add_(rows)
         self.sum.zero_()
         self.tally[ROWS].zero_()

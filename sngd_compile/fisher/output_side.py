@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sngd_compile.fisher.average import absorb_
 from sngd_compile.layout import Layout
 
-SAMPLES, STEPS = 0, 1  # entries of OutputSide.tally
+SAMPLES, STEPS, OUTLIER = range(3)  # entries of OutputSide.tally
 
 
 class OutputSide(nn.Module):
@@ -53,7 +53,7 @@ class OutputSide(nn.Module):
         ):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64, device=device))
         self.register_buffer("absolute_damping", torch.ones((), dtype=torch.float64, device=device))
-        self.register_buffer("tally", torch.zeros(2, dtype=torch.int64, device=device))
+        self.register_buffer("tally", torch.zeros(3, dtype=torch.int64, device=device))
 
     @property
     def damping(self) -> float:
@@ -84,7 +84,8 @@ class OutputSide(nn.Module):
         steps = int(self.tally[STEPS])
         if steps == 0:
             return
-        absorb_(self.factor, self.average_weight, self.total, steps, kept)
+        average = (self.factor, self.average_weight, self.total, steps, kept)
+        absorb_(*average, _trace, self.tally[OUTLIER])
         self.total.zero_()
         self.tally[STEPS].zero_()
 
@@ -93,3 +94,7 @@ class OutputSide(nn.Module):
         for buffer in self.buffers():
             buffer.zero_()
         self.absolute_damping.fill_(1.0)
+
+
+def _trace(matrices: Tensor) -> float:
+    return float(matrices.diagonal(dim1=-2, dim2=-1).sum())

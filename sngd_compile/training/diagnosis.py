@@ -85,7 +85,7 @@ def _rows(layer: FisherLayer) -> str:
 def _damping(layer: FisherLayer) -> str:
     config, damping = layer.config, layer.damping
     setting = f"damping_rel_trace (now {config.damping_rel_trace:g})"
-    if config.damping_abs:
+    if config.damping_abs * layer.scale > 0.1 * damping:
         setting += f" or damping_abs (now {config.damping_abs:g})"
     largest = kind_of(layer.spec).largest_eigenvalue(layer.factor.double() * layer.scale)
     if largest is None:

@@ -19,7 +19,7 @@ from sngd_compile.training.data_parallel import all_reduce_
 from sngd_compile.training.intact import prime_of
 from sngd_compile.training.sharding import put_, whole
 from sngd_compile.training.transaction import all_or_nothing
-from sngd_compile.training.warnings import warn_of_rejected
+from sngd_compile.training.warnings import warn_of_outliers, warn_of_rejected
 from sngd_kernels.precision import exact_products
 
 LINEAR_STATES = ("momentum_buffer", "exp_avg")
@@ -113,6 +113,7 @@ def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
             all_reduce_(site.fisher)
             if site.fisher.absorb_():
                 due.append(site)
+    warn_of_outliers([site.fisher for site in due])
     # All decompositions before any change: one that fails leaves every network as it was.
     for site, found in zip(due, next_roots([site.fisher for site in due]), strict=True):
         fisher = site.fisher

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sngd_compile.fisher.average import OUTLIER
 from sngd_compile.fisher.layer import REJECTED, FisherLayer
 from sngd_compile.fisher.next_roots import warn_once, warn_once_of
 
@@ -28,6 +29,21 @@ def warn_of_rejected(fishers: Sequence[FisherLayer]) -> None:
         "Nothing was observed from them, and training goes on with the roots that are there. Look "
         "for the first layer that overflows",
     )
+
+
+def warn_of_outliers(fishers: Sequence[FisherLayer]) -> None:
+    """Warn once of layers whose inputs were so large that what was seen of them was bounded."""
+    hit = [fisher for fisher in fishers if fisher.outlier]
+    if hit:
+        most = max(fisher.outlier for fisher in hit)
+        warn_once_of(
+            hit,
+            "outlier",
+            f"the squares of the inputs since the last refresh were up to {most:.2g} times as "
+            f"large as before. They count as {OUTLIER:g} times, so that an outlier does not stop "
+            "the training. Look for the batch; inputs that have grown for good count in full at "
+            "the next refresh",
+        )
 
 
 def warn_of_unobserved(fishers: Sequence[FisherLayer]) -> None:

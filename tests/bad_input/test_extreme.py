@@ -1,5 +1,7 @@
 """Inputs at the edge: empty, single, zero, constant, rank-deficient, huge, tiny."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -61,7 +63,7 @@ SINGULAR = {
 @pytest.mark.parametrize("root", ["cholesky", "symmetric", "denman_beavers"])
 @pytest.mark.parametrize("kind", SINGULAR)
 def test_a_singular_factor_without_damping_keeps_the_root(kind, root):
-    config = EVERY_STEP.replace(root=root, damping_rel_trace=0.0)
+    config = EVERY_STEP.replace(root=root, damping_rel_trace=0.0, damping_abs=0.0)
     net = sngd.reconstruct(nn.Linear(5, 3), config)
     x = SINGULAR[kind].double()
     net(x)
@@ -79,7 +81,8 @@ def test_a_singular_factor_without_damping_keeps_the_root(kind, root):
 
 
 def test_zeros_without_bias_and_relative_damping_keep_the_root():
-    net = sngd.reconstruct(nn.Linear(5, 3, bias=False), EVERY_STEP)
+    config = EVERY_STEP.replace(damping_abs=0.0)
+    net = sngd.reconstruct(nn.Linear(5, 3, bias=False), config)
     net(torch.zeros(7, 5))
     sngd.refresh_(net)
     assert torch.equal(net.weight_fisher.root, torch.eye(5))
@@ -126,7 +129,7 @@ def test_many_more_features_than_rows():
     """Fewer rows than a sketch has columns, and it is the exact factor."""
     x, networks = batch(9, width=300), []
     for rank in (None, 48):
-        config = Config(refresh_every=1, observe_every=1, rank=rank)
+        config = Config(refresh_every=1, observe_every=1, rank=rank, step_budget=math.inf)
         torch.manual_seed(0)
         net = sngd.reconstruct(nn.Linear(300, 2), config)
         train(net, inputs=lambda step: batch(step, size=2, width=300))

@@ -21,6 +21,7 @@ from sngd_kernels.reference import sketch_metric_reference, sketch_reference
 pytestmark = pytest.mark.usefixtures("float64")
 
 SKETCH = EVERY_STEP.replace(fisher="sketch", rank=4)
+UNDAMPED = SKETCH.replace(damping_rel_trace=0.0, damping_abs=0.0)
 WIDTH = 23
 
 
@@ -143,7 +144,7 @@ def test_hostile_inputs_have_a_root_and_keep_the_function(name, dtype):
 
 
 def test_zeros_undamped_keep_the_root():
-    net = sngd.reconstruct(nn.Linear(9, 2, bias=False), SKETCH.replace(damping_rel_trace=0.0))
+    net = sngd.reconstruct(nn.Linear(9, 2, bias=False), UNDAMPED)
     net(torch.zeros(4, 9))
     sngd.refresh_(net)
     assert torch.equal(net.weight_fisher.root, torch.eye(9))

@@ -32,7 +32,7 @@ def damped(first: Tensor, second: Tensor) -> list[Tensor]:
     """Add to each factor its share of the damping."""
     traces = [f.diagonal(dim1=-2, dim2=-1).sum(-1).mean() for f in (first, second)]
     means = [t / f.shape[-1] for t, f in zip(traces, (first, second), strict=True)]
-    strength = (RELATIVE**2 * traces[0] * traces[1] + ABSOLUTE).sqrt()
+    strength = (RELATIVE**2 * traces[0] * traces[1] + ABSOLUTE * means[1]).sqrt()
     pi = (means[0] / means[1]).sqrt()
     shares = (strength * pi, strength / pi)
     return [f + s * torch.eye(f.shape[-1]) for f, s in zip((first, second), shares, strict=True)]

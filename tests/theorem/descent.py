@@ -86,11 +86,12 @@ class Layer:
 
     def invert(self, factor: Tensor, config: Config) -> None:
         """Count outputs as configured, damp and invert."""
+        absolute = config.damping_abs
         if config.over_outputs == "mean":
             groups, outputs, _ = self.matrix(lambda p: p.detach()).shape
-            factor = factor / (groups * outputs)
+            factor, absolute = factor / (groups * outputs), absolute / (groups * outputs)
         trace = factor.diagonal(dim1=-2, dim2=-1).sum(-1).mean()
-        damping = config.damping_rel_trace * trace + config.damping_abs
+        damping = config.damping_rel_trace * trace + absolute
         if config.fisher == "diagonal":
             factor = factor * torch.eye(factor.shape[-1])
         if config.fisher == "block":

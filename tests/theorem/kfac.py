@@ -61,7 +61,9 @@ class KroneckerLayer(Layer):
         other = self.output_average / self.output_weight
         sizes = factor.shape[-1], other.shape[-1]
         traces = [f.diagonal(dim1=-2, dim2=-1).sum(-1).mean() for f in (factor, other)]
-        strength = config.damping_rel_trace**2 * traces[0] * traces[1] + config.damping_abs
-        pi = ((traces[0] / sizes[0]) / (traces[1] / sizes[1])).sqrt()
+        means = [trace / size for trace, size in zip(traces, sizes, strict=True)]
+        relative = config.damping_rel_trace**2 * traces[0] * traces[1]
+        strength = relative + config.damping_abs * means[1]
+        pi = (means[0] / means[1]).sqrt()
         self.inverse = torch.linalg.inv(factor + pi * strength.sqrt() * torch.eye(sizes[0]))
         self.output_inverse = torch.linalg.inv(other + strength.sqrt() / pi * torch.eye(sizes[1]))

@@ -83,7 +83,8 @@ def difference(model: nn.Sequential, shape: tuple[int, ...], damping: float | No
 
 def warmed_up(model: nn.Module, inputs: Tensor, damping: float) -> nn.Module:
     """Reconstruct, and leave the identity root, which is not invariant, before the first step."""
-    config = Config(refresh_every=4, observe_every=1, damping_rel_trace=damping, max_rows=None)
+    damped = {"damping_rel_trace": damping, "damping_abs": 0.0}
+    config = Config(refresh_every=4, observe_every=1, max_rows=None, **damped)
     net = sngd.reconstruct(model, config)
     net(inputs)
     return sngd.refresh_(net)

@@ -10,7 +10,7 @@ from sngd_compile import Config
 
 pytestmark = pytest.mark.usefixtures("float64")
 STEPS = 15
-MEAN = Config(over_outputs="mean", refresh_every=4, observe_every=1, max_rows=None)
+MEAN = Config(over_outputs="mean", refresh_every=4, observe_every=1, max_rows=None, damping_abs=0.0)
 
 
 def mlp() -> nn.Sequential:

@@ -184,7 +184,8 @@ class FisherKind:
         float32 serves while the damping bounds the condition number by 1e4, float64 beyond that.
         """
         trace = self.trace(spec, factor) * spec.scale
-        damping = config.damping_rel_trace * trace + config.damping_abs
+        # All of it is divided by the outputs where the mean over them is asked for.
+        damping = config.damping_rel_trace * trace + config.damping_abs * spec.scale
         if damping == 0.0 and trace == 0.0:
             return None
         # The residual of a root grows as the condition number times the rounding of its dtype.

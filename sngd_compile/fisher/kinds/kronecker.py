@@ -48,8 +48,9 @@ class Kronecker(FisherKind):
     ) -> tuple[Damped, ...]:
         """Share the damping of `A (x) B` between the two, in float64: `A + pi d`, `B + d / pi`.
 
-        `d^2 = damping_rel_trace^2 trace(A) trace(B) + damping_abs`, and `pi^2` is the mean
-        eigenvalue of A over that of B. Of groups the traces are means. () for a factor of zeros.
+        `d^2 = damping_rel_trace^2 trace(A) trace(B) + damping_abs mean(B)`, `mean` the mean
+        eigenvalue, and `pi^2 = mean(A) / mean(B)`: as with other kinds, `damping_abs` has the units
+        of A. Of groups the traces are means. () for a factor of zeros.
 
         Source: K-FAC (arXiv 1503.05671), section 6.3.
         """
@@ -61,8 +62,9 @@ class Kronecker(FisherKind):
         # Squared, since two factors share it: else each would get its square root, 3 % of the trace
         # by default, which is more than the largest eigenvalue of most factors (decision 11).
         relative = config.damping_rel_trace**2 * traces[0] * traces[1]
-        damping = sqrt(relative + config.damping_abs)
-        pi = sqrt(traces[0] * sides[1].shape[-1] / (sides[0].shape[-1] * traces[1]))
+        means = [trace / side.shape[-1] for trace, side in zip(traces, sides, strict=True)]
+        damping = sqrt(relative + config.damping_abs * means[1])
+        pi = sqrt(means[0] / means[1])
         damped = []
         for side, part in zip(sides, (damping * pi, damping / pi), strict=True):
             # B is float64 already: without a copy its running average would be damped.
