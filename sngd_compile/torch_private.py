@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch._C import DispatchKey
 from torch._logging._internal import trace_structured_artifact
 from torch.autograd import Variable, forward_ad
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map_only as tree_map_only
 
@@ -105,6 +106,12 @@ EXTRA_STATE = "_extra_state"
 IGNORED_BY_DATA_PARALLEL = "_ddp_params_and_buffers_to_ignore"
 """The attribute whose names DistributedDataParallel does not broadcast; from 1.8 on."""
 
+
+def is_joining(wrapper: Any) -> bool:
+    """Say whether DistributedDataParallel is inside its `join()`."""
+    return bool(wrapper._join_config.enable)
+
+
 ORIGINAL_MODULE = "_orig_mod"
 """The name of a module inside the one that `torch.compile` returns."""
 
@@ -135,6 +142,10 @@ def remove_forward_hooks(module: nn.Module, hooks: Container[Any]) -> None:
 def is_replica(module: nn.Module) -> bool:
     """Say whether a module is one of the copies that DataParallel makes for a forward pass."""
     return getattr(module, "_is_replica", False) is True
+
+
+OPTIMIZER_STEP = Optimizer.profile_hook_step(lambda: None).__code__
+"""The code around the step of every optimizer; its variable `self` is the optimizer."""
 
 
 # FX and Dynamo.

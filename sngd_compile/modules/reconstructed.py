@@ -26,6 +26,7 @@ from sngd_compile.plan.report import graph_report, plan_report
 from sngd_compile.rules import runs_known_forward
 from sngd_compile.torch_private import trace_artifact
 from sngd_compile.training.averaged_models import install_averaged_model_hook
+from sngd_compile.training.data_parallel import install_data_parallel_hook
 from sngd_compile.training.intact import check_intact, fisher_of
 from sngd_compile.training.optimizer_hooks import register_owner, release_owner, reset_
 from sngd_compile.training.refresh import LocalSite
@@ -151,6 +152,7 @@ class Reconstructed(nn.Module):
         if self.program is None:
             self.__dict__["program"] = _program_of(self)
         install_averaged_model_hook()
+        install_data_parallel_hook()
         register_owner(self)
 
     def _load_from_state_dict(
@@ -208,6 +210,7 @@ def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) ->
     # The class changes and the object stays: whoever holds the module, or a hook on it, keeps it.
     module.__class__ = reconstructed_class(type(module), names)
     install_averaged_model_hook()
+    install_data_parallel_hook()
     register_owner(module)
 
 
