@@ -203,7 +203,7 @@ class FisherLayer(WideBuffers):
     def share_all_(self) -> None:
         """Note that what this layer holds every process holds, as after loading one file."""
         self.joint_sum = self.joint_rows = None
-        if is_in_process_group() and bool(self.tally[ROWS]):
+        if is_in_process_group() and not self.tally.is_meta and bool(self.tally[ROWS]):
             self.joint_sum, self.joint_rows = self.sum.clone(), self.tally[ROWS].clone()
 
     @torch.no_grad()
@@ -239,6 +239,11 @@ class FisherLayer(WideBuffers):
             self.output_side.forget_()
         copy_root_(self.root_buffers, self.new_root(self.factor.dtype))
         self.schedule.restore(0, 0)
+
+    def begin_anew_(self, device: torch.device) -> None:
+        """Return to the state before the first observation, on another device."""
+        self.to_empty(device=device)
+        self.forget_()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy it, and remember of what."""

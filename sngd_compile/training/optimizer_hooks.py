@@ -138,7 +138,8 @@ def steps_reconstructed_only(optimizer: Optimizer) -> bool:
 
 def reset_(site: LocalSite) -> None:
     """Return a root to the identity: `w'` becomes the ordinary `w`, in float64, momenta too."""
-    change_root_(site, site.fisher.new_root(torch.float64), known_optimizers())
+    if not site.weight.is_meta:  # there are no numbers to move yet
+        change_root_(site, site.fisher.new_root(torch.float64), known_optimizers())
     site.fisher.forget_()
 
 
