@@ -97,6 +97,11 @@ class Reconstructed(nn.Module):
             )
         if comes_back(value, self, name):
             return  # what was written has reached w'
+        if isinstance(value, nn.Parameter) and any(name in pair for pair in self.names):
+            # A class may read all its weights where one is set, as recurrent ones do, and while a
+            # state is assigned one by one some are still on another device.
+            self.register_parameter(name, value)
+            return
         # A graph reads its buffers where they are: one tensor for another changes nothing in it.
         held = self.__dict__.get("_buffers") or {}
         stays = isinstance(held.get(name), Tensor) and isinstance(value, Tensor)
@@ -127,12 +132,15 @@ class Reconstructed(nn.Module):
             check_mesh(f"{self.original_class.__name__}.{name}", param)
             self._parameters[name] = param
             return
-        for site in self.local_sites() if param is not known else ():
-            if name in (site.weight_name, site.bias_name):
-                if param is None or known is None or param.shape != known.shape:
-                    raise ModelError(f"{name!r} is reconstructed: fold first, then reshape it")
-                reset_(site)
-        super().register_parameter(name, param)
+        site = next((s for s in self.local_sites() if name in (s.weight_name, s.bias_name)), None)
+        if site is None or not isinstance(param, nn.Parameter | None):
+            super().register_parameter(name, param)
+        elif param is not known:
+            if param is None or known is None or param.shape != known.shape:
+                raise ModelError(f"{name!r} is reconstructed: fold first, then reshape it")
+            reset_(site)
+            # `nn.Module` would look at the attribute, and fold halves of which one may be on meta.
+            self._parameters[name] = param
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Name the original class instead of the generated one."""

@@ -138,7 +138,9 @@ def steps_reconstructed_only(optimizer: Optimizer) -> bool:
 
 def reset_(site: LocalSite) -> None:
     """Return a root to the identity: `w'` becomes the ordinary `w`, in float64, momenta too."""
-    if not site.weight.is_meta:  # there are no numbers to move yet
+    held = (site.weight, site.bias, site.fisher.sum)
+    # On meta are no numbers yet, and half a pair has none either.
+    if not any(tensor.is_meta for tensor in held if tensor is not None):
         change_root_(site, site.fisher.new_root(torch.float64), known_optimizers())
     site.fisher.forget_()
 
