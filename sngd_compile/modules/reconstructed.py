@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copyreg
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
@@ -31,6 +32,20 @@ from sngd_compile.training.intact import check_intact, fisher_of
 from sngd_compile.training.optimizer_hooks import register_owner, release_owner, reset_
 from sngd_compile.training.refresh import LocalSite
 from sngd_compile.training.sharding import check_mesh, is_sharded
+
+
+class OwnState(NamedTuple):
+    """The state of a module whose class makes one of its own, from which it builds a plain module.
+
+    Args:
+        given: What the class made.
+        parameters: W' and b' by name.
+        layers: The Fisher layers by name.
+    """
+
+    given: Any
+    parameters: Mapping[str, nn.Parameter | None]
+    layers: Mapping[str, FisherLayer]
 
 
 class Reconstructed(nn.Module):
@@ -151,11 +166,25 @@ class Reconstructed(nn.Module):
                 f"{self.original_class.__name__} defines its own pickling, which a reconstructed "
                 "copy cannot follow; save the state dict, or fold first"
             )
-        return (_new, (self.original_class, self.names, *arguments[1:]), *rest)
+        state, *rest = rest
+        if not (isinstance(state, dict) and "_modules" in state):
+            held = [name for pair in self.names for name in pair if name]
+            state = OwnState(
+                state,
+                {name: self._parameters[name] for name in held},
+                {f"{weight}_fisher": fisher_of(self, weight) for weight, _ in self.names},
+            )
+        return (_new, (self.original_class, self.names, *arguments[1:]), state, *rest)
 
     def __setstate__(self, state: Any) -> None:
         """Make a copy or a loaded module known to the hooks; capture what a file left out."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if isinstance(state, OwnState):
+            with _as_original(self):
+                cast(Any, self).__setstate__(state.given)
+            self._parameters.update(state.parameters)
+            self._modules.update(state.layers)
+        else:
+            super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self.__dict__.get("program") is None:
             self.__dict__["program"] = _program_of(self)
         install_averaged_model_hook()
@@ -297,11 +326,17 @@ def _reset_parameters(module: Reconstructed) -> None:
     """Draw ordinary weights as the original class does; the roots return to the identity."""
     for site in module.local_sites():
         reset_(site)
-    # Of its original class, for which `self.weight` is the parameter itself and no folded tensor.
+    with _as_original(module):
+        cast(Any, module).reset_parameters()
+
+
+@contextmanager
+def _as_original(module: Reconstructed) -> Iterator[None]:
+    """Give a module its class back for a while: `self.weight` is the parameter itself."""
     reconstructed, plain = type(module), cast(Any, module)
     plain.__class__ = module.original_class
     try:
-        plain.reset_parameters()
+        yield
     finally:
         plain.__class__ = reconstructed
 

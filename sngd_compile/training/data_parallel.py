@@ -41,9 +41,7 @@ def keep_out_of_broadcast(net: nn.Module) -> None:
     It would copy those of the first process over the others before every forward pass. Given both
     for the network and for a compiled one around it.
     """
-    layers = [(name, m) for name, m in net.named_modules() if isinstance(m, FisherLayer)]
-    parts = [(f"{name}.{n}".rstrip("."), m) for name, f in layers for n, m in f.named_modules()]
-    own = [f"{name}.{buffer}" for name, part in parts for buffer in part._buffers]
+    own = _buffers_of_layers(net)
     # Statistics of the first process alone would be an average over a part of the batch; and the
     # roots are the same everywhere without being sent. What a user ignores stays ignored.
     before = [
@@ -54,6 +52,13 @@ def keep_out_of_broadcast(net: nn.Module) -> None:
         net.__dict__[IGNORED_BY_DATA_PARALLEL] = names
     else:
         net.__dict__.pop(IGNORED_BY_DATA_PARALLEL, None)
+
+
+def _buffers_of_layers(net: nn.Module) -> list[str]:
+    """Name the buffers of all Fisher layers, those that are None for a while too."""
+    layers = [(name, m) for name, m in net.named_modules() if isinstance(m, FisherLayer)]
+    parts = [(f"{name}.{n}".rstrip("."), m) for name, f in layers for n, m in f.named_modules()]
+    return [f"{name}.{buffer}" for name, part in parts for buffer in part._buffers]
 
 
 def find_groups(layers: Iterable[tuple[Tensor, FisherLayer]]) -> None:
@@ -90,6 +95,8 @@ def _enter_data_parallel(module: nn.Module, name: str, child: nn.Module | None) 
         return
     layers = [layer for layer in child.modules() if isinstance(layer, FisherLayer)]
     if layers:
+        # What it read of the module says nothing where only a part of that is reconstructed.
+        module.parameters_to_ignore.update(_buffers_of_layers(child))
         _without_join(module, layers[0])
         for layer in layers:
             layer.ties.process_group = module.process_group

@@ -163,6 +163,15 @@ def refreshed_by_hand(rank: int) -> list[float]:
     return [float(layer.root.square().sum()) for layer in sngd.fisher_layers(net).values()]
 
 
+def in_a_part(rank: int) -> list[float]:
+    """Reconstruct a part of a network; return the rows of its layers."""
+    torch.manual_seed(0)
+    net = nn.Sequential(sngd.reconstruct(mlp(), SETTING), nn.Linear(3, 2))
+    trained, optimizer = DistributedDataParallel(net), descent(net.parameters())
+    train(trained, optimizer, rank, range(5))
+    return [float(layer.rows_seen) for layer in sngd.fisher_layers(net).values()]
+
+
 def collectives(monitor: list[int]) -> contextlib.AbstractContextManager:
     """Count what is added up."""
     original = dist.all_reduce
@@ -223,6 +232,7 @@ def main(rank: int, meeting: str) -> None:
             found[f"{name}, {fisher}"] = float(gap)
         found[f"resumed in parts, {fisher}"] = resumed_sharded(rank, fisher)[0]
     found["roots"] = refreshed_by_hand(rank)
+    found["rows of a part"] = in_a_part(rank)
     found["sent"] = sent(rank)
     found["join"] = messages(rank)
     print(json.dumps(found))

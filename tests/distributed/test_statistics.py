@@ -35,6 +35,12 @@ def test_a_refresh_by_hand_gives_all_processes_one_root(found):
     assert all(size != 1.0 for size in roots[0])
 
 
+def test_a_network_of_which_a_part_is_reconstructed(found):
+    for report in found[0]:
+        # Of two layers, 11 rows in each of the steps 0, 2 and 4.
+        assert report["rows of a part"] == [33.0, 33.0]
+
+
 def test_only_observed_steps_send_statistics(found):
     for report in found[0]:
         # Of two layers, in steps 0, 2, 4, 5 and 6: sums and counts go in one call each.
