@@ -97,7 +97,7 @@ def graph(net: nn.Module) -> Graphs:
     Nodes that a pass created carry its name in `node.meta["pass"]`.
     """
     found = {name: m.program for name, m in reconstructed_modules(net).items()}
-    return Graphs({name: program.graph for name, program in found.items() if program})
+    return Graphs({name: program.graph for name, program in found.items() if program.graph})
 
 
 def fisher_layers(net: nn.Module) -> dict[str, FisherLayer]:

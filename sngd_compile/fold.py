@@ -11,7 +11,11 @@ from sngd_compile.errors import ModelError
 from sngd_compile.modules.copying import copied
 from sngd_compile.modules.reconstructed import fold_module_, reconstructed_modules
 from sngd_compile.modules.whole_network import forget_forward
-from sngd_compile.training.data_parallel import keep_out_of_broadcast
+from sngd_compile.training.data_parallel import (
+    close_steps_,
+    find_groups,
+    keep_out_of_broadcast,
+)
 from sngd_compile.training.optimizer_hooks import known_optimizers, sites_of
 from sngd_compile.training.refresh import refresh_sites
 from sngd_compile.training.sharding import sharded_name
@@ -77,7 +81,10 @@ def refresh_(net: Model) -> Model:
     """
     _require_module(net)
     sites = sites_of([*net.modules(), *states_of(net).values()])
-    refresh_sites(list({id(site.fisher): site for site in sites}.values()), known_optimizers())
+    once = list({id(site.fisher): site for site in sites}.values())
+    find_groups((site.weight, site.fisher) for site in once)
+    close_steps_([site.fisher for site in once])
+    refresh_sites(once, known_optimizers())
     return net
 
 

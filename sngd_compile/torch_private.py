@@ -9,7 +9,7 @@ do methods that a subclass overrides and calls by `super()`, such as `_apply`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -18,6 +18,8 @@ from torch import Tensor, fx, nn
 from torch._C import DispatchKey
 from torch._logging._internal import trace_structured_artifact
 from torch.autograd import Variable, forward_ad
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map_only as tree_map_only
 
@@ -85,6 +87,34 @@ def dual_level() -> int:
     return forward_ad._current_level
 
 
+class NoDraws(TorchDispatchMode):
+    """Call `drawn`, which raises, before a function takes numbers from a random generator.
+
+    It sees the operations of its own thread.
+    """
+
+    def __init__(self, drawn: Callable[[], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.drawn = drawn
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave the method as it is, since no compiler sees it."""
+        return False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Look at the tags of the operator."""
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.drawn()
+        return func(*args, **kwargs or {})
+
+
 def autograd_keys_lifted() -> AbstractContextManager[None]:
     """Return a context in which an op, which runs below autograd, sees autograd again."""
     excluded = torch._C._dispatch_tls_local_exclude_set()
@@ -104,6 +134,12 @@ EXTRA_STATE = "_extra_state"
 
 IGNORED_BY_DATA_PARALLEL = "_ddp_params_and_buffers_to_ignore"
 """The attribute whose names DistributedDataParallel does not broadcast; from 1.8 on."""
+
+
+def is_joining(wrapper: Any) -> bool:
+    """Say whether DistributedDataParallel is inside its `join()`."""
+    return bool(wrapper._join_config.enable)
+
 
 ORIGINAL_MODULE = "_orig_mod"
 """The name of a module inside the one that `torch.compile` returns."""
@@ -137,6 +173,10 @@ def is_replica(module: nn.Module) -> bool:
     return getattr(module, "_is_replica", False) is True
 
 
+OPTIMIZER_STEP = Optimizer.profile_hook_step(lambda: None).__code__
+"""The code around the step of every optimizer; its variable `self` is the optimizer."""
+
+
 # FX and Dynamo.
 
 FRAMES_INSIDE_TORCH = "torch._"
@@ -145,6 +185,13 @@ FRAMES_INSIDE_TORCH = "torch._"
 CONTEXT_MODULE = "torch.utils._contextlib"
 COMPILER_MODULES = ("torch._compile", "torch._dynamo")
 """Modules whose functions change what the calls inside them mean."""
+
+
+def functions_kept_as_calls() -> list[tuple[dict[str, Any], str]]:
+    """List what `torch.fx.wrap` has marked: the globals of a module, and a name in them."""
+    marked = fx._symbolic_trace._wrapped_fns_to_patch
+    return [(table, name) for (_, name), table in [*marked.items()]]
+
 
 ARGUMENT_CHECKS = ("_assert", "_assert_is_none")
 """Names of the functions by which FX checks an argument that was fixed while tracing."""

@@ -220,6 +220,8 @@ def _carry_over_(old: FisherLayer, new: FisherLayer) -> None:
         return
     new.sum.copy_(moments[0])
     new.factor.copy_(moments[1])
+    if old.joint_sum is not None:
+        new.joint_sum, new.joint_rows = carried(old.joint_sum, new.sum), old.joint_rows
     for name in ("tally", "average_weight", "absorbed_rows"):
         new.get_buffer(name).copy_(old.get_buffer(name))
     # The old root may be of another size: the new one is made of the factor that was carried over.

@@ -13,7 +13,13 @@ Steps = list[dis.Instruction]
 
 
 class UncapturableError(Exception):
-    """The forward of a module cannot be turned into a graph; the text is the reason."""
+    """The forward of a module cannot be turned into a graph; the text is the reason.
+
+    Attributes:
+        names_read: The attributes of the module on which that may depend.
+    """
+
+    names_read: frozenset[str] = frozenset()
 
 
 def words(text: str) -> frozenset[str]:

@@ -11,21 +11,43 @@ import inspect
 import keyword
 import traceback
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Container
+from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from sngd_compile.capture.bytecode import UncapturableError
-from sngd_compile.capture.side_effects import Content, contents, module_of, same_contents
-from sngd_compile.capture.tracer import LocalTracer
+from sngd_compile.capture.side_effects import (
+    Content,
+    FunctionWithoutProxiesError,
+    contents,
+    module_of,
+    same_contents,
+)
+from sngd_compile.capture.tracer import LocalTracer, kept_as_calls, marked_functions
+from sngd_compile.capture.twin import TRACER, Twins
 from sngd_compile.torch_private import ARGUMENT_CHECKS
 
+_BOOKKEEPING = frozenset({"forward", *vars(nn.Module())})
+"""Attributes on which no graph depends: that of train mode is the same as that of eval mode."""
 
-def capture(module: nn.Module, module_class: type[nn.Module]) -> fx.Graph:
+
+@dataclass(frozen=True)
+class Captured:
+    """What is known of a module's forward.
+
+    Args:
+        graph: Of its calls.
+        names_read: The attributes of the module on which the graph may depend.
+    """
+
+    graph: fx.Graph
+    names_read: frozenset[str]
+
+
+def capture(module: nn.Module, module_class: type[nn.Module]) -> Captured:
     """Trace the forward that `module_class` gives to `module`, once per mode and calling form.
 
     Sound because all the traces must agree: {train, eval} x {every argument given, defaults}.
@@ -35,11 +57,22 @@ def capture(module: nn.Module, module_class: type[nn.Module]) -> fx.Graph:
         module_class: The class whose `forward` is traced (of a reconstructed module: the original).
 
     Returns:
-        The graph; its `get_attr` nodes name the module's own parameters and buffers.
+        The graph, whose `get_attr` nodes name the module's own parameters and buffers.
 
     Raises:
         UncapturableError: With the reason, in words for the plan.
     """
+    names_read: set[str] = set()
+    try:
+        graph = _agreed(module, module_class, names_read)
+    except UncapturableError as error:
+        error.names_read = frozenset(names_read - _BOOKKEEPING)
+        raise
+    return Captured(graph, frozenset(names_read - _BOOKKEEPING))
+
+
+def _agreed(module: nn.Module, module_class: type[nn.Module], names_read: set[str]) -> fx.Graph:
+    """Return the graph on which all traces agree."""
     if "forward" in module.__dict__:
         raise UncapturableError("its forward was replaced on the instance")
     if not isinstance(getattr(module_class.forward, "__code__", None), CodeType):
@@ -52,7 +85,7 @@ def capture(module: nn.Module, module_class: type[nn.Module]) -> fx.Graph:
     # with defaults: that both traces agree shows that there is no such branch.
     calling_forms = [None, left_out] if left_out else [None]
     traces = [
-        _trace(module, module_class, training, given)
+        _trace(module, module_class, training, given, names_read)
         for training in (True, False)
         for given in calling_forms
     ]
@@ -108,13 +141,30 @@ def _trace(
     module_class: type[nn.Module],
     training: bool,
     left_out: dict[str, Any] | None,
+    names_read: set[str],
 ) -> fx.Graph:
+    arguments = module, module_class, training, left_out, names_read
+    try:
+        return _trace_once(*arguments, marked=marked_functions())
+    except FunctionWithoutProxiesError:
+        with kept_as_calls(module_class.forward):
+            return _trace_once(*arguments, marked=())
+
+
+def _trace_once(
+    module: nn.Module,
+    module_class: type[nn.Module],
+    training: bool,
+    left_out: dict[str, Any] | None,
+    names_read: set[str],
+    marked: Container[object],
+) -> fx.Graph:
+    tracer = LocalTracer(marked)
     # So that a forward which counts its calls counts none of these.
-    twin = _twin(module, module_class, training)
+    twin = Twins(tracer, training).root(module, module_class)
     before = _snapshot(twin)
     try:
-        with _plain_children(twin, training):
-            graph = LocalTracer().trace(twin, concrete_args=left_out)
+        graph = tracer.trace(twin, concrete_args=left_out)
     except UncapturableError:
         raise
     except fx.proxy.TraceError as error:
@@ -125,6 +175,8 @@ def _trace(
         raise UncapturableError(
             f"its forward needs the values of tensors: on placeholders it raised {_shown(error)}"
         ) from error
+    finally:
+        names_read |= tracer.names_read
     after = _snapshot(twin)
     for name in sorted(before.keys() | after.keys()):
         if not same_contents(before.get(name, []), after.get(name, [])):
@@ -132,55 +184,10 @@ def _trace(
     return graph
 
 
-def _twin(module: nn.Module, module_class: type[nn.Module], training: bool) -> nn.Module:
-    """Make a module that shares the tensors of `module` but none of its containers."""
-    twin = object.__new__(module_class)
-    for name, value in module.__dict__.items():
-        # Cloned: a forward that changes a tensor attribute in place must not change the model's.
-        twin.__dict__[name] = value.clone() if isinstance(value, torch.Tensor) else _copied(value)
-    twin.__dict__["training"] = training
-    for name, child in module._modules.items():
-        # A reconstructed module is traced as its original, which had no Fisher layers.
-        if not getattr(child, "is_part_of_forward", True):
-            del twin._modules[name]
-    return twin
-
-
-def _copied(value: Any) -> Any:
-    """Copy a container and those in it, down to what they hold."""
-    if isinstance(value, dict | list | set | deque):
-        value = value.copy()
-    if isinstance(value, dict):
-        for key, member in value.items():
-            value[key] = _copied(member)
-    elif isinstance(value, list | deque):
-        for index, member in enumerate(value):
-            value[index] = _copied(member)
-    return value
-
-
-@contextmanager
-def _plain_children(twin: nn.Module, training: bool) -> Iterator[None]:
-    """Show every child for a while in the traced mode, and as it was before reconstruction.
-
-    A forward may read `self.child.training`, or `self.child.weight`, which stays a read.
-    """
-    children = [m for m in twin.modules() if m is not twin and "training" in m.__dict__]
-    states = [(child, child.training, type(child)) for child in children]
-    try:
-        for child in children:
-            child.__dict__["training"] = training
-            child.__class__ = getattr(child, "original_class", type(child))
-        yield
-    finally:
-        for child, mode, child_class in states:
-            child.__dict__["training"] = mode
-            child.__class__ = child_class
-
-
 def _snapshot(twin: nn.Module) -> dict[str, list[Content]]:
     """List what a forward could change of its module: attributes, and containers of its class."""
-    seen = {name: contents(value) for name, value in twin.__dict__.items()}
+    own = twin.__dict__.items()
+    seen = {name: contents(value) for name, value in own if name != TRACER}
     for base in type(twin).__mro__:
         for name, value in vars(base).items():
             if isinstance(value, dict | list | set | deque):

@@ -7,10 +7,10 @@ autocast), identity tests and random branches would happen once, while tracing, 
 from __future__ import annotations
 
 import gc
-import random
 import sys
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from types import FrameType
 from typing import Any
 
@@ -18,7 +18,13 @@ import torch
 from torch import fx, nn
 
 from sngd_compile.capture.bytecode import UncapturableError, read, refuse_code, words
-from sngd_compile.torch_private import COMPILER_MODULES, CONTEXT_MODULE, version_of
+from sngd_compile.torch_private import (
+    COMPILER_MODULES,
+    CONTEXT_MODULE,
+    MODULE_CALL,
+    NoDraws,
+    version_of,
+)
 
 _REFUSED_TORCH = words(
     "torch.amp torch.autograd.function torch.autograd.grad_mode torch.autograd.graph "
@@ -38,22 +44,45 @@ Content = tuple[object, int]
 """A member of a container, and how often it was changed in place (a tensor's version)."""
 
 
+class _Calling(threading.local):
+    """The builtin function that the forward of this thread is calling now."""
+
+    function: object = None
+
+
+_calling = _Calling()
+
+
+class FunctionWithoutProxiesError(UncapturableError):
+    """The forward gives a placeholder to a function that would have to be kept as a call."""
+
+
 class Watch:
     """Follow the Python that runs in a traced forward; raise at the first thing a graph drops.
 
     Uses the interpreter's profiling hook for the time of one forward. Code of torch itself is
-    trusted, except for what `_REFUSED_TORCH` lists. `calling` is the builtin function that the
-    forward is calling now.
+    trusted, except for what `_REFUSED_TORCH` lists.
+
+    Args:
+        marked: Functions, or their code, that a placeholder must not reach.
     """
 
-    # On the class, because the proxies ask for it, which know of no instance.
-    calling: object = None
+    def __init__(self, marked: Container[object]) -> None:
+        self.marked = marked
+
+    @staticmethod
+    def calling() -> object:
+        """Return the builtin function that the forward of this thread is calling now."""
+        # Not asked of an instance, because the proxies ask for it, which know of none.
+        return _calling.function
 
     def __enter__(self) -> None:
-        """Start, remembering random states, and the profiler that is set."""
+        """Start, remembering the profiler that is set."""
         self.root: FrameType | None = None
         self.outside: dict[tuple[str, int], tuple[object, list[Content]]] = {}
-        self.generators = _Generators()
+        # States of generators are no thread's own: what would draw is stopped before it does.
+        self.no_draws = NoDraws(_refuse_draws)
+        self.no_draws.__enter__()  # type: ignore[no-untyped-call]
         # A profile hook sees calls into C as well, where print, random and lists do their work.
         self.previous = sys.getprofile()
         # A collection may run somebody's callback, which is no part of the forward.
@@ -70,9 +99,7 @@ class Watch:
             switch_on()
         if self.collecting:
             gc.enable()
-        # Restored even where the forward is refused: making a plan must not change any dropout.
-        if self.generators.restore() and kind is None:
-            raise UncapturableError("its forward draws random numbers")
+        self.no_draws.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         for (name, _), (value, before) in self.outside.items():
             if kind is None and not same_contents(before, contents(value)):
                 raise UncapturableError(f"its forward changes {name}, which is not its own")
@@ -87,10 +114,16 @@ class Watch:
         elif event == "return" and self._is_user(frame):
             _refuse_identity_tests(frame, at_return=True)
         elif event in ("c_return", "c_exception") and self._is_user(frame):
-            Watch.calling = None
+            _calling.function = None
+            if event == "c_exception" and argument.__module__ == "math":
+                raise FunctionWithoutProxiesError(f"its forward calls {argument.__name__}()")
         elif event == "c_call" and self._is_user(frame):
-            Watch.calling = argument
+            _calling.function = argument
             holder = getattr(argument, "__self__", None)
+            if argument in self.marked:
+                raise FunctionWithoutProxiesError(f"its forward calls {argument.__name__}()")
+            if isinstance(holder, torch.Generator):
+                _refuse_draws()
             if isinstance(holder, type) and issubclass(holder, torch.autograd.Function):
                 # `apply` is Python up to torch 2.13 and C from 2.14 on.
                 raise UncapturableError("its forward calls torch.autograd.function")
@@ -98,7 +131,14 @@ class Watch:
 
     def _enter(self, frame: FrameType) -> None:
         code, module = frame.f_code, module_of(frame)
+        if code is MODULE_CALL:
+            # A call of a twin never comes here.
+            raise UncapturableError("its forward calls a module that it does not hold as a child")
+        if code in self.marked:
+            raise FunctionWithoutProxiesError(f"its forward calls {code.co_name}()")
         if self._is_user(frame):
+            if _names_draws_of_numpy(frame):
+                _refuse_draws()
             refuse_code(code)
             _refuse_identity_tests(frame, at_return=False)
             for name, value in _outer_values(frame):
@@ -168,26 +208,23 @@ def _outer_values(frame: FrameType) -> Iterator[tuple[str, object]]:
             yield name, frame.f_locals[name]
 
 
-class _Generators:
-    """The states of the global random generators: Python's, torch's, numpy's if it is imported."""
+def _refuse_draws() -> None:
+    raise UncapturableError("its forward draws random numbers")
 
-    def __init__(self) -> None:
-        self.python, self.torch = random.getstate(), torch.get_rng_state()
-        self.numpy_module: Any = sys.modules.get("numpy.random")
-        self.numpy: Any = self.numpy_module.get_state() if self.numpy_module else None
 
-    def restore(self) -> bool:
-        """Return to these states; say whether any had changed."""
-        now = _Generators()
-        drawn = now.python != self.python or not torch.equal(now.torch, self.torch)
-        if self.numpy:  # name, 624 words, position in them, and a normal deviate kept for later
-            drawn |= now.numpy[2:] != self.numpy[2:] or any(now.numpy[1] != self.numpy[1])
-        if drawn:
-            random.setstate(self.python)
-            torch.set_rng_state(self.torch)
-            if self.numpy:
-                self.numpy_module.set_state(self.numpy)
-        return drawn
+def _names_draws_of_numpy(frame: FrameType) -> bool:
+    """Say whether a function names numpy's global generator, whose calls no hook sees."""
+    names = frame.f_code.co_names
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return False
+    found = [frame.f_globals.get(name) for name in names]
+    is_named = "numpy" in names or any(value is numpy for value in found)
+    return (is_named and "random" in names) or any(
+        value is numpy.random or type(getattr(value, "__self__", None)) is numpy.random.RandomState
+        for value in found
+        if value is not None
+    )
 
 
 def module_of(frame: FrameType) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dis
+import math
 import operator
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from sngd_compile.capture.bytecode import UncapturableError, words
 from sngd_compile.capture.side_effects import Watch, module_of
-from sngd_compile.torch_private import FRAMES_INSIDE_TORCH
+from sngd_compile.torch_private import FRAMES_INSIDE_TORCH, functions_kept_as_calls, tree_leaves
 
 _INNER = (
     "sngd_compile.",
@@ -46,7 +50,11 @@ class LocalProxy(fx.Proxy):
         caller = sys._getframe(1)
         instruction = dis.opname[caller.f_code.co_code[caller.f_lasti]]
         # Functions of torch written in C ask on behalf of the caller; torch.is_tensor is Python.
-        if Watch.calling is isinstance or "CALL" not in instruction or module_of(caller) == "torch":
+        if (
+            Watch.calling() is isinstance
+            or "CALL" not in instruction
+            or module_of(caller) == "torch"
+        ):
             _refuse_outside_torch("tests the type of an activation")
         return type(self)
 
@@ -121,12 +129,47 @@ class ParameterProxy(LocalProxy):
 
 
 class LocalTracer(fx.Tracer):
-    """Trace one module; its children stay calls."""
+    """Trace one module; its children stay calls.
 
-    def __init__(self) -> None:
+    Args:
+        marked: See `Watch`.
+
+    Attributes:
+        names_read: The attributes of the module that its forward asked for.
+        proxies_of_tensors: Of parameters and buffers, by name.
+    """
+
+    def __init__(self, marked: Container[object]) -> None:
         """Trace buffers as graph inputs too, so that their updates stay in the graph."""
         super().__init__()
+        self.marked = marked
         self.proxy_buffer_attributes = True
+        self.names_read: set[str] = set()
+        self.proxies_of_tensors: dict[str, fx.Proxy] = {}
+
+    def trace(
+        self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
+    ) -> fx.Graph:
+        """Trace the forward of a twin, which calls back by itself: no other module is touched.
+
+        Args:
+            root: A twin of this tracer.
+            concrete_args: Arguments that are no placeholders.
+        """
+        assert isinstance(root, nn.Module)
+        self.root, self.graph = root, fx.Graph(tracer_cls=type(self))
+        named = dict(root.named_modules())
+        self.submodule_paths = {module: name for name, module in named.items()}
+        held = [(name, key, v) for name, m in named.items() for key, v in m.__dict__.items()]
+        self.tensor_attrs = {
+            value: f"{name}.{key}" if name else key
+            for name, key, value in held
+            if isinstance(value, Tensor | torch.ScriptObject)
+        }
+        forward, arguments = self.create_args_for_root(type(root).forward, True, concrete_args)
+        self.create_node("output", "output", (self.create_arg(forward(*arguments)),), {})
+        self.submodule_paths = None
+        return self.graph
 
     def create_args_for_root(
         self,
@@ -138,7 +181,7 @@ class LocalTracer(fx.Tracer):
         forward, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
 
         def watched(*args: Any) -> Any:
-            with Watch():
+            with Watch(self.marked):
                 return forward(*args)
 
         return watched, arguments
@@ -172,3 +215,53 @@ def _refuse_outside_torch(reason: str) -> None:
     """Raise where user code, not torch, called the caller."""
     if not module_of(sys._getframe(2)).startswith(("torch.", "sngd_compile.")):
         raise UncapturableError(f"its forward {reason}")
+
+
+_patching = threading.RLock()
+
+
+def marked_functions() -> set[object]:
+    """List the functions, or their code, that `torch.fx.wrap` has marked."""
+    found = [table[name] for table, name in functions_kept_as_calls() if name in table]
+    return {getattr(function, "__code__", function) for function in found}
+
+
+@contextmanager
+def kept_as_calls(forward: Callable[..., Any]) -> Iterator[None]:
+    """Let functions that cannot take a placeholder become nodes when they are given one.
+
+    Those are of `math`, and what a user marked by `torch.fx.wrap`. They are replaced where they are
+    found, for other threads too, for which the replacement calls the function: so only where a
+    forward needs it.
+    """
+    tables = [vars(math), getattr(forward, "__globals__", {})]
+    wanted = [(table, name) for table in tables for name, f in table.items() if _is_of_math(f)]
+    wanted += functions_kept_as_calls()
+    with _patching:
+        before = [(table, name, table[name]) for table, name in wanted if name in table]
+        for table, name, function in before:
+            table[name] = _kept_as_call(function)
+        try:
+            yield
+        finally:
+            for table, name, function in before:
+                table[name] = function
+
+
+def _is_of_math(function: object) -> bool:
+    return function is not None and function is vars(math).get(getattr(function, "__name__", ""))
+
+
+def _kept_as_call(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        leaves = tree_leaves((args, kwargs))
+        proxy = next((leaf for leaf in leaves if type(leaf) in _PROXIES), None)
+        if proxy is None:
+            return function(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
+
+
+_PROXIES = frozenset((LocalProxy, LocalAttribute, ParameterProxy))

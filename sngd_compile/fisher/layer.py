@@ -15,6 +15,7 @@ from sngd_compile.fisher.average import absorb_
 from sngd_compile.fisher.buffers import WideBuffers
 from sngd_compile.fisher.kinds.base import Damped, kind_of
 from sngd_compile.fisher.output_side import OutputSide
+from sngd_compile.fisher.processes import is_in_process_group
 from sngd_compile.fisher.roots.base import Root, copy_root_
 from sngd_compile.fisher.schedule import Schedule
 from sngd_compile.fisher.spec import FisherSpec
@@ -45,6 +46,9 @@ class FisherLayer(WideBuffers):
             row; of a unit kind `[groups * O, D, D]`; of a sketch `[D + 1, l]` or
             `[groups, D + 1, l]`: G times the columns of `sngd_kernels.sketch_basis`, and behind
             them the trace of G and zeros. Zero until the first refresh.
+        joint_sum: The part of `sum` that every process which trains the weight holds, as it was
+            added up or loaded; None where that is nothing.
+        joint_rows: The rows in that, or None.
         unmatched: Where the weight was last used in a way that no rule understands, or "".
         outlier: How many times as large as usual, in their squares, the inputs between the last two
             refreshes were, where that was bounded; 0.0 elsewhere.
@@ -57,6 +61,8 @@ class FisherLayer(WideBuffers):
     is_part_of_forward = False  # a capture of the module that holds it does not see it
     sum: Tensor
     tally: Tensor
+    joint_sum: Tensor | None
+    joint_rows: Tensor | None
     factor: Tensor
     average_weight: Tensor
     absorbed_rows: Tensor
@@ -70,6 +76,8 @@ class FisherLayer(WideBuffers):
         for buffer in ("sum", "factor"):
             self.register_buffer(buffer, torch.zeros(shape, dtype=spec.dtype, device=device))
         self.register_buffer("tally", torch.zeros(3, dtype=torch.int64, device=device))
+        for buffer in ("joint_sum", "joint_rows"):  # a file needs none: all of `sum` is joint then
+            self.register_buffer(buffer, None, persistent=False)
         self.register_buffer("absorbed_rows", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("average_weight", torch.zeros((), dtype=torch.float64, device=device))
         # With a zero factor, a damping of 1 is what makes the identity the root.
@@ -187,8 +195,32 @@ class FisherLayer(WideBuffers):
         self.absorbed_rows.add_(rows)
         self.sum.zero_()
         self.tally[ROWS].zero_()
+        self.joint_sum = self.joint_rows = None
         self.schedule.observed_steps = 0
         return True
+
+    def own_part(self) -> tuple[Tensor, Tensor]:
+        """Return what this process alone has observed: a sum, and the number of its rows."""
+        sum, rows = self.sum, self.tally[ROWS]
+        if self.joint_sum is not None and self.joint_rows is not None:
+            return sum - self.joint_sum, rows - self.joint_rows
+        return sum, rows
+
+    def take_joint_(self, sum: Tensor, rows: Tensor) -> None:
+        """Hold the own parts of all processes, added up, in the place of this one's."""
+        if self.joint_sum is None or self.joint_rows is None:
+            self.joint_sum, self.joint_rows = sum.clone(), rows.clone()
+        else:
+            self.joint_sum.add_(sum)
+            self.joint_rows.add_(rows)
+        self.sum.copy_(self.joint_sum)
+        self.tally[ROWS].copy_(self.joint_rows)
+
+    def share_all_(self) -> None:
+        """Note that what this layer holds every process holds, as after loading one file."""
+        self.joint_sum = self.joint_rows = None
+        if is_in_process_group() and not self.tally.is_meta and bool(self.tally[ROWS]):
+            self.joint_sum, self.joint_rows = self.sum.clone(), self.tally[ROWS].clone()
 
     @torch.no_grad()
     def damped(self) -> tuple[Damped, ...]:
@@ -218,11 +250,17 @@ class FisherLayer(WideBuffers):
         """Return to the state before the first observation; the caller has moved the weights."""
         for name in ("sum", "tally", "factor", "average_weight", "absorbed_rows"):
             self.get_buffer(name).zero_()
+        self.joint_sum = self.joint_rows = None
         self.absolute_damping.fill_(1.0)
         if self.output_side is not None:
             self.output_side.forget_()
         copy_root_(self.root_buffers, self.new_root(self.factor.dtype))
         self.schedule.restore(0, 0)
+
+    def begin_anew_(self, device: torch.device) -> None:
+        """Return to the state before the first observation, on another device."""
+        self.to_empty(device=device)
+        self.forget_()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy it, and remember of what."""
@@ -251,6 +289,7 @@ class FisherLayer(WideBuffers):
                 "is loaded; the file is damaged, or of another network"
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.share_all_()
 
     def get_extra_state(self) -> Tensor:
         """Return the schedule, so that a resumed run refreshes when the first would have."""

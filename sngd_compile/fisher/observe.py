@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import REJECTED, ROWS, FisherLayer
-from sngd_compile.fisher.samples import draw, finite_samples
+from sngd_compile.fisher.samples import draw, finite_samples, strided
 from sngd_compile.fisher.schedule import MOST_ROWS, OBSERVING
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.statistics import Statistics
@@ -61,8 +61,8 @@ def add_to_sum(
         output: As in `observe`.
         form: Rule, geometry, the encoded record of the local Fisher, and swapped.
     """
-    plain = [tensor.detach() for tensor in inputs]
-    seen = None if output is None else output.detach()
+    plain = [strided(tensor.detach()) for tensor in inputs]
+    seen = None if output is None else strided(output.detach())
     torch.ops.sngd.observe_(*statistics, plain, seen, *form)
 
 

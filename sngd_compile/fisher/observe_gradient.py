@@ -12,7 +12,7 @@ from torch import Tensor
 import sngd_kernels
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.output_side import SAMPLES, OutputSide
-from sngd_compile.fisher.samples import draw
+from sngd_compile.fisher.samples import draw, strided
 from sngd_compile.fisher.schedule import MOST_ROWS, OBSERVING
 from sngd_compile.registry import RULES
 
@@ -46,7 +46,8 @@ def observe_gradient(
 
 
 def _add(side: OutputSide, gate: Tensor, rule: str, geometry: Sequence[int], g: Tensor) -> None:
-    torch.ops.sngd.observe_gradient_(side.sum, side.tally, gate, g.detach(), rule, list(geometry))
+    shown = strided(g.detach())
+    torch.ops.sngd.observe_gradient_(side.sum, side.tally, gate, shown, rule, list(geometry))
 
 
 class _Observed(torch.autograd.Function):
@@ -69,7 +70,7 @@ class _Observed(torch.autograd.Function):
         """Add the outer products of the gradient."""
         (g,) = gradients
         statistics = (ctx.sum, ctx.tally, ctx.gate)
-        torch.ops.sngd.observe_gradient_(*statistics, g, ctx.rule, list(ctx.geometry))
+        torch.ops.sngd.observe_gradient_(*statistics, strided(g), ctx.rule, list(ctx.geometry))
         return (g, None, None, None, None, None)
 
 

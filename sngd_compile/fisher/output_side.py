@@ -66,6 +66,15 @@ class OutputSide(nn.Module):
         return not (float(self.average_weight) or int(self.tally[STEPS]))
 
     @torch.no_grad()
+    def take_joint_(self, sum: Tensor, samples: Tensor, processes: int) -> None:
+        """Hold the present step of all processes, in the place of this one's.
+
+        Each has the gradient of a loss of its own, of which the joint one is the mean.
+        """
+        self.sum.copy_(sum).div_(processes**2)
+        self.tally[SAMPLES].copy_(samples)
+
+    @torch.no_grad()
     def close_step_(self) -> None:
         """Count the present step: its B needs the number of all its samples."""
         # Known only now: a step may have had several backward passes, and N counts all of them.

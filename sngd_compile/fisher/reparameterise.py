@@ -10,8 +10,9 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from sngd_compile.fisher.forward_pass import fold_in_pass, leave_unfolded
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.roots.base import Pair
+from sngd_compile.fisher.samples import is_strided
 from sngd_compile.fisher.transforms import is_seen_through
-from sngd_compile.fisher.weight_map import mapped, visibly_mapped
+from sngd_compile.fisher.weight_map import is_autocast_on, mapped, visibly_mapped
 
 
 def fold(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | None) -> Pair:
@@ -111,7 +112,8 @@ def _reads_most(indices: Tensor, table: Tensor) -> bool:
     """Say whether so much is looked up that folding all entries costs less."""
     most: bool = indices.numel() >= table.shape[0]
     # A guard on a dynamic number of indices would compile every regime anew.
-    return statically_known_true(most) if torch.compiler.is_compiling() else most
+    most = statically_known_true(most) if torch.compiler.is_compiling() else most
+    return most or not is_strided(indices)
 
 
 def _on_rows(fisher: FisherLayer, input: Tensor, weight_prime: Tensor) -> bool:
@@ -120,11 +122,13 @@ def _on_rows(fisher: FisherLayer, input: Tensor, weight_prime: Tensor) -> bool:
         return False  # F.linear says what is wrong with it
     outputs, width = fisher.layout.matrix
     same = input.dtype == weight_prime.dtype == fisher.factor.dtype
-    if not same or input.dim() == 0 or input.shape[-1] != width:
+    # A nested tensor may have no sizes to ask for.
+    if not same or input.is_nested or input.dim() == 0 or input.shape[-1] != width:
         return False
-    if torch.is_autocast_enabled(input.device.type):
+    if is_autocast_on(input.device.type):
         return False
     rows = input.numel() // width if width else 0
     fewer: bool = rows * (2 if input.requires_grad else 1) < 2 * outputs
     # A dynamic number of rows may grow: a guard on it would compile every regime anew.
-    return statically_known_true(fewer) if torch.compiler.is_compiling() else fewer
+    fewer = statically_known_true(fewer) if torch.compiler.is_compiling() else fewer
+    return fewer and is_strided(input)

@@ -12,6 +12,25 @@ from sngd_compile.fisher.schedule import ALL_ROWS, SEED
 HALVES = (torch.float16, torch.bfloat16)
 
 
+def is_strided(tensor: Tensor) -> bool:
+    """Say whether a tensor is neither nested nor sparse."""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """Return the numbers of a tensor: of a nested one those of all its parts, one after the other.
+
+    A jagged batch `[N, *, K]` becomes `[sum of lengths, K]`, which has the same rows.
+    """
+    if is_strided(tensor):
+        return tensor
+    if not tensor.is_nested:
+        return tensor.to_dense()
+    if tensor.layout is torch.jagged:
+        return tensor.values()
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in tensor.unbind()])
+
+
 def draw(
     samples: list[Tensor], most_rows: int, rows_each: int, least: int, gate: Tensor
 ) -> list[Tensor]:

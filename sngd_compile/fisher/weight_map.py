@@ -81,9 +81,14 @@ def visibly_mapped(
         return mapped_in_full(name, root, layout, weight, bias)
 
 
+def is_autocast_on(device: str) -> bool:
+    """Say whether autocast is on for a kind of device; torch asks of `meta` only by an error."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def autocast_off(device: str) -> AbstractContextManager[None]:
     """Return a context without autocast, which costs next to nothing where there is none."""
-    if torch.is_autocast_enabled(device):
+    if is_autocast_on(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 

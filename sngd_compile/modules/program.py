@@ -25,12 +25,18 @@ class Program:
     stands in the source as a quoted literal.
 
     Args:
-        graph: Reads its parameters by `get_attr`, calls children by `call_module`.
+        graph: Reads its parameters by `get_attr`, calls children by `call_module`; None where the
+            module's own forward must run.
+        names_read: The attributes of the module on which the graph, or that there is none, depends.
     """
 
-    def __init__(self, graph: fx.Graph) -> None:
+    forward: Callable[..., Any] | None = None
+
+    def __init__(self, graph: fx.Graph | None, names_read: frozenset[str]) -> None:
         """Compile the graph's Python source."""
-        self.graph = graph
+        self.graph, self.names_read = graph, names_read
+        if graph is None:
+            return
         code = _with_quoted_names(graph).python_code(root_module="self")
         self.source = code.src.strip()
         filename = f"<sngd_compile program {next(_serial)}>"
@@ -41,7 +47,7 @@ class Program:
         finalize(self, linecache.cache.pop, filename, None)
         namespace = dict(code.globals)
         exec(compile(self.source, filename, "exec"), namespace)
-        self.forward: Callable[..., Any] = namespace["forward"]
+        self.forward = namespace["forward"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         """Share: a program has no state."""

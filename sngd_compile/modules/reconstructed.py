@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copyreg
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
@@ -26,13 +27,25 @@ from sngd_compile.plan.report import graph_report, plan_report
 from sngd_compile.rules import runs_known_forward
 from sngd_compile.torch_private import trace_artifact
 from sngd_compile.training.averaged_models import install_averaged_model_hook
+from sngd_compile.training.data_parallel import install_data_parallel_hook
 from sngd_compile.training.intact import check_intact, fisher_of
 from sngd_compile.training.optimizer_hooks import register_owner, release_owner, reset_
 from sngd_compile.training.refresh import LocalSite
 from sngd_compile.training.sharding import check_mesh, is_sharded
 
-_BOOKKEEPING = frozenset({"forward", *vars(nn.Module())})
-"""Attributes that no forward reads."""
+
+class OwnState(NamedTuple):
+    """The state of a module whose class makes one of its own, from which it builds a plain module.
+
+    Args:
+        given: What the class made.
+        parameters: W' and b' by name.
+        layers: The Fisher layers by name.
+    """
+
+    given: Any
+    parameters: Mapping[str, nn.Parameter | None]
+    layers: Mapping[str, FisherLayer]
 
 
 class Reconstructed(nn.Module):
@@ -45,7 +58,7 @@ class Reconstructed(nn.Module):
 
     original_class: type[nn.Module]
     names: Names
-    program: Program | None
+    program: Program
 
     @property
     def observing(self) -> bool:
@@ -71,8 +84,9 @@ class Reconstructed(nn.Module):
 
     def run_reconstructed(self, *args: Any, **kwargs: Any) -> Any:
         """Do what `forward` says, without a word on damage."""
-        if self.program is not None:
-            return self.program.forward(self, *args, **kwargs)
+        forward = self.program.forward
+        if forward is not None:
+            return forward(self, *args, **kwargs)
         # A compiler finds common subexpressions itself, and takes no attribute that comes and goes.
         if torch.compiler.is_compiling() or not runs_known_forward(self.original_class):
             return super().forward(*args, **kwargs)
@@ -91,19 +105,24 @@ class Reconstructed(nn.Module):
         """Keep the original class's own hook out: the class made here is no further subclass."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set it, and capture the forward again, which may read it."""
+        """Set it, and capture the forward again if what it became depends on that."""
         if name in RESERVED_NAMES:
             raise ModelError(
                 f"a reconstructed module needs its attribute {name!r}: choose another name"
             )
         if comes_back(value, self, name):
             return  # what was written has reached w'
+        if isinstance(value, nn.Parameter) and any(name in pair for pair in self.names):
+            # A class may read all its weights where one is set, as recurrent ones do, and while a
+            # state is assigned one by one some are still on another device.
+            self.register_parameter(name, value)
+            return
+        # A graph reads its buffers where they are: one tensor for another changes nothing in it.
+        held = self.__dict__.get("_buffers") or {}
+        stays = isinstance(held.get(name), Tensor) and isinstance(value, Tensor)
         super().__setattr__(name, value)
-        if "_parameters" not in self.__dict__:
-            return  # a `__setstate__` that sets attributes first: there is nothing to capture yet
-        # Not for what `train()` and its like set: a capture traces the forward up to four times.
-        if name not in _BOOKKEEPING and name not in self._parameters and not name.startswith("__"):
-            self.__dict__["program"] = _program_of(self)
+        if not stays and name not in (self.__dict__.get("_parameters") or {}):
+            _capture_if_read(self, name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move or cast, and capture the forward again, which may ask for dtype or device."""
@@ -119,6 +138,7 @@ class Reconstructed(nn.Module):
         if any(name in pair for pair in self.names):
             raise ModelError(f"{name!r} is reconstructed: fold first, then take it away")
         super().__delattr__(name)
+        _capture_if_read(self, name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Take an ordinary parameter: the root of its weight returns to the identity."""
@@ -127,12 +147,15 @@ class Reconstructed(nn.Module):
             check_mesh(f"{self.original_class.__name__}.{name}", param)
             self._parameters[name] = param
             return
-        for site in self.local_sites() if param is not known else ():
-            if name in (site.weight_name, site.bias_name):
-                if param is None or known is None or param.shape != known.shape:
-                    raise ModelError(f"{name!r} is reconstructed: fold first, then reshape it")
-                reset_(site)
-        super().register_parameter(name, param)
+        site = next((s for s in self.local_sites() if name in (s.weight_name, s.bias_name)), None)
+        if site is None or not isinstance(param, nn.Parameter | None):
+            super().register_parameter(name, param)
+        elif param is not known:
+            if param is None or known is None or param.shape != known.shape:
+                raise ModelError(f"{name!r} is reconstructed: fold first, then reshape it")
+            reset_(site)
+            # `nn.Module` would look at the attribute, and fold halves of which one may be on meta.
+            self._parameters[name] = param
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Name the original class instead of the generated one."""
@@ -143,18 +166,38 @@ class Reconstructed(nn.Module):
                 f"{self.original_class.__name__} defines its own pickling, which a reconstructed "
                 "copy cannot follow; save the state dict, or fold first"
             )
-        return (_new, (self.original_class, self.names, *arguments[1:]), *rest)
+        state, *rest = rest
+        if not (isinstance(state, dict) and "_modules" in state):
+            held = [name for pair in self.names for name in pair if name]
+            state = OwnState(
+                state,
+                {name: self._parameters[name] for name in held},
+                {f"{weight}_fisher": fisher_of(self, weight) for weight, _ in self.names},
+            )
+        return (_new, (self.original_class, self.names, *arguments[1:]), state, *rest)
 
     def __setstate__(self, state: Any) -> None:
         """Make a copy or a loaded module known to the hooks; capture what a file left out."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if self.program is None:
+        if isinstance(state, OwnState):
+            with _as_original(self):
+                cast(Any, self).__setstate__(state.given)
+            self._parameters.update(state.parameters)
+            self._modules.update(state.layers)
+        else:
+            super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.__dict__.get("program") is None:
             self.__dict__["program"] = _program_of(self)
         install_averaged_model_hook()
+        install_data_parallel_hook()
         register_owner(self)
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Take a plain checkpoint too: it holds weights and no Fisher layers."""
         for site in self.local_sites():
@@ -165,10 +208,15 @@ class Reconstructed(nn.Module):
             # A partial checkpoint may hold neither: then w' stays, and with it its root.
             if any(name and f"{prefix}{name}" in state_dict for name in pair):
                 reset_(site)
+            # A weight that is assigned brings its device along, as onto a network made on meta.
+            weight = state_dict.get(f"{prefix}{site.weight_name}")
+            is_assigned = local_metadata.get("assign_to_params_buffers", False)
+            if is_assigned and weight is not None and weight.device != site.fisher.sum.device:
+                site.fisher.begin_anew_(weight.device)
             # torch loads from a copy of the caller's dictionary, children after their parent: so
             # the Fisher layer finds its present state here, and strict loading misses no key.
             state_dict.update(site.fisher.state_dict(prefix=fisher_prefix))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
 
 
 def reconstruct_(plan: Plan) -> None:
@@ -190,12 +238,11 @@ def reconstruct_(plan: Plan) -> None:
 def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) -> None:
     module = plan.module
     places = [place for _, place in plan.sites]
-    program = None
     if plan.graph is not None:
         graph = plan.graph
         run_passes(graph, places, PASSES)
         trace_artifact("sngd_graph", lambda: graph_report(graph))
-        program = Program(graph)
+    program = Program(plan.graph, plan.names_read)
     for site, place in plan.sites:
         fisher = layers[id(site)]
         # A new module is in train mode, whatever the mode of the model is.
@@ -208,6 +255,7 @@ def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) ->
     # The class changes and the object stays: whoever holds the module, or a hook on it, keeps it.
     module.__class__ = reconstructed_class(type(module), names)
     install_averaged_model_hook()
+    install_data_parallel_hook()
     register_owner(module)
 
 
@@ -255,26 +303,40 @@ def _make_class(original: type[Any], names: Names) -> type[Reconstructed]:
     return made
 
 
-def _program_of(module: Reconstructed) -> Program | None:
-    """Capture the forward of a reconstructed module again; None where it must run as it is."""
+def _program_of(module: Reconstructed) -> Program:
+    """Capture the forward of a reconstructed module again."""
     layers = {weight: fisher_of(module, weight) for weight, _ in module.names}
-    matched = match_again(module, module.original_class, dict(module.names), layers)
-    if matched is None:
-        return None
-    graph, places = matched
-    run_passes(graph, places, PASSES)
-    return Program(graph)
+    names = dict(module.names)
+    graph, places, names_read = match_again(module, module.original_class, names, layers)
+    if graph is not None:
+        run_passes(graph, places, PASSES)
+    return Program(graph, names_read)
+
+
+def _capture_if_read(module: Reconstructed, name: str) -> None:
+    """Capture the forward again if what came of it depends on an attribute."""
+    # None before the state of a module is there, which may be set in any order. Its class is what
+    # folding sets.
+    program: Program | None = module.__dict__.get("program")
+    if program is not None and name in program.names_read and name != "__class__":
+        module.__dict__["program"] = _program_of(module)
 
 
 def _reset_parameters(module: Reconstructed) -> None:
     """Draw ordinary weights as the original class does; the roots return to the identity."""
     for site in module.local_sites():
         reset_(site)
-    # Of its original class, for which `self.weight` is the parameter itself and no folded tensor.
+    with _as_original(module):
+        cast(Any, module).reset_parameters()
+
+
+@contextmanager
+def _as_original(module: Reconstructed) -> Iterator[None]:
+    """Give a module its class back for a while: `self.weight` is the parameter itself."""
     reconstructed, plain = type(module), cast(Any, module)
     plain.__class__ = module.original_class
     try:
-        plain.reset_parameters()
+        yield
     finally:
         plain.__class__ = reconstructed
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import fx, nn
 
@@ -16,7 +16,7 @@ def match_again(
     module_class: type[nn.Module],
     names: Mapping[str, str | None],
     layers: Mapping[str, FisherLayer],
-) -> tuple[fx.Graph, list[Place]] | None:
+) -> tuple[fx.Graph | None, Sequence[Place], frozenset[str]]:
     """Find the places of the weights in a module's forward, if they are used as they were.
 
     Args:
@@ -26,14 +26,16 @@ def match_again(
         layers: The Fisher layer of each.
 
     Returns:
-        The captured graph and the places; None where the module's own forward must run.
+        The captured graph and the places, no graph where the module's own forward must run; and the
+        attributes of the module on which that depends.
     """
     findings = find(module, module_class, names)
+    nothing = None, (), findings.names_read
     places = []
     for name, bias in names.items():
         found = findings.found[name]
         if findings.graph is None or not isinstance(found, tuple):
-            return None
+            return nothing
         uses = tuple(call.against(layers[name].layout) for call in found)
         # The Fisher layer has rows of this width, with a 1 for the bias that joined: a call of
         # another shape, or with another bias, would need another layer.
@@ -43,6 +45,6 @@ def match_again(
             for call in uses
         )
         if not fits:
-            return None
+            return nothing
         places.append(Place("", name, bias, uses, layers[name].spec))
-    return (findings.graph, places) if findings.graph is not None else None
+    return findings.graph, places, findings.names_read

@@ -10,11 +10,12 @@ from torch import nn
 
 from sngd_compile.fisher.forward_pass import ForwardPass, Parameters
 from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.processes import is_in_process_group
 from sngd_compile.fisher.transforms import is_seen_through
 from sngd_compile.modules.reconstructed import Reconstructed, reconstructed_modules
 from sngd_compile.torch_private import forward_pre_hooks, is_replica, remove_forward_hooks
 from sngd_compile.training.optimizer_hooks import changes_of_owners
-from sngd_compile.training.sharding import is_in_process_group, is_sharded
+from sngd_compile.training.sharding import is_sharded
 
 Member = tuple[ReferenceType[Reconstructed], str, str | None]
 """A reconstructed module, maybe the network itself, and the names of a weight and its bias."""

@@ -101,7 +101,7 @@ class Surroundings:
     def _graph(self, module: nn.Module) -> fx.Graph | None:
         if module not in self.graphs:
             try:
-                self.graphs[module] = capture(module, self.class_of(module))
+                self.graphs[module] = capture(module, self.class_of(module)).graph
             except UncapturableError:
                 self.graphs[module] = None
         return self.graphs[module]

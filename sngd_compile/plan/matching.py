@@ -55,6 +55,7 @@ class Findings:
         note: Why there is no graph, or "".
         tensors: The nodes that hold a parameter, or a view of one.
         calls: By attribute name, every node that reads the parameter.
+        names_read: The attributes of the module on which the graph, or that there is none, depends.
     """
 
     graph: fx.Graph | None
@@ -62,6 +63,7 @@ class Findings:
     note: str = ""
     tensors: Mapping[fx.Node, Tensor] = field(default_factory=dict)
     calls: Mapping[str, frozenset[fx.Node]] = field(default_factory=dict)
+    names_read: frozenset[str] = frozenset()
 
 
 def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str]) -> Findings:
@@ -77,12 +79,14 @@ def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str])
     if not names or obstacle:
         return Findings(None, dict.fromkeys(names, obstacle or ""))
     try:
-        graph = capture(module, module_class)
+        captured = capture(module, module_class)
     except UncapturableError as error:
         reason = f"its module cannot be captured: {error}"
         # What a layer of torch does is known: why no graph repeats it does not concern a user.
         note = "" if runs_known_forward(module_class) else f"{reason}; {AT_RUN_TIME}"
-        return _as_it_is(module, module_class, names, note, f"{reason}; {PLAIN}")
+        findings = _as_it_is(module, module_class, names, note, f"{reason}; {PLAIN}")
+        return replace(findings, names_read=error.names_read)
+    graph = captured.graph
     owned = {n: p for n, p in module._parameters.items() if p is not None}
     reads = {node: node.target for node in graph.nodes if node.op == "get_attr"}
     own_reads = {node: name for node, name in reads.items() if name in owned}
@@ -97,7 +101,8 @@ def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str])
     taken_apart = [name for name, uses in found.items() if isinstance(uses, Planned)]
     note = f"its forward splits {taken_apart[0]}; {AT_RUN_TIME}" if taken_apart else ""
     calls = {name: matcher.calls(name) for name in names}
-    return Findings(None if taken_apart else graph, found, note, matcher.parameters, calls)
+    program = None if taken_apart else graph
+    return Findings(program, found, note, matcher.parameters, calls, captured.names_read)
 
 
 def _as_it_is(

@@ -145,7 +145,8 @@ class _Planner:
                 if p is not None and p not in joined
             ]
             graph, found = owner.findings.graph, tuple(local[index])
-            plans.append(ModulePlan(owner.name, owner.module, graph, found, tuple(skips)))
+            known = (owner.name, owner.module, graph, found, tuple(skips))
+            plans.append(ModulePlan(*known, owner.findings.names_read))
         return Plan(tuple(plans))
 
     def _places(self, weight: Tensor, decision: Decision) -> tuple[Place, ...]:

@@ -188,6 +188,7 @@ class ModulePlan:
         graph: Its captured forward; None where its own forward runs as it is.
         sites: The reconstructed weights, each with its place in this module.
         skips: The parameters that stay as they are.
+        names_read: The attributes of the module on which the graph, or that there is none, depends.
     """
 
     module_name: str
@@ -195,6 +196,7 @@ class ModulePlan:
     graph: fx.Graph | None
     sites: tuple[tuple[Site, Place], ...]
     skips: tuple[Skip, ...]
+    names_read: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,38 @@
-"""Data parallel training: what each process has seen is added up at a refresh, and only there.
+"""Data parallel training: what each process has seen is added up after an observed step.
 
-Processes step together, so their refreshes fall together. No communication is added to the steps
-between.
+Processes step together, so their observed steps fall together, and no communication is added to the
+steps between. From then on every process holds the statistics of all: the checkpoint of any one is
+that of the whole run.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from sngd_compile.fisher.layer import ROWS, FisherLayer
-from sngd_compile.fisher.output_side import STEPS
-from sngd_compile.torch_private import IGNORED_BY_DATA_PARALLEL, ORIGINAL_MODULE
-from sngd_compile.training.sharding import group_of, is_in_process_group, is_sharded
+from sngd_compile.errors import ModelError
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.output_side import SAMPLES
+from sngd_compile.fisher.processes import is_in_process_group
+from sngd_compile.torch_private import (
+    EXTRA_STATE,
+    IGNORED_BY_DATA_PARALLEL,
+    ORIGINAL_MODULE,
+    is_joining,
+)
+from sngd_compile.training.sharding import group_of, is_sharded
+
+LARGEST_BUCKET = 2**24
+"""Numbers that are sent together: enough that a call costs little, few beside the statistics."""
 
 
 def keep_out_of_broadcast(net: nn.Module) -> None:
@@ -26,8 +41,7 @@ def keep_out_of_broadcast(net: nn.Module) -> None:
     It would copy those of the first process over the others before every forward pass. Given both
     for the network and for a compiled one around it.
     """
-    layers = [(name, m) for name, m in net.named_modules() if isinstance(m, FisherLayer)]
-    own = [f"{name}.{buffer}" for name, layer in layers for buffer, _ in layer.named_buffers()]
+    own = _buffers_of_layers(net)
     # Statistics of the first process alone would be an average over a part of the batch; and the
     # roots are the same everywhere without being sent. What a user ignores stays ignored.
     before = [
@@ -40,37 +54,146 @@ def keep_out_of_broadcast(net: nn.Module) -> None:
         net.__dict__.pop(IGNORED_BY_DATA_PARALLEL, None)
 
 
+def _buffers_of_layers(net: nn.Module) -> list[str]:
+    """Name the buffers of all Fisher layers, those that are None for a while too."""
+    layers = [(name, m) for name, m in net.named_modules() if isinstance(m, FisherLayer)]
+    parts = [(f"{name}.{n}".rstrip("."), m) for name, f in layers for n, m in f.named_modules()]
+    return [f"{name}.{buffer}" for name, part in parts for buffer in part._buffers]
+
+
 def find_groups(layers: Iterable[tuple[Tensor, FisherLayer]]) -> None:
     """Remember for each weight's Fisher layer which processes train the weight in parallel."""
     if not is_in_process_group():
         return
     # The wrapper lies outside of the network, which cannot know it: no module has its parent. This
     # walk is once per binding of an optimizer, not once a step.
-    groups: dict[int, Any] = {}
+    wrappers: dict[int, DistributedDataParallel] = {}
     for thing in gc.get_objects():
         # `isinstance` would ask every object of the process for `__class__`, and some raise.
         if issubclass(type(thing), DistributedDataParallel):
-            groups |= {id(p): thing.process_group for p in thing.module.parameters()}
+            wrappers |= {id(p): thing for p in thing.module.parameters()}
     for weight, layer in layers:
+        wrapper = wrappers.get(id(weight))
         if is_sharded(weight):
             layer.ties.process_group = group_of(weight)
-        elif id(weight) in groups:
-            layer.ties.process_group = groups[id(weight)]
+        elif wrapper is not None:
+            layer.ties.process_group = wrapper.process_group
+            _without_join(wrapper, layer)
+            if is_joining(wrapper):
+                _refuse_join(layer.name)
 
 
-def all_reduce_(fisher: FisherLayer) -> None:
-    """Add the sums and the rows of all processes that train the weight in parallel."""
-    group = fisher.ties.process_group
-    if group is None:
+@cache
+def install_data_parallel_hook() -> None:
+    """Look at every DistributedDataParallel that is made from now on."""
+    register_module_module_registration_hook(_enter_data_parallel)
+
+
+def _enter_data_parallel(module: nn.Module, name: str, child: nn.Module | None) -> None:
+    """Give all processes the Fisher layers of the first, as they get its parameters."""
+    if not isinstance(module, DistributedDataParallel) or child is None:
         return
-    _all_reduce_(fisher.sum, fisher.tally[ROWS : ROWS + 1], group)
-    if fisher.output_side is not None:
-        _all_reduce_(fisher.output_side.total, fisher.output_side.tally[STEPS : STEPS + 1], group)
+    layers = [layer for layer in child.modules() if isinstance(layer, FisherLayer)]
+    if layers:
+        # What it read of the module says nothing where only a part of that is reconstructed.
+        module.parameters_to_ignore.update(_buffers_of_layers(child))
+        _without_join(module, layers[0])
+        for layer in layers:
+            layer.ties.process_group = module.process_group
+            _broadcast_(layer, module.process_group)
 
 
-def _all_reduce_(sum: Tensor, count: Tensor, group: Any) -> None:
+def _broadcast_(layer: FisherLayer, group: Any) -> None:
+    """Take the state of the first process: maybe it alone has loaded a checkpoint."""
+    # A file says all that there is: what is joint, and only that.
+    state = layer.state_dict(keep_vars=True)
+    for value in state.values():
+        sent = value.to(layer.sum.device)
+        torch.distributed.broadcast(sent, group=group, group_src=0)
+        value.copy_(sent)
+    layer.set_extra_state(state[EXTRA_STATE])
+    layer.share_all_()
+
+
+def _without_join(wrapper: DistributedDataParallel, layer: FisherLayer) -> None:
+    """Let `join()` raise before it waits: a process without batches refreshes nothing."""
+    wrapper.__dict__["join"] = partial(_join, layer.name)
+    wrapper.__dict__["join_hook"] = partial(_refuse_join, layer.name)
+
+
+def _join(
+    name: str,
+    divide_by_initial_world_size: bool = True,
+    enable: bool = True,
+    throw_on_early_termination: bool = False,
+) -> AbstractContextManager[None]:
+    """Stand for `DistributedDataParallel.join`, which does nothing where it is not enabled."""
+    return _refuse_join(name) if enable else nullcontext()
+
+
+def _refuse_join(name: str, **kwargs: Any) -> Any:
+    raise ModelError(
+        f"{name}: join() of DistributedDataParallel would let a process without batches leave, and "
+        "the others wait for its part of the local Fishers. Nothing has begun. Give all processes "
+        "the same number of batches, as DistributedSampler does; an empty batch counts as one"
+    )
+
+
+def close_steps_(fishers: Sequence[FisherLayer]) -> None:
+    """Add up what all processes saw since the last time, then count what this step has shown.
+
+    Every process comes here with the same layers, whether it had rows for them or not: the others
+    would wait for it. So nothing that could raise in one alone may stand before this.
+    """
+    for several in _buckets(fishers):
+        _join_(several)
+    for fisher in fishers:
+        fisher.close_step_()
+
+
+def _buckets(fishers: Iterable[FisherLayer]) -> Iterator[list[FisherLayer]]:
+    """Yield those that are trained in parallel, by their processes, some at a time."""
+    of_group: dict[int, list[FisherLayer]] = defaultdict(list)
+    for fisher in fishers:
+        if fisher.ties.process_group is not None:
+            of_group[id(fisher.ties.process_group)].append(fisher)
+    for members in of_group.values():
+        bucket: list[FisherLayer] = []
+        for fisher in members:
+            if bucket and sum(f.sum.numel() for f in (*bucket, fisher)) > LARGEST_BUCKET:
+                yield bucket
+                bucket = []
+            bucket.append(fisher)
+        yield bucket
+
+
+def _join_(fishers: Sequence[FisherLayer]) -> None:
+    """Let each process hold the sums and the numbers of rows of all."""
+    group = fishers[0].ties.process_group
     # Sums and counts, not means: processes with other numbers of rows weigh by their rows.
-    torch.distributed.all_reduce(sum, group=group)
-    everywhere = count.clone()
-    torch.distributed.all_reduce(everywhere, group=group)
-    count.copy_(everywhere)
+    parts: list[Tensor] = []
+    for fisher in fishers:
+        parts += fisher.own_part()
+        if fisher.output_side is not None:
+            parts += (fisher.output_side.sum, fisher.output_side.tally[SAMPLES])
+    totals = iter(_all_reduced(parts, group))
+    for fisher in fishers:
+        fisher.take_joint_(next(totals), next(totals))
+        if fisher.output_side is not None:
+            processes = torch.distributed.get_world_size(group)
+            fisher.output_side.take_joint_(next(totals), next(totals), processes)
+
+
+def _all_reduced(parts: Sequence[Tensor], group: Any) -> list[Tensor]:
+    """Return the sums over all processes of tensors, sent together as far as they are alike."""
+    alike: dict[tuple[torch.dtype, torch.device], list[int]] = defaultdict(list)
+    for index, part in enumerate(parts):
+        alike[part.dtype, part.device].append(index)
+    found = list(parts)
+    for indices in alike.values():
+        flat = torch.cat([parts[index].flatten() for index in indices])
+        torch.distributed.all_reduce(flat, group=group)
+        pieces = flat.split([parts[index].numel() for index in indices])
+        for index, piece in zip(indices, pieces, strict=True):
+            found[index] = piece.view(parts[index].shape)
+    return found

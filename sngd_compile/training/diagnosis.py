@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from itertools import islice
 
-from torch.optim import SGD
-
 from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.plan.records import noted_together
-from sngd_compile.training.optimizer_hooks import optimizers_of
+from sngd_compile.training.optimizer_hooks import is_descent, optimizers_of
 from sngd_compile.training.refresh import Site
 
 ROWS_PER_INPUT = 2
@@ -52,7 +50,7 @@ def _unobserved(layer: FisherLayer) -> str:
 
 
 def _optimizer(site: Site) -> str:
-    others = [o for o in optimizers_of(site.weight) if not isinstance(o, SGD)]
+    others = [o for o in optimizers_of(site.weight) if not is_descent(o)]
     if not others:
         return ""
     return f"{type(others[0]).__name__} steps it, so descent is not natural: use torch.optim.SGD"

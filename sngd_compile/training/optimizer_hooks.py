@@ -6,11 +6,13 @@ optimizer only where it owns parameters of a reconstructed module.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import isfinite
+from types import FrameType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -26,13 +28,13 @@ from torch.optim.optimizer import (
 from sngd_compile.errors import SngdWarning
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.ties import Ties
-from sngd_compile.torch_private import stored_values
+from sngd_compile.torch_private import OPTIMIZER_STEP, stored_values, tree_leaves
 from sngd_compile.training.averaged_copies import warn_of_averages
 from sngd_compile.training.backward import after_backward
-from sngd_compile.training.data_parallel import find_groups
+from sngd_compile.training.data_parallel import close_steps_, find_groups
 from sngd_compile.training.intact import parameters_of, remember, sites_or_error
 from sngd_compile.training.refresh import LocalSite, Site, change_root_, refresh_sites
-from sngd_compile.training.sharding import is_sharded, whole
+from sngd_compile.training.sharding import held_here, is_sharded, whole
 from sngd_compile.training.warnings import warn_of_frozen_bias, warn_of_rejected, warn_of_unobserved
 
 
@@ -136,7 +138,10 @@ def steps_reconstructed_only(optimizer: Optimizer) -> bool:
 
 def reset_(site: LocalSite) -> None:
     """Return a root to the identity: `w'` becomes the ordinary `w`, in float64, momenta too."""
-    change_root_(site, site.fisher.new_root(torch.float64), known_optimizers())
+    held = (site.weight, site.bias, site.fisher.sum)
+    # On meta are no numbers yet, and half a pair has none either.
+    if not any(tensor.is_meta for tensor in held if tensor is not None):
+        change_root_(site, site.fisher.new_root(torch.float64), known_optimizers())
     site.fisher.forget_()
 
 
@@ -164,7 +169,7 @@ def _bind(optimizer: Optimizer) -> Binding:
     weights: list[Tensor] = [site.weight for site in sites]
     find_groups((site.weight, site.fisher) for site in sites)
     binding = Binding(sites, weights, owns_any, count, _generation)
-    if sites and known is None and not isinstance(optimizer, torch.optim.SGD):
+    if sites and known is None and not is_descent(optimizer):
         warnings.warn(
             f"{type(optimizer).__name__} steps {len(sites)} reconstructed weights, "
             f"{sites[0].fisher.name} among them: it scales the gradient of w' again, so this is "
@@ -174,6 +179,29 @@ def _bind(optimizer: Optimizer) -> Binding:
         )
     _bindings[optimizer] = binding
     return binding
+
+
+def is_descent(optimizer: Optimizer) -> bool:
+    """Say whether an optimizer leaves gradients as they are, or lets one that it holds decide."""
+    held = tree_leaves(list(vars(optimizer).values()))
+    return isinstance(optimizer, torch.optim.SGD) or any(isinstance(v, Optimizer) for v in held)
+
+
+def _stepped_by(binding: Binding) -> list[Site]:
+    """List the sites whose step ends with that of the optimizer of a binding.
+
+    Inside another step, a step is but a part of that one: `ZeroRedundancyOptimizer` sends weights
+    to other processes after it, and a subclass may call the step of its base.
+    """
+    # The stack, not a counter: a step that raises would leave a counter behind.
+    running: list[Binding] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is OPTIMIZER_STEP and frame.f_locals["self"] in _bindings:
+            running.append(_bindings[frame.f_locals["self"]])
+        frame = frame.f_back
+    around = {id(site.fisher) for other in running[1:] for site in other.sites}
+    return [site for site in binding.sites if id(site.fisher) not in around]
 
 
 def before_step(
@@ -203,26 +231,29 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
     # A fused optimizer under GradScaler skips its step inside the kernel, and says so here only.
     found_inf = getattr(optimizer, "found_inf", None)
     # As before the step: nothing rebinds an optimizer in the middle of its own.
-    sites = (_bindings.get(optimizer) or _bind(optimizer)).sites
+    sites = _stepped_by(_bindings.get(optimizer) or _bind(optimizer))
     if optimizer in _skipped or (found_inf is not None and bool(found_inf)):
         for site in sites:
             site.fisher.close_step_(valid=False)
         return
-    due, unobserved = [], []
-    warn_of_rejected([site.fisher for site in sites if site.fisher.schedule.observing])
-    for site in sites:
-        schedule = site.fisher.schedule
-        if schedule.observing:
-            site.fisher.close_step_()
-        if schedule.advance():
-            if _is_unobserved(site):
-                unobserved.append(site.fisher)
-            warn_of_frozen_bias(site.fisher, site.weight, site.bias)
-            due.append(site)
-    warn_of_unobserved(unobserved)
+    observed = [site.fisher for site in sites if site.fisher.schedule.observing]
+    due = [site for site in sites if site.fisher.schedule.advance()]
+    learning = [site for site in due if _learns_unobserved(site)]
+    if observed or due:
+        after_backward(lambda: _end_step(observed, due, learning))
+
+
+def _end_step(observed: list[FisherLayer], due: list[Site], learning: list[Site]) -> None:
+    """Close a step that was observed, and refresh what is due."""
+    close_steps_(observed)
+    warn_of_rejected(observed)
+    blind = [site.fisher for site in learning if site.fisher.unseen]
+    warn_of_unobserved([fisher for fisher in blind if "rejected" not in fisher.warned])
+    for site in due:
+        warn_of_frozen_bias(site.fisher, site.weight, site.bias)
     if due:
         _warn_of_averages([site.fisher for site in due])
-        after_backward(lambda: refresh_sites(due, known_optimizers()))
+    refresh_sites(due, known_optimizers())
 
 
 def _warn_of_averages(leaders: list[FisherLayer]) -> None:
@@ -234,12 +265,14 @@ def _warn_of_averages(leaders: list[FisherLayer]) -> None:
         warn_of_averages([site for site in others if isinstance(site, LocalSite)], leaders)
 
 
-def _is_unobserved(site: Site) -> bool:
-    """Say whether a weight learns although its Fisher layer has observed nothing."""
+def _learns_unobserved(site: Site) -> bool:
+    """Say whether a weight learns although this process has observed nothing of its inputs."""
     gradient, fisher = site.weight.grad, site.fisher
-    if gradient is None or not fisher.unseen or "rejected" in fisher.warned:
+    if gradient is None or not fisher.unseen:
         return False
-    return bool(whole(gradient.any()))  # an empty batch has a gradient too, of zeros
+    # An empty batch has a gradient too, of zeros. Only what lies here is looked at: others may have
+    # observed something, and would not take part in gathering it.
+    return bool(held_here(gradient).any())
 
 
 def _drop_non_finite(optimizer: Optimizer, binding: Binding) -> None:

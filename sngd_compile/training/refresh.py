@@ -15,15 +15,12 @@ from sngd_compile.fisher.next_roots import next_roots, warn_once
 from sngd_compile.fisher.roots.base import Change, Root, copy_root_
 from sngd_compile.fisher.weight_map import as_matrices
 from sngd_compile.training.averaged_copies import followers_of
-from sngd_compile.training.data_parallel import all_reduce_
+from sngd_compile.training.divided_states import LINEAR_STATES, linear_state, whole_states
 from sngd_compile.training.intact import prime_of
 from sngd_compile.training.sharding import put_, whole
 from sngd_compile.training.transaction import all_or_nothing
 from sngd_compile.training.warnings import warn_of_outliers, warn_of_rejected
 from sngd_kernels.precision import exact_products
-
-LINEAR_STATES = ("momentum_buffer", "exp_avg")
-"""Optimizer states that are linear in past steps, so that they move like `w'` itself."""
 
 
 class Site(Protocol):
@@ -93,6 +90,9 @@ class LocalSite:
 def refresh_sites(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
     """Absorb what was observed and renew the roots; one that fails leaves the old one standing.
 
+    The steps that were observed are closed: the sums are those of all processes, so each of them
+    finds the same roots.
+
     Args:
         sites: The reconstructed weights.
         optimizers: Those whose states hold momenta of their parameters.
@@ -107,10 +107,6 @@ def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
     warn_of_rejected([site.fisher for site in sites])
     for site in sites:
         with all_or_nothing(_statistics(site.fisher)):
-            # Summed over processes before anything is divided: the mean is over the rows of all,
-            # and a process without rows must take part, or the others would wait for it.
-            site.fisher.close_step_()
-            all_reduce_(site.fisher)
             if site.fisher.absorb_():
                 due.append(site)
     warn_of_outliers([site.fisher for site in due])
@@ -121,7 +117,9 @@ def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
             root, dampings = found
             with all_or_nothing(_dampings(fisher)):
                 fisher.take_dampings_(dampings)
-                site.change_root_(root, optimizers)
+                group = fisher.ties.process_group
+                with whole_states(site.weight, site.bias, group, optimizers) as holders:
+                    site.change_root_(root, holders)
         elif fisher.damped():
             warn_once(
                 fisher,
@@ -237,13 +235,5 @@ def _states(
     site: LocalSite, name: str, optimizers: list[Optimizer]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Find the optimizer states called `name` of the weight and of the bias."""
-
-    def find(parameter: nn.Parameter | None) -> Tensor | None:
-        for optimizer in optimizers:
-            if parameter is not None and parameter in optimizer.state:
-                state = optimizer.state[parameter].get(name)
-                if isinstance(state, Tensor) and state.shape == parameter.shape:
-                    return state
-        return None
-
-    return find(site.weight), find(site.bias)
+    first, second = (linear_state(p, name, optimizers) for p in (site.weight, site.bias))
+    return first, second

@@ -19,11 +19,6 @@ def is_sharded(tensor: Tensor | None) -> bool:
     return isinstance(tensor, Tensor) and hasattr(tensor, "placements")
 
 
-def is_in_process_group() -> bool:
-    """Say whether this process is one of several that train together."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def sharded_name(model: nn.Module) -> str | None:
     """Name a parameter of a model that is sharded; None where none is."""
     return next((name for name, p in model.named_parameters() if is_sharded(p)), None)
@@ -40,6 +35,12 @@ def whole(tensor: Tensor | None) -> Tensor | None:
     sharded: Any = tensor
     gathered: Tensor = sharded.full_tensor()
     return gathered
+
+
+def held_here(tensor: Tensor) -> Tensor:
+    """Return the part of a sharded tensor that this process holds; anything else as it is."""
+    sharded: Any = tensor
+    return sharded.to_local() if is_sharded(tensor) else tensor
 
 
 @torch.no_grad()

@@ -1,40 +1,14 @@
 """Two processes on half of each batch walk the path of one process on all of it."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-HERE = Path(__file__).parent
+from distributed import run
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
 ]
-
-
-def run(program: str, kind: str, size: int, folder: Path) -> tuple[list, str]:
-    """Run all processes; return what each printed, and what they said beside it."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-    commands = [
-        [sys.executable, HERE / program, kind, str(rank), str(size), folder / f"{kind}{size}"]
-        for rank in range(size)
-    ]
-    running = [
-        subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for command in commands
-    ]
-    printed = [process.communicate(timeout=300) for process in running]
-    for process, (_, errors) in zip(running, printed, strict=True):
-        assert process.returncode == 0, errors
-    errors = "".join(said for _, said in printed)
-    return [json.loads(output.splitlines()[-1]) for output, _ in printed], errors
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Copies of a network train, refresh and fold by themselves."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -135,3 +136,74 @@ def test_attributes_may_be_set_before_the_state():
     assert other[0].restored
     torch.testing.assert_close(other(x), net(x))
     torch.testing.assert_close(sngd.fold(net)(x), net(x))
+
+
+class Rebuilt(nn.Linear):
+    """Makes a state of its own, and a new module of it."""
+
+    def __getstate__(self):
+        return self.in_features, self.out_features, self.weight.tolist(), self.bias.tolist()
+
+    def __setstate__(self, state):
+        self.__init__(*state[:2])
+        with torch.no_grad():
+            self.weight.copy_(torch.tensor(state[2]))
+            self.bias.copy_(torch.tensor(state[3]))
+
+
+class Chosen(nn.Linear):
+    """Keeps what it knows, without a word on the rest."""
+
+    KEPT = ("in_features", "out_features", "_parameters", "_buffers", "_modules", "training")
+
+    def __getstate__(self):
+        return {name: self.__dict__[name] for name in self.KEPT}
+
+    def __setstate__(self, state):
+        nn.Module.__init__(self)
+        self.__dict__.update(state)
+
+
+class Paired(nn.Linear):
+    """Has a state that is no dictionary."""
+
+    def __getstate__(self):
+        return super().__getstate__(), 3
+
+    def __setstate__(self, state):
+        self.norm = 0.0
+        super().__setstate__(state[0])
+
+
+def pickled(net):
+    """Write a network and read it."""
+    torch.save(net, file := io.BytesIO())
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("kind", [Rebuilt, Chosen, Paired])
+def test_states_of_a_class_s_own_making_are_followed(kind, copied):
+    net = sngd.reconstruct(nn.Sequential(kind(3, 4), nn.Tanh(), kind(4, 2)), EVERY_STEP)
+    x = torch.linspace(-1, 1, 21).reshape(7, 3)
+
+    def step(some):
+        optimizer = sgd(some)
+        for _ in range(3):
+            optimizer.zero_grad()
+            some(x).square().sum().backward()
+            optimizer.step()
+
+    def same(one, another):
+        with torch.no_grad():
+            torch.testing.assert_close(one(x), another(x))
+
+    step(net)
+    other = copied(net)
+    same(other, net)
+    same(sngd.fold(other), net)
+    assert type(sngd.fold(net)[0]) is kind
+    step(net)
+    step(other)
+    assert rows_of(other) == rows_of(net)
+    same(other, net)

@@ -32,6 +32,7 @@ import layer_bugs
 import output_bugs
 import pass_bugs
 import plan_bugs
+import process_bugs
 import root_bugs
 import statistics_bugs
 from bug import BUGS, Bug
@@ -43,6 +44,7 @@ __all__ = [
     "output_bugs",
     "pass_bugs",
     "plan_bugs",
+    "process_bugs",
     "root_bugs",
     "statistics_bugs",
 ]

@@ -1,0 +1,243 @@
+"""What every process holds of the others: two processes print what they found, by name."""
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, Optimizer
+
+import sngd_compile as sngd
+from backend.compiled import mlp
+
+Batches = Callable[[int], Tensor]
+SETTING = sngd.Config(refresh_every=6, observe_every=2, max_rows=None, damping_abs=0.1)
+ALONE, STEPS, SAVED = 2, 17, 9  # a process with the joint batches; the file lies between refreshes
+
+
+def start(fisher: str) -> nn.Module:
+    """Return the same network everywhere."""
+    torch.manual_seed(0)
+    return sngd.reconstruct(mlp(), SETTING.replace(fisher=fisher))
+
+
+def rows(step: int, rank: int) -> Tensor:
+    """Return rows of a process, other numbers in each step, and none in some."""
+    everything = torch.randn(11, 5, generator=torch.Generator().manual_seed(step))
+    cut = 5 * step % 12
+    return everything if rank == ALONE else everything[[slice(cut), slice(cut, None)][rank]]
+
+
+def train(
+    net: nn.Module, optimizer: Optimizer, rank: int, steps: range, factor: float = 2.0
+) -> None:
+    """Train; the gradient is that of the mean over all rows of a step."""
+    for step in steps:
+        batch = rows(step, rank)
+        net.zero_grad()
+        (net(batch).square().sum() * factor / 11).backward()
+        optimizer.step()
+
+
+def descent(parameters) -> Optimizer:
+    """Return the optimizer."""
+    return SGD(parameters, lr=0.02, momentum=0.9)
+
+
+def weights(net: nn.Module, fisher: str) -> list[float]:
+    """Return the plain weights, of a sharded network too."""
+    state = get_model_state_dict(net, options=StateDictOptions(full_state_dict=True))
+    whole = start(fisher)
+    whole.load_state_dict(state)
+    return [number for p in sngd.fold(whole).parameters() for number in p.flatten().tolist()]
+
+
+def alone(fisher: str) -> list[float]:
+    """Train on all rows in one process."""
+    net = start(fisher)
+    train(net, descent(net.parameters()), ALONE, range(STEPS), 1.0)
+    return weights(net, fisher)
+
+
+def wrapped(net: nn.Module, kind: str) -> nn.Module:
+    """Prepare a network for two processes."""
+    if kind == "sharded":
+        return fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    return DistributedDataParallel(net)
+
+
+def walk(rank: int, kind: str, fisher: str) -> list[float]:
+    """Train in two processes."""
+    net = start(fisher)
+    trained = wrapped(net, kind)
+    if kind == "zero":
+        optimizer = ZeroRedundancyOptimizer(net.parameters(), SGD, lr=0.02, momentum=0.9)
+    else:
+        optimizer = descent(net.parameters())
+    train(trained, optimizer, rank, range(STEPS))
+    return weights(net, fisher)
+
+
+def file_of(parts: tuple, rank: int) -> bytes:
+    """Return what the first process saves, alone, in both processes."""
+    held = [None]
+    if rank == 0:
+        torch.save([part.state_dict() for part in parts], file := io.BytesIO())
+        held = [file.getvalue()]
+    dist.broadcast_object_list(held, 0)
+    return held[0]
+
+
+def resumed(rank: int, fisher: str, readers: int) -> list[float]:
+    """Train in two processes, save in the first, and go on in as many processes as read it."""
+    net = start(fisher)
+    optimizer = descent(net.parameters())
+    train(DistributedDataParallel(net), optimizer, rank, range(SAVED))
+    file = file_of((net, optimizer), rank)
+    again = start(fisher)
+    other = descent(again.parameters())
+    # Where the first alone reads the file, DistributedDataParallel gives it to the other.
+    if rank < readers:
+        states = torch.load(io.BytesIO(file), weights_only=True)
+        again.load_state_dict(states[0])
+    other.load_state_dict(optimizer.state_dict())
+    train(DistributedDataParallel(again), other, rank, range(SAVED, STEPS))
+    return weights(again, fisher)
+
+
+def resumed_alone(rank: int, fisher: str) -> list[float]:
+    """Save in two processes, and go on in one on all rows."""
+    net = start(fisher)
+    optimizer = descent(net.parameters())
+    train(DistributedDataParallel(net), optimizer, rank, range(SAVED))
+    file = file_of((net, optimizer), rank)
+    again = start(fisher)
+    other = descent(again.parameters())
+    for part, state in zip(
+        (again, other), torch.load(io.BytesIO(file), weights_only=True), strict=True
+    ):
+        part.load_state_dict(state)
+    train(again, other, ALONE, range(SAVED, STEPS), 1.0)
+    return weights(again, fisher)
+
+
+def resumed_sharded(rank: int, fisher: str) -> list[float]:
+    """Save parts with torch.distributed.checkpoint, and go on."""
+    net = wrapped(start(fisher), "sharded")
+    optimizer = SGD(net.parameters(), lr=0.02)
+    train(net, optimizer, rank, range(SAVED))
+    folder = [tempfile.mkdtemp()]
+    dist.broadcast_object_list(folder, 0)
+    dcp.save(get_model_state_dict(net), checkpoint_id=folder[0])
+    again = wrapped(start(fisher), "sharded")
+    state = get_model_state_dict(again)
+    dcp.load(state, checkpoint_id=folder[0])
+    set_model_state_dict(again, state)
+    train(again, SGD(again.parameters(), lr=0.02), rank, range(SAVED, STEPS))
+    train(net, optimizer, rank, range(SAVED, STEPS))
+    pair = [torch.tensor(weights(some, fisher)) for some in (net, again)]
+    return [float((pair[0] - pair[1]).abs().max())]
+
+
+def refreshed_by_hand(rank: int) -> list[float]:
+    """Refresh before any optimizer has stepped: all get one root."""
+    net = start("shared")
+    trained = DistributedDataParallel(net)
+    trained(rows(1, rank)).square().sum().backward()
+    sngd.refresh_(net)
+    return [float(layer.root.square().sum()) for layer in sngd.fisher_layers(net).values()]
+
+
+def in_a_part(rank: int) -> list[float]:
+    """Reconstruct a part of a network; return the rows of its layers."""
+    torch.manual_seed(0)
+    net = nn.Sequential(sngd.reconstruct(mlp(), SETTING), nn.Linear(3, 2))
+    trained, optimizer = DistributedDataParallel(net), descent(net.parameters())
+    train(trained, optimizer, rank, range(5))
+    return [float(layer.rows_seen) for layer in sngd.fisher_layers(net).values()]
+
+
+def collectives(monitor: list[int]) -> contextlib.AbstractContextManager:
+    """Count what is added up."""
+    original = dist.all_reduce
+
+    @contextlib.contextmanager
+    def counted():
+        dist.all_reduce = lambda *args, **kwargs: (monitor.append(1), original(*args, **kwargs))[1]
+        try:
+            yield
+        finally:
+            dist.all_reduce = original
+
+    return counted()
+
+
+def sent(rank: int) -> list[float]:
+    """Count the calls in steps that are observed and in others."""
+    net = start("shared")
+    trained, optimizer = DistributedDataParallel(net), descent(net.parameters())
+    counts = []
+    for step in range(8):
+        with collectives(calls := []):
+            train(trained, optimizer, rank, range(step, step + 1))
+        counts.append(len(calls))
+    return counts
+
+
+def messages(rank: int) -> list[str]:
+    """Enter join() in each way."""
+    net = start("shared")
+    trained = DistributedDataParallel(net)
+    with trained.join(enable=False):
+        pass
+    said = []
+    for enter in (trained.join, lambda: dist.algorithms.Join([trained])):
+        try:
+            enter()
+        except sngd.ModelError as error:
+            said.append(str(error))
+    return said
+
+
+def main(rank: int, meeting: str) -> None:
+    """Print the findings of this process."""
+    torch.set_default_dtype(torch.float64)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    found = {}
+    for fisher in ("shared", "kronecker"):
+        expected = torch.tensor(alone(fisher))
+        walks = {kind: walk(rank, kind, fisher) for kind in ("parallel", "sharded", "zero")}
+        walks |= {
+            "resumed": resumed(rank, fisher, 2),
+            "read by the first": resumed(rank, fisher, 1),
+            "resumed alone": resumed_alone(rank, fisher),
+        }
+        for name, numbers in walks.items():
+            gap = (torch.tensor(numbers) - expected).abs().max()
+            found[f"{name}, {fisher}"] = float(gap)
+        found[f"resumed in parts, {fisher}"] = resumed_sharded(rank, fisher)[0]
+    found["roots"] = refreshed_by_hand(rank)
+    found["rows of a part"] = in_a_part(rank)
+    found["sent"] = sent(rank)
+    found["join"] = messages(rank)
+    print(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[2]), sys.argv[4])

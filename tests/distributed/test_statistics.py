@@ -1,0 +1,53 @@
+"""Any process holds the statistics of all: its checkpoint resumes, and two-sided kinds add up."""
+
+import itertools
+
+import pytest
+import torch
+
+from distributed import run
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
+]
+WALKS = ["parallel", "sharded", "zero"]
+RESUMED = ["resumed", "read by the first", "resumed alone", "resumed in parts"]
+CASES = itertools.product([*WALKS, *RESUMED], ["shared", "kronecker"])
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each of two processes found."""
+    return run("statistics.py", "statistics", 2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.mark.parametrize("name", [", ".join(case) for case in CASES])
+def test_uneven_and_empty_batches_add_up(name, found):
+    reports, errors = found
+    assert all(report[name] < 1e-12 for report in reports)
+    assert "SngdWarning" not in errors
+
+
+def test_a_refresh_by_hand_gives_all_processes_one_root(found):
+    roots = [report["roots"] for report in found[0]]
+    assert roots[0] == roots[1]
+    assert all(size != 1.0 for size in roots[0])
+
+
+def test_a_network_of_which_a_part_is_reconstructed(found):
+    for report in found[0]:
+        # Of two layers, 11 rows in each of the steps 0, 2 and 4.
+        assert report["rows of a part"] == [33.0, 33.0]
+
+
+def test_only_observed_steps_send_statistics(found):
+    for report in found[0]:
+        # Of two layers, in steps 0, 2, 4, 5 and 6: sums and counts go in one call each.
+        assert report["sent"] == [2, 0, 2, 0, 2, 2, 2, 0]
+
+
+def test_join_is_refused_before_anything_waits(found):
+    for report in found[0]:
+        assert len(report["join"]) == 2
+        assert all(text.startswith("0.weight: join()") for text in report["join"])

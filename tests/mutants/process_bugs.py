@@ -1,0 +1,43 @@
+"""Bugs in what is one process's own and what is joint, and in what a capture depends on."""
+
+from typing import Any
+
+from bug import caught_by, wrap
+from sngd_compile.fisher.layer import ROWS, FisherLayer
+from sngd_compile.fisher.output_side import OutputSide
+from sngd_compile.modules.reconstructed import Program
+from sngd_compile.training import optimizer_hooks
+
+JOINT = ("tests/training/test_joint_statistics.py",)
+
+
+@caught_by(JOINT)
+def joint_part_counts_again() -> None:
+    """Each process sends what all hold already."""
+    FisherLayer.own_part = lambda layer: (layer.sum, layer.tally[ROWS])
+
+
+@caught_by(JOINT)
+def gradients_of_one_process() -> None:
+    """B takes the gradient of a process's own loss for that of the joint one."""
+    wrap(
+        OutputSide,
+        "take_joint_",
+        lambda original, side, sum, samples, processes: original(side, sum, samples, 1),
+    )
+
+
+@caught_by(("tests/training/test_wrapped_optimizers.py",))
+def steps_inside_of_steps_count() -> None:
+    """A step counts for each optimizer that takes part in it."""
+    optimizer_hooks._stepped_by = lambda binding: binding.sites
+
+
+@caught_by(("tests/capture/test_threads.py", "-k", "only_what"))
+def nothing_was_read() -> None:
+    """No attribute has a forward captured again."""
+
+    def init(original: Any, program: Program, graph: Any, names_read: Any) -> None:
+        original(program, graph, frozenset())
+
+    wrap(Program, "__init__", init)
