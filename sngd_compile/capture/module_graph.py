@@ -110,7 +110,7 @@ def _trace(
     left_out: dict[str, Any] | None,
 ) -> fx.Graph:
     # So that a forward which counts its calls counts none of these.
-    twin = _twin(module, module_class, training)
+    twin = twin_of(module, module_class, training)
     before = _snapshot(twin)
     try:
         with _plain_children(twin, training):
@@ -132,7 +132,7 @@ def _trace(
     return graph
 
 
-def _twin(module: nn.Module, module_class: type[nn.Module], training: bool) -> nn.Module:
+def twin_of(module: nn.Module, module_class: type[nn.Module], training: bool) -> nn.Module:
     """Make a module that shares the tensors of `module` but none of its containers."""
     twin = object.__new__(module_class)
     for name, value in module.__dict__.items():

@@ -29,7 +29,7 @@ _REFUSED_METHODS = words(
     "parameters named_parameters buffers named_buffers state_dict train eval requires_grad_ to "
     "float half bfloat16 double cpu cuda type zero_grad apply"
 )
-_PURE = words(
+PURE = words(
     "abc builtins cmath collections copy dataclasses enum functools importlib itertools math "
     "numbers operator types typing _abc _collections _collections_abc _frozen_importlib "
     "_functools _operator"
@@ -53,7 +53,7 @@ class Watch:
         """Start, remembering random states, and the profiler that is set."""
         self.root: FrameType | None = None
         self.outside: dict[tuple[str, int], tuple[object, list[Content]]] = {}
-        self.generators = _Generators()
+        self.generators = Generators()
         # A profile hook sees calls into C as well, where print, random and lists do their work.
         self.previous = sys.getprofile()
         # A collection may run somebody's callback, which is no part of the forward.
@@ -101,7 +101,7 @@ class Watch:
         if self._is_user(frame):
             refuse_code(code)
             _refuse_identity_tests(frame, at_return=False)
-            for name, value in _outer_values(frame):
+            for name, value in outer_values(frame):
                 self.outside.setdefault((name, id(value)), (value, contents(value)))
         elif frame.f_back is not None and self._is_user(frame.f_back):
             _refuse_stdlib(module, code.co_name)
@@ -154,11 +154,11 @@ def _refuse_identity_tests(frame: FrameType, at_return: bool) -> None:
 
 def _refuse_stdlib(module: str, name: str) -> None:
     top = module.partition(".")[0]
-    if top in sys.stdlib_module_names and top not in _PURE:
+    if top in sys.stdlib_module_names and top not in PURE:
         raise UncapturableError(f"its forward calls {name}() of {module}")
 
 
-def _outer_values(frame: FrameType) -> Iterator[tuple[str, object]]:
+def outer_values(frame: FrameType) -> Iterator[tuple[str, object]]:
     """Yield the globals and enclosing variables that a function names."""
     for name in frame.f_code.co_names:
         if isinstance(frame.f_globals.get(name), dict | list | set | deque):
@@ -168,7 +168,7 @@ def _outer_values(frame: FrameType) -> Iterator[tuple[str, object]]:
             yield name, frame.f_locals[name]
 
 
-class _Generators:
+class Generators:
     """The states of the global random generators: Python's, torch's, numpy's if it is imported."""
 
     def __init__(self) -> None:
@@ -178,7 +178,7 @@ class _Generators:
 
     def restore(self) -> bool:
         """Return to these states; say whether any had changed."""
-        now = _Generators()
+        now = Generators()
         drawn = now.python != self.python or not torch.equal(now.torch, self.torch)
         if self.numpy:  # name, 624 words, position in them, and a normal deviate kept for later
             drawn |= now.numpy[2:] != self.numpy[2:] or any(now.numpy[1] != self.numpy[1])
