@@ -123,6 +123,11 @@ def _is_done(
     )
 
 
+def is_python(function: object) -> bool:
+    """Say whether a function has bytecode, and so arguments with names."""
+    return isinstance(getattr(function, "__code__", None), CodeType)
+
+
 def is_of_torch(function: object) -> bool:
     """Say whether a function is one of torch's own."""
     return str(getattr(function, "__module__", "")).partition(".")[0] == "torch"

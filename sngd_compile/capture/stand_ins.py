@@ -184,7 +184,9 @@ def stand_in(
                     known = held.get(value)
                     group[name] = paths.unknown() if known is None else known
         for name, child in own["_modules"].items():
-            if child is not None:
+            if isinstance(child, torch.jit.ScriptModule):
+                own["_modules"][name] = paths.unknown()
+            elif child is not None:
                 own["_modules"][name] = like(child, silent(child))
         return twin
 

@@ -67,7 +67,9 @@ def _decide_weight(
     # plain, and a sum of plain and natural gradients is neither. Not to use it is no refusal.
     usable = [h.found for h in held if not isinstance(h.found, str)]
     refused = [h.found for h in held if isinstance(h.found, str)]
-    refused = [text for text in refused if text != UNUSED] or ([] if usable else refused)
+    refused = [text for text in refused if not text.startswith(UNUSED)] or (
+        [] if usable else refused
+    )
     if refused:
         return refused[0]
     if config is None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
-from sngd_compile.capture.bytecode import is_of_torch, names_read
+from sngd_compile.capture.bytecode import is_of_torch, is_python, names_read
 from sngd_compile.plan.matching import Findings, Found
 from sngd_compile.plan.parameter_uses import Occurrence
 from sngd_compile.plan.records import qualified
@@ -32,6 +33,8 @@ def uses_elsewhere(
     found: dict[Tensor, list[Occurrence]] = defaultdict(list)
     for number, module in enumerate(model.modules(), start=1):
         module_class = class_of(module)
+        if isinstance(module, torch.jit.ScriptModule) or not is_python(module_class.forward):
+            continue
         # What a layer of torch does with its children is known.
         if is_of_torch(module_class.forward) or "forward" in module.__dict__:
             continue

@@ -13,9 +13,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from sngd_compile.capture.bytecode import UncapturableError, changes_in_place, reads_parameters_raw
+from sngd_compile.capture.bytecode import (
+    UncapturableError,
+    changes_in_place,
+    is_python,
+    reads_parameters_raw,
+)
 from sngd_compile.capture.module_graph import capture
-from sngd_compile.plan.reasons import ADDED, AT_RUN_TIME, LONE_BIAS, PLAIN, UNUSED
+from sngd_compile.plan.reasons import ADDED, AT_RUN_TIME, LONE_BIAS, PLAIN, UNMET, UNUSED
 from sngd_compile.plan.records import GraphUse
 from sngd_compile.plan.rehearsal import Rehearsal
 from sngd_compile.rules import Planned, Use, planned_weights, rule_for, runs_known_forward
@@ -107,13 +112,15 @@ def _as_it_is(
         return Findings(None, {name: structure.get(name, reason) for name in names}, note)
     if module_class.forward is nn.Module.forward:
         return Findings(None, dict.fromkeys(names, UNUSED), note)
+    if not is_python(module_class.forward):
+        return Findings(None, dict.fromkeys(names, reason), note)
     if reads_parameters_raw(module_class, module_class.forward):
         raw = f"its forward takes it out of _parameters, where w' would stand for w; {reason}"
         return Findings(None, dict.fromkeys(names, raw))
     owned = {p: name for name in names if (p := module._parameters[name]) is not None}
     rehearsal = Rehearsal(module, module_class, owned)
     # What ended a path may have hidden a use.
-    unmet = f"no use of it was found; {reason}" if rehearsal.problem else UNUSED
+    unmet = f"{UNMET}; {reason}" if rehearsal.problem else f"{UNUSED}; {reason}"
     known = planned_weights(module, module_class)
     found: dict[str, Found] = {}
     for name in names:

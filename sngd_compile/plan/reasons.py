@@ -9,6 +9,7 @@ LONE_BIAS = (
     "a bias that joins no local Fisher: its own is the identity, so plain descent on it is natural"
 )
 UNUSED = "its module's forward does not use it"
+UNMET = "no use of it was found, as far as its module's forward could be followed"
 ADDED = "added to activations: its local Fisher is the identity, so plain descent on it is natural"
 TOKEN = (
     "it stands among activations as it is: its local Fisher is a multiple of the identity, so "

@@ -151,7 +151,7 @@ class Rehearsal(TorchFunctionMode):
             def forward(way: Any = way) -> None:
                 twin = stand_in(module, module_class, paths, held)
                 with self, torch.enable_grad():
-                    twin.forward(*way[0], **way[1])
+                    type(twin).forward(twin, *way[0], **way[1])
 
             paths.run(forward)
         self.problem = paths.problem
@@ -177,8 +177,7 @@ class Rehearsal(TorchFunctionMode):
         # What is the forward's own is made; nothing else is changed, and nothing is drawn.
         if any(word in name for word in _DRAWS):
             return self.paths.unknown()
-        changes = name == "__setitem__" or (name[-1:] == "_" and name[-2:] != "__")
-        return args[0] if changes and args else func(*args, **kwargs)
+        return args[0] if _is_change(func, kwargs) and args else func(*args, **kwargs)
 
     def _of_unknown(self, func: Any) -> Any:
         """Answer what every activation answers alike."""
@@ -207,7 +206,7 @@ class Rehearsal(TorchFunctionMode):
             return self._meet(func, args, kwargs, weights)
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if not tensors:
-            return result
+            return None if _is_change(func, kwargs) else result
         # Without a gradient it is no use that trains the weight.
         if not any(tensor.requires_grad for tensor in tensors):
             return self.paths.unknown()
@@ -227,7 +226,8 @@ class Rehearsal(TorchFunctionMode):
             view = self._view(first, func, args[1:], kwargs, result)
             if view is not None:
                 return view
-        if not torch.is_grad_enabled():
+        # A change in place is no use: it is refused as it happens.
+        if not torch.is_grad_enabled() or _is_change(func, kwargs):
             return self.paths.unknown()
         if func in COMPOSITES:
             for weight in weights:
@@ -279,10 +279,21 @@ class Rehearsal(TorchFunctionMode):
 
 
 _DRAWS = words("rand normal bernoulli multinomial dropout poisson")
+_CHANGES = words(
+    "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__"
+)
 _ADDED = words("add radd iadd sub rsub isub subtract")
 _AMONG = words("cat concat concatenate stack hstack vstack where expand expand_as broadcast_to")
 
+SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 DEVICE: Any = Tensor.device.__get__
+
+
+def _is_change(func: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Say whether a call changes what it is given."""
+    name = _name(func)
+    in_place = name in _CHANGES or (name[-1:] == "_" and name[-2:] != "__")
+    return in_place or "out" in kwargs or func == SET_DATA
 
 
 def _first_guess(shape: Sequence[int]) -> Layout:
