@@ -33,6 +33,9 @@ BASE_OF_VIEW: Any = Tensor._base
 DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
 """The context in which no subclass is asked: the documented way to leave the protocol."""
 
+IGNORING_SUBCLASS: Any = torch._C._disabled_torch_function_impl
+"""A `__torch_function__` that takes no part in the protocol."""
+
 TensorMeta = torch._C._TensorMeta
 """The class of `torch.Tensor`."""
 

@@ -16,8 +16,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sngd_compile.backend.parameter_state import REASONS, ParameterState, modules_alive, state_of
 from sngd_compile.errors import SngdWarning
-from sngd_compile.plan.matching import ADDED, LONE_BIAS
 from sngd_compile.plan.planner import reason_to_leave, tied_names
+from sngd_compile.plan.reasons import ADDED, LONE_BIAS
 from sngd_compile.plan.records import ModulePlan, Place, Plan, Site, Skip
 from sngd_compile.torch_private import ORIGINAL_MODULE
 from sngd_compile.training.diagnosis import notes_of

@@ -28,7 +28,7 @@ def words(text: str) -> frozenset[str]:
 
 
 _QUESTIONS = words("type hasattr callable id vars globals locals")
-_EFFECTS = words("print open input exec eval setattr delattr")
+EFFECTS = words("print open input exec eval setattr delattr")
 # A graph would keep for good what these were while it was traced.
 _REFUSED_READS = words(
     "is_grad_enabled is_autocast_enabled is_inference_mode_enabled is_compiling get_default_dtype "
@@ -95,22 +95,16 @@ def reads_parameters_raw(owner: type, function: object) -> bool:
     return _is_done(owner, function, reads, into_torch=False)
 
 
-def is_right_factor(owner: type, function: object, name: str) -> bool:
-    """Say whether a method, or one that it calls on `self`, writes `x @ self.<name>`.
+def names_read(owner: type, function: object) -> frozenset[str]:
+    """List the attributes that a method, or one that it calls on `self`, reads of anything."""
+    found: set[str] = set()
 
-    Such a weight is `[K, O]`: its inputs come first. So it is in `matmul(x, self.<name>)`, and
-    where one part `self.<name>[i]` is the factor.
-    """
+    def collect(steps: Steps) -> bool:
+        found.update(str(s.argval) for s in steps if s.opname in ("LOAD_ATTR", "LOAD_METHOD"))
+        return False
 
-    def multiplies(steps: Steps) -> bool:
-        return any(
-            step.opname == "LOAD_ATTR"
-            and step.argval == name
-            and _ends_a_product(steps[:index], steps[index + 1 : index + 8])
-            for index, step in enumerate(steps)
-        )
-
-    return _is_done(owner, function, multiplies)
+    _is_done(owner, function, collect, into_torch=False)
+    return frozenset(found)
 
 
 def _is_done(
@@ -131,11 +125,17 @@ def _is_done(
     return any(
         _is_done(owner, called, does, into_torch, depth - 1)
         for called in _called(owner, function, steps)
-        if into_torch or not _is_of_torch(called)
+        if into_torch or not is_of_torch(called)
     )
 
 
-def _is_of_torch(function: object) -> bool:
+def is_python(function: object) -> bool:
+    """Say whether a function has bytecode, and so arguments with names."""
+    return isinstance(getattr(function, "__code__", None), CodeType)
+
+
+def is_of_torch(function: object) -> bool:
+    """Say whether a function is one of torch's own."""
     return str(getattr(function, "__module__", "")).partition(".")[0] == "torch"
 
 
@@ -150,33 +150,6 @@ def _called(owner: type, function: object, steps: Steps) -> list[object]:
 
 # CPython renames opcodes: PRECALL went with 3.12, KW_NAMES with 3.13, where CALL_KW came.
 _NO_STEPS = words("CACHE PRECALL EXTENDED_ARG NOP PUSH_NULL")
-_PRODUCTS = words("matmul mm bmm addmm baddbmm grouped_mm")
-_SUBSCRIPT = "BINARY_SUBSCR"
-
-
-def _ends_a_product(before: list[dis.Instruction], after: list[dis.Instruction]) -> bool:
-    """Say whether what was read last, or one part of it, is the last factor of a product."""
-    if len(after) > 1 and after[0].opname.startswith("LOAD_") and after[1].opname == _SUBSCRIPT:
-        after = after[2:]
-    if after and after[0].opname == "BINARY_OP":
-        return after[0].argrepr == "@"
-    if not _is_called(after):
-        return False
-    for step in reversed(before):
-        if step.opname.startswith("CALL"):
-            return False
-        if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL") and step.argval in _PRODUCTS:
-            return True
-    return False
-
-
-def _is_called(after: list[dis.Instruction]) -> bool:
-    """Say whether a call comes next, arguments by name apart."""
-    names = [step.opname for step in after]
-    call = next((i for i, name in enumerate(names) if name.startswith("CALL")), None)
-    if call is None or not all(n.startswith("LOAD_") or n == "KW_NAMES" for n in names[:call]):
-        return False
-    return call == 0 or "KW_NAMES" in names[:call] or names[call] == "CALL_KW"
 
 
 def _is_change(step: dis.Instruction) -> bool:
@@ -197,7 +170,7 @@ def _reason(code: CodeType, step: dis.Instruction) -> str | None:
     is_global = name in ("LOAD_GLOBAL", "LOAD_NAME")
     reasons = (
         (f"decides by {value}(), which a graph cannot ask", is_global and value in _QUESTIONS),
-        (f"has a side effect, {value}()", is_global and value in _EFFECTS),
+        (f"has a side effect, {value}()", is_global and value in EFFECTS),
         (f"depends on {value}", name.startswith("LOAD_") and value in _REFUSED_READS),
         (f"changes or creates .{value}", name in ("STORE_ATTR", "DELETE_ATTR")),
         (f"changes the global {value}", name in ("STORE_GLOBAL", "DELETE_GLOBAL")),

@@ -35,7 +35,7 @@ _REFUSED_METHODS = words(
     "parameters named_parameters buffers named_buffers state_dict train eval requires_grad_ to "
     "float half bfloat16 double cpu cuda type zero_grad apply"
 )
-_PURE = words(
+PURE = words(
     "abc builtins cmath collections copy dataclasses enum functools importlib itertools math "
     "numbers operator types typing _abc _collections _collections_abc _frozen_importlib "
     "_functools _operator"
@@ -81,7 +81,7 @@ class Watch:
         self.root: FrameType | None = None
         self.outside: dict[tuple[str, int], tuple[object, list[Content]]] = {}
         # States of generators are no thread's own: what would draw is stopped before it does.
-        self.no_draws = NoDraws(_refuse_draws)
+        self.no_draws = NoDraws(refuse_draws)
         self.no_draws.__enter__()  # type: ignore[no-untyped-call]
         # A profile hook sees calls into C as well, where print, random and lists do their work.
         self.previous = sys.getprofile()
@@ -123,7 +123,7 @@ class Watch:
             if argument in self.marked:
                 raise FunctionWithoutProxiesError(f"its forward calls {argument.__name__}()")
             if isinstance(holder, torch.Generator):
-                _refuse_draws()
+                refuse_draws()
             if isinstance(holder, type) and issubclass(holder, torch.autograd.Function):
                 # `apply` is Python up to torch 2.13 and C from 2.14 on.
                 raise UncapturableError("its forward calls torch.autograd.function")
@@ -138,10 +138,10 @@ class Watch:
             raise FunctionWithoutProxiesError(f"its forward calls {code.co_name}()")
         if self._is_user(frame):
             if _names_draws_of_numpy(frame):
-                _refuse_draws()
+                refuse_draws()
             refuse_code(code)
             _refuse_identity_tests(frame, at_return=False)
-            for name, value in _outer_values(frame):
+            for name, value in outer_values(frame):
                 self.outside.setdefault((name, id(value)), (value, contents(value)))
         elif frame.f_back is not None and self._is_user(frame.f_back):
             _refuse_stdlib(module, code.co_name)
@@ -194,11 +194,11 @@ def _refuse_identity_tests(frame: FrameType, at_return: bool) -> None:
 
 def _refuse_stdlib(module: str, name: str) -> None:
     top = module.partition(".")[0]
-    if top in sys.stdlib_module_names and top not in _PURE:
+    if top in sys.stdlib_module_names and top not in PURE:
         raise UncapturableError(f"its forward calls {name}() of {module}")
 
 
-def _outer_values(frame: FrameType) -> Iterator[tuple[str, object]]:
+def outer_values(frame: FrameType) -> Iterator[tuple[str, object]]:
     """Yield the globals and enclosing variables that a function names."""
     for name in frame.f_code.co_names:
         if isinstance(frame.f_globals.get(name), dict | list | set | deque):
@@ -208,7 +208,8 @@ def _outer_values(frame: FrameType) -> Iterator[tuple[str, object]]:
             yield name, frame.f_locals[name]
 
 
-def _refuse_draws() -> None:
+def refuse_draws() -> None:
+    """Raise, for what draws decides what it computes."""
     raise UncapturableError("its forward draws random numbers")
 
 

@@ -211,6 +211,11 @@ def _line_of(frame: FrameType | None) -> str:
     return "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
+def line_of_caller() -> str:
+    """Name file and line of the innermost frame that is a forward's own."""
+    return _line_of(sys._getframe(1))
+
+
 def _refuse_outside_torch(reason: str) -> None:
     """Raise where user code, not torch, called the caller."""
     if not module_of(sys._getframe(2)).startswith(("torch.", "sngd_compile.")):

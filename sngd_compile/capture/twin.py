@@ -7,6 +7,7 @@ twins do, which nobody else holds.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class Twins:
                 # A forward that changes a tensor attribute in place must not change the model's.
                 twin.__dict__[name] = value.clone()
             elif name not in ("_modules", TRACER):
-                twin.__dict__[name] = self._copied(value)
+                twin.__dict__[name] = copied(value, self.made)
         # Its own, even of a module that never had one.
         twin.__dict__["training"] = self.training
         return twin
@@ -123,18 +124,19 @@ class Twins:
             self.classes[original, mixin] = known
         return known
 
-    def _copied(self, value: Any) -> Any:
-        """Copy a container and those in it, down to what they hold; a module becomes its twin."""
-        if isinstance(value, nn.Module):
-            return self.made.get(value, value)
-        if isinstance(value, dict | list | set | deque):
-            value = value.copy()
-        if isinstance(value, dict):
-            for key, member in value.items():
-                value[key] = self._copied(member)
-        elif isinstance(value, list | deque):
-            for index, member in enumerate(value):
-                value[index] = self._copied(member)
-        elif type(value) is tuple:
-            value = tuple(self._copied(member) for member in value)
-        return value
+
+def copied(value: Any, twins: Mapping[nn.Module, nn.Module]) -> Any:
+    """Copy a container and those in it, down to what they hold; a module becomes its twin."""
+    if isinstance(value, nn.Module):
+        return twins.get(value, value)
+    if isinstance(value, dict | list | set | deque):
+        value = value.copy()
+    if isinstance(value, dict):
+        for key, member in value.items():
+            value[key] = copied(member, twins)
+    elif isinstance(value, list | deque):
+        for index, member in enumerate(value):
+            value[index] = copied(member, twins)
+    elif type(value) is tuple:
+        value = tuple(copied(member, twins) for member in value)
+    return value

@@ -30,6 +30,8 @@ class Ties:
         process_group: The processes that train its weight in parallel; None for this one alone.
         is_hooked: Whether loading it is followed up.
         weight_sum: Sum of its weight when it was last looked at, if no change is due since.
+        first_squares: Sum of the squares of its weight when it was reconstructed, if no change was
+            due since.
         forward_pass: What the forward pass of its network that is running, or ran last, has folded.
         is_folded_whole: Whether its weight was folded as a whole in the last forward pass.
     """
@@ -45,6 +47,7 @@ class Ties:
         self.process_group: Any = None
         self.is_hooked = False
         self.weight_sum: float | None = None
+        self.first_squares: float | None = None
         self.forward_pass: Any = None
         self.is_folded_whole = False
 
@@ -65,7 +68,7 @@ class Ties:
 
     def expect_change(self) -> None:
         """Note that the weight changed as it should: it was loaded, or has a new root."""
-        self.weight_sum = None
+        self.weight_sum = self.first_squares = None
 
     def is_written_to(self, total: float) -> bool:
         """Say whether the sum of a weight is another than last time, though no change was due."""

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import sngd_kernels
 from sngd_compile.layout import Layout
-from sngd_compile.modules.folded_weight import FoldedWeight, register_composite, show, show_use
+from sngd_compile.modules.folded_weight import FoldedWeight, show, show_use
 from sngd_compile.rules import Call, Planned, Rule, Use, register_rule, register_structure
+from sngd_compile.rules.interception import register_composite
 
 _ONE_MORE = "one more key or value: its local Fisher is the identity, so plain descent is natural"
 _THREE = "it is the bias of three weights of their own; its own local Fisher is the identity"

@@ -20,24 +20,10 @@ from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.observe import observe
 from sngd_compile.layout import Layout
-from sngd_compile.modules.weight_views import VIEWS, bare, track_view
 from sngd_compile.rules import Use, rule_for
+from sngd_compile.rules.interception import COMPOSITES, intercepted_use, swapped_width
+from sngd_compile.rules.weight_views import VIEWS, bare, track_view
 from sngd_compile.torch_private import MODULE_CALL, DisableTorchFunctionSubclass, tree_leaves
-
-Composite = Callable[..., Any]
-
-COMPOSITES: dict[Any, Composite] = {}
-"""Functions that use several weights at once, and what to call instead while observing."""
-
-
-def register_composite(*functions: Any) -> Callable[[Composite], Composite]:
-    """Register, as a decorator, an equal function whose calls use one weight each."""
-
-    def register(composite: Composite) -> Composite:
-        COMPOSITES.update(dict.fromkeys(functions, composite))
-        return composite
-
-    return register
 
 
 class GuardedWeight(Tensor):
@@ -106,8 +92,8 @@ class FoldedWeight(GuardedWeight):
                     return view
             if rule_for(func) is not None:
                 _show_call(func, args, kwargs)
-            # `w.shape` and `w.dim()` use no values: what gives no tensor is not worth a warning.
-            elif any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            # `w.shape` uses no values, and `w.detach()` trains none: neither is worth a warning.
+            elif any(isinstance(a, Tensor) and a.requires_grad for a in tree_leaves(result)):
                 _remember_unmatched(func, args, kwargs)
             return result
 
@@ -190,13 +176,8 @@ def _show_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
     """Match an intercepted call and observe it."""
     rule = rule_for(func)
     assert rule is not None
-    # A rule asks the same of a call that runs as of a node in a graph: here the tensors themselves
-    # stand for the nodes that hold parameters.
     weights = {a: a for a in tree_leaves((args, kwargs)) if isinstance(a, FoldedWeight)}
-    try:
-        use = rule.match(rule.bind(args, kwargs, weights))
-    except TypeError:
-        use = "no rule for these arguments"
+    use = intercepted_use(func, args, kwargs, weights)
     weight = None if isinstance(use, str) else use.weight
     if not isinstance(weight, FoldedWeight) or not _show(weight, cast(Use, use), rule.name):
         _remember_unmatched(func, args, kwargs)
@@ -210,24 +191,12 @@ def _show(weight: FoldedWeight, use: Use, rule: str) -> bool:
     # The call was matched by the shape that it saw; the Fisher layer knows the parameter's.
     if weight.is_transposed:
         layout = layout.of_transpose()
-    swapped = _swapped_width(layout, fisher.layout, weight.group)
+    swapped = swapped_width(layout, fisher.layout, weight.group)
     if swapped is None:
         return False
     inputs = cast(tuple[Tensor, ...], use.inputs)
     observe(fisher, rule, inputs, use.geometry, True, swapped, weight.group)
     return True
-
-
-def _swapped_width(layout: Layout, known: Layout, group: int | None) -> int | None:
-    """Compare a call's layout with the planned one; parts of the outputs are welcome."""
-    if group is not None:
-        order = (1, 0) if known.is_transposed else (0, 1)
-        known = Layout(known.view[-2:], order, known.matrix[-2:])
-    # A part of the outputs has rows of the same width, and all outputs share one local Fisher.
-    same_side = layout.orders_like(known) and layout.groups == known.groups
-    if same_side and layout.width == known.width:
-        return 0
-    return layout.swapped_width(known)
 
 
 def _remember_unmatched(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

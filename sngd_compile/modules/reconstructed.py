@@ -131,6 +131,8 @@ class Reconstructed(nn.Module):
         after = [(p.dtype, p.device) for p in self._parameters.values() if p is not None]
         if before != after:
             self.__dict__["program"] = _program_of(self)
+            for site in self.local_sites():
+                site.fisher.ties.expect_change()
         return result
 
     def __delattr__(self, name: str) -> None:

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sngd_compile.layout import Layout
-from sngd_compile.modules.folded_weight import FoldedWeight, register_composite, show
+from sngd_compile.modules.folded_weight import FoldedWeight, show
 from sngd_compile.modules.fused_recurrence import fused
 from sngd_compile.modules.members import Members, register_members
 from sngd_compile.rules import Planned, register_structure
+from sngd_compile.rules.interception import register_composite
 from sngd_compile.torch_private import (
     FLAT_REFERENCES,
     FLAT_WEIGHTS,

@@ -13,10 +13,11 @@ from sngd_compile.fisher.kinds.diagonal import Diagonal
 from sngd_compile.fisher.kinds.shared import Shared
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.layout import Layout
-from sngd_compile.plan.matching import PLAIN, UNUSED, Found
+from sngd_compile.plan.matching import Found
 from sngd_compile.plan.parameter_uses import Occurrence, WeightUses
+from sngd_compile.plan.reasons import PLAIN, UNUSED
 from sngd_compile.plan.records import GraphUse, Site
-from sngd_compile.rules import GUESS, RULES, Planned
+from sngd_compile.rules import RULES, Planned
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,19 @@ def _decide_weight(
     # plain, and a sum of plain and natural gradients is neither. Not to use it is no refusal.
     usable = [h.found for h in held if not isinstance(h.found, str)]
     refused = [h.found for h in held if isinstance(h.found, str)]
-    refused = [text for text in refused if text != UNUSED] or ([] if usable else refused)
+    refused = [text for text in refused if not text.startswith(UNUSED)] or (
+        [] if usable else refused
+    )
     if refused:
         return refused[0]
     if config is None:
         return "left out by an override"
-    # What a graph shows counts more than what the shape of a parameter suggests, and a full factor
-    # more than a diagonal one: a table that is also a head has the head's local Fisher.
+    # A full factor counts more than a diagonal one: a table that is also a head has the head's.
     candidates = list(_candidates(usable))
-    sure = [c for c in candidates if c[2] != GUESS] or candidates
-    full = [c for c in sure if c[1] != Diagonal.name]
-    layout, _, rule = (full or sure)[0]
-    if any(c[0].swapped_width(layout) is None for c in sure):
-        kinds = sorted({c[2] for c in sure})
+    full = [c for c in candidates if c[1] != Diagonal.name]
+    layout, _, rule = (full or candidates)[0]
+    if any(c[0].swapped_width(layout) is None for c in candidates):
+        kinds = sorted({c[2] for c in candidates})
         return f"its uses need different local Fishers ({', '.join(kinds)}); {PLAIN}"
     kind = config.fisher if full else Diagonal.name
     return kind, WeightUses(parameter, layout, rule, config, held)

@@ -5,16 +5,24 @@ from __future__ import annotations
 import operator
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from sngd_compile.capture.bytecode import UncapturableError, changes_in_place, reads_parameters_raw
+from sngd_compile.capture.bytecode import (
+    UncapturableError,
+    changes_in_place,
+    is_python,
+    reads_parameters_raw,
+)
 from sngd_compile.capture.module_graph import capture
+from sngd_compile.plan.reasons import ADDED, AT_RUN_TIME, LONE_BIAS, PLAIN, UNMET, UNUSED
 from sngd_compile.plan.records import GraphUse
+from sngd_compile.plan.rehearsal import Rehearsal
 from sngd_compile.rules import Planned, Use, planned_weights, rule_for, runs_known_forward
 from sngd_compile.torch_private import forward_pre_hooks, tree_leaves
 
@@ -27,15 +35,6 @@ RESERVED_NAMES = (
     "run_reconstructed",
 )
 """Attributes that a module gets when it is reconstructed."""
-
-PLAIN = "it trains by plain gradient descent"
-AT_RUN_TIME = "its forward runs as written, and its weights are observed at run time"
-
-LONE_BIAS = (
-    "a bias that joins no local Fisher: its own is the identity, so plain descent on it is natural"
-)
-UNUSED = "its module's forward does not use it"
-ADDED = "added to activations: its local Fisher is the identity, so plain descent on it is natural"
 
 Found = tuple[GraphUse, ...] | Planned | str
 """The calls that a parameter enters; or what is known of it before any call; or why it is left."""
@@ -90,34 +89,50 @@ def find(module: nn.Module, module_class: type[nn.Module], names: Iterable[str])
     owned = {n: p for n, p in module._parameters.items() if p is not None}
     reads = {node: node.target for node in graph.nodes if node.op == "get_attr"}
     own_reads = {node: name for node, name in reads.items() if name in owned}
-    matcher = Matcher(own_reads, owned, guesses=planned_weights(module, module_class))
+    matcher = Matcher(own_reads, owned)
     found = {name: matcher.found(name) for name in names}
+    # The parts of a weight are followed at run time alone, so its module runs as written.
+    apart = next((name for name in names if matcher.is_taken_apart(name)), None)
+    if apart is not None:
+        note = f"its forward splits {apart}; {AT_RUN_TIME}"
+        as_it_is = _as_it_is(module, module_class, names, note, PLAIN)
+        if not isinstance(as_it_is.found[apart], str):
+            return as_it_is
     for name in names:
         # A hook such as weight_norm's computes the weight, which the forward reads as a plain
         # tensor: the parameter behind it looks unused.
         if found[name] == UNUSED and (hook := _computing_hook(module)):
             found[name] = _computed_by(hook)
-    # The parts of a weight are followed at run time alone, so its module runs as written.
-    taken_apart = [name for name, uses in found.items() if isinstance(uses, Planned)]
-    note = f"its forward splits {taken_apart[0]}; {AT_RUN_TIME}" if taken_apart else ""
     calls = {name: matcher.calls(name) for name in names}
-    program = None if taken_apart else graph
-    return Findings(program, found, note, matcher.parameters, calls, captured.names_read)
+    return Findings(graph, found, "", matcher.parameters, calls, captured.names_read)
 
 
 def _as_it_is(
-    module: nn.Module, module_class: type[nn.Module], names: Iterable[str], note: str, reason: str
+    module: nn.Module, module_class: type[nn.Module], names: Sequence[str], note: str, reason: str
 ) -> Findings:
     """Describe the weights of a module whose forward runs as it is."""
-    planned: dict[str, Found] = dict(planned_weights(module, module_class))
-    known = runs_known_forward(module_class)
-    if not known and reads_parameters_raw(module_class, module_class.forward):
+    if runs_known_forward(module_class):
+        structure = planned_weights(module, module_class)
+        return Findings(None, {name: structure.get(name, reason) for name in names}, note)
+    if module_class.forward is nn.Module.forward:
+        return Findings(None, dict.fromkeys(names, UNUSED), note)
+    if not is_python(module_class.forward):
+        return Findings(None, dict.fromkeys(names, reason), note)
+    if reads_parameters_raw(module_class, module_class.forward):
         raw = f"its forward takes it out of _parameters, where w' would stand for w; {reason}"
         return Findings(None, dict.fromkeys(names, raw))
+    owned = {p: name for name in names if (p := module._parameters[name]) is not None}
+    rehearsal = Rehearsal(module, module_class, owned)
+    # What ended a path may have hidden a use.
+    unmet = f"{UNMET}; {reason}" if rehearsal.problem else f"{UNUSED}; {reason}"
+    known = planned_weights(module, module_class)
+    found: dict[str, Found] = {}
     for name in names:
+        watched = owned[cast(nn.Parameter, module._parameters[name])]
+        found[name] = rehearsal.found(watched, known.get(name, "")) or unmet
         if changes_in_place(module_class, module_class.forward, name):
-            planned[name] = f"its forward changes it in place; {reason}"
-    return Findings(None, {name: planned.get(name, reason) for name in names}, note)
+            found[name] = f"its forward changes it in place; {reason}"
+    return Findings(None, found, note)
 
 
 class Matcher:
@@ -127,7 +142,6 @@ class Matcher:
         reads: The nodes that hold a parameter, with its name.
         owned: The parameters by that name.
         passed: Calls that hand parameters on to a graph of their own, whose nodes are in `reads`.
-        guesses: What is known of parameters that a forward takes apart.
     """
 
     def __init__(
@@ -135,9 +149,8 @@ class Matcher:
         reads: Mapping[fx.Node, str],
         owned: Mapping[str, Tensor],
         passed: Collection[fx.Node] = (),
-        guesses: Mapping[str, Planned | str] | None = None,
     ) -> None:
-        self.owned, self.passed, self.guesses = owned, passed, guesses or {}
+        self.owned, self.passed = owned, passed
         self.nodes: dict[str, list[fx.Node]] = defaultdict(list)
         self.parameters: dict[fx.Node, Tensor] = {}
         self.transposed: set[fx.Node] = set()
@@ -173,11 +186,13 @@ class Matcher:
             use = self._match(name, node)
             # One use that has no rule is enough: the rows of the others are not all of its rows.
             if isinstance(use, str):
-                if _takes_apart(node) and self.owned[name].dim() >= 2:
-                    return self.guesses.get(name, use)
                 return use
             uses.append(use)
         return tuple(uses)
+
+    def is_taken_apart(self, name: str) -> bool:
+        """Say whether a weight is cut into parts, each of which may enter a call."""
+        return self.owned[name].dim() >= 2 and any(map(_takes_apart, self._calls(name)))
 
     def _match(self, name: str, node: fx.Node) -> GraphUse | str:
         target = node.target if node.op in ("call_function", "call_method") else None

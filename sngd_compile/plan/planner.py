@@ -20,6 +20,7 @@ from sngd_compile.errors import ConfigError, ModelError, PlanError
 from sngd_compile.plan.activation import Surroundings
 from sngd_compile.plan.budget import keep_to_budget
 from sngd_compile.plan.decision import Decision, decide
+from sngd_compile.plan.elsewhere import uses_elsewhere
 from sngd_compile.plan.matching import Findings, find
 from sngd_compile.plan.parameter_uses import Occurrence
 from sngd_compile.plan.records import (
@@ -108,6 +109,7 @@ class _Planner:
         self.occurrences: dict[Tensor, list[Occurrence]] = defaultdict(list)
         self.tied = tied_names(model)
         self.config_of, self.settle = config_of, settle
+        self.model, self.class_of = model, class_of
         self.surroundings = Surroundings(model, class_of)
 
     def add(self, name: str, module: nn.Module, module_class: type[nn.Module]) -> None:
@@ -126,7 +128,9 @@ class _Planner:
     def plan(self) -> Plan:
         """Decide for every parameter."""
         configs = {p: self.config_of(names) for p, names in self.tied.items()}
-        decided, reasons = decide(self.occurrences, configs)
+        elsewhere = uses_elsewhere(self.model, self.class_of, self.occurrences)
+        known = {p: [*held, *elsewhere.get(p, ())] for p, held in self.occurrences.items()}
+        decided, reasons = decide(known, configs)
         decisions = self.settle(decided)
         local: dict[int, list[tuple[Site, Place]]] = defaultdict(list)
         joined: set[Tensor] = set()

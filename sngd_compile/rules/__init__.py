@@ -6,7 +6,6 @@ from pkgutil import iter_modules
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import RULES, register_rule, rule_for
 from sngd_compile.rules.structure import (
-    GUESS,
     Planned,
     planned_weights,
     register_structure,
@@ -14,7 +13,6 @@ from sngd_compile.rules.structure import (
 )
 
 __all__ = [
-    "GUESS",
     "RULES",
     "Call",
     "Planned",

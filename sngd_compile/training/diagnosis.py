@@ -7,12 +7,14 @@ lambda the damping; R the root.
 from __future__ import annotations
 
 from itertools import islice
+from math import isclose
 
 from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.plan.records import noted_together
 from sngd_compile.training.optimizer_hooks import is_descent, optimizers_of
 from sngd_compile.training.refresh import Site
+from sngd_compile.training.sharding import squares_of
 
 ROWS_PER_INPUT = 2
 """Fewer rows for each direction that a kind resolves leave its smallest eigenvalues to chance."""
@@ -34,12 +36,27 @@ def notes_of(site: Site) -> str:
     """
     layer = site.fisher
     if layer.schedule.steps == 0:
-        return ""
+        return _by_hand(site)
     found = [_unobserved(layer), _optimizer(site), _age(layer)]
     # Before the first refresh there is a factor of zeros, of which nothing can be said.
     if float(layer.average_weight):
         found += [_rows(layer), _damping(layer)]
     return noted_together(*found)
+
+
+def _by_hand(site: Site) -> str:
+    """Find a weight that learns although nothing counts its steps."""
+    layer, before = site.fisher, site.fisher.ties.first_squares
+    if before is None or not layer.rows_seen or float(layer.average_weight):
+        return ""
+    if optimizers_of(site.weight) or isclose(before, squares_of(site.weight) or 0.0):
+        return ""
+    return (
+        "it was changed though no optimizer of torch.optim has stepped it, so its root is never "
+        "renewed and steps are those of plain descent: use torch.optim.SGD, or derive the "
+        "optimizer from torch.optim.Optimizer, or call sngd.refresh_ every "
+        f"{layer.config.refresh_every} steps"
+    )
 
 
 def _unobserved(layer: FisherLayer) -> str:

@@ -34,7 +34,7 @@ from sngd_compile.training.backward import after_backward
 from sngd_compile.training.data_parallel import close_steps_, find_groups
 from sngd_compile.training.intact import parameters_of, remember, sites_or_error
 from sngd_compile.training.refresh import LocalSite, Site, change_root_, refresh_sites
-from sngd_compile.training.sharding import held_here, is_sharded, whole
+from sngd_compile.training.sharding import held_here, is_sharded, squares_of, whole
 from sngd_compile.training.warnings import warn_of_frozen_bias, warn_of_rejected, warn_of_unobserved
 
 
@@ -71,6 +71,8 @@ def register_owner(owner: SiteOwner | nn.Module) -> None:
     _owners.add(owner)
     if isinstance(owner, nn.Module):
         remember(owner)
+        for site in sites_or_error(owner)[0]:
+            site.fisher.ties.first_squares = squares_of(site.weight)
     _generation += 1
 
 

@@ -15,11 +15,12 @@ from sngd_compile.fisher.next_roots import next_roots, warn_once
 from sngd_compile.fisher.roots.base import Change, Root, copy_root_
 from sngd_compile.fisher.weight_map import as_matrices
 from sngd_compile.training.averaged_copies import followers_of
+from sngd_compile.training.change_guard import ChangeGuard, FunctionChangedError
 from sngd_compile.training.divided_states import LINEAR_STATES, linear_state, whole_states
 from sngd_compile.training.intact import prime_of
 from sngd_compile.training.sharding import put_, whole
 from sngd_compile.training.transaction import all_or_nothing
-from sngd_compile.training.warnings import warn_of_outliers, warn_of_rejected
+from sngd_compile.training.warnings import warn_of_outliers, warn_of_refused, warn_of_rejected
 from sngd_kernels.precision import exact_products
 
 
@@ -83,8 +84,8 @@ class LocalSite:
         )
 
     def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
-        """Give the layer another root and move `w'` along."""
-        change_root_(self, root, optimizers)
+        """Give the layer another root and move `w'` along, if that keeps the function."""
+        change_root_(self, root, optimizers, ChangeGuard(self.fisher, self.weight, self.bias))
 
 
 def refresh_sites(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
@@ -110,16 +111,20 @@ def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
             if site.fisher.absorb_():
                 due.append(site)
     warn_of_outliers([site.fisher for site in due])
+    refused: dict[FisherLayer, float] = {}
     # All decompositions before any change: one that fails leaves every network as it was.
     for site, found in zip(due, next_roots([site.fisher for site in due]), strict=True):
         fisher = site.fisher
         if found is not None:
             root, dampings = found
-            with all_or_nothing(_dampings(fisher)):
-                fisher.take_dampings_(dampings)
-                group = fisher.ties.process_group
-                with whole_states(site.weight, site.bias, group, optimizers) as holders:
-                    site.change_root_(root, holders)
+            try:
+                with all_or_nothing(_dampings(fisher)):
+                    fisher.take_dampings_(dampings)
+                    group = fisher.ties.process_group
+                    with whole_states(site.weight, site.bias, group, optimizers) as holders:
+                        site.change_root_(root, holders)
+            except FunctionChangedError as error:
+                refused[fisher] = error.change
         elif fisher.damped():
             warn_once(
                 fisher,
@@ -127,6 +132,7 @@ def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
                 "its damped factor is not positive definite, so its root stays as it was; raise "
                 f"damping_rel_trace (now {fisher.config.damping_rel_trace}) or damping_abs",
             )
+    warn_of_refused(refused)
 
 
 def _statistics(fisher: FisherLayer) -> list[Tensor]:
@@ -142,7 +148,12 @@ def _dampings(fisher: FisherLayer) -> list[Tensor]:
 
 
 @torch.no_grad()
-def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -> None:
+def change_root_(
+    site: LocalSite,
+    root: Root,
+    optimizers: Iterable[Optimizer],
+    guard: ChangeGuard | None = None,
+) -> None:
     """Give the layer another root and keep the function: `w' <- (w' R_old) R_new^-1`.
 
     Momentum moves by the same map, an accumulated gradient by `g' R_old^-T R_new^T`.
@@ -151,6 +162,8 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
         site: The reconstructed weight.
         root: The new root; its dtype is that of the arithmetic.
         optimizers: Those whose states hold momenta of its parameters.
+        guard: Raises where the function was not kept, and all is as it was; None where there is no
+            going back.
 
     Copies that follow the layer get the same root.
 
@@ -158,6 +171,8 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
     """
     with all_or_nothing(_held(site, optimizers)):
         _change_root_(site, root, optimizers)
+        if guard is not None:
+            guard.check()
     for follower in followers_of(site.fisher):
         take_over_(follower, root)
 

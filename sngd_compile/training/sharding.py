@@ -73,3 +73,11 @@ def check_mesh(name: str, parameter: Tensor | None) -> None:
             "reconstructed weight needs fully_shard on a mesh of one, "
             "init_device_mesh(device, (n,))"
         )
+
+
+def squares_of(weight: Tensor) -> float | None:
+    """Return the sum of a weight's squares, which any update changes; None where it is not here."""
+    if is_sharded(weight) or weight.is_meta:
+        return None
+    norm = torch.linalg.vector_norm(weight.detach(), dtype=torch.float64)
+    return float(norm.square())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,20 @@ def warn_of_outliers(fishers: Sequence[FisherLayer]) -> None:
             f"large as before. They count as {OUTLIER:g} times, so that an outlier does not stop "
             "the training. Look for the batch; inputs that have grown for good count in full at "
             "the next refresh",
+        )
+
+
+def warn_of_refused(changes: Mapping[FisherLayer, float]) -> None:
+    """Warn once by name of new roots that would have changed the function."""
+    if changes:
+        largest = max(changes.values())
+        warn_once_of(
+            list(changes),
+            "refused",
+            f"a refresh would have changed the folded weights by up to {largest:.1e} of their "
+            "norm: their dtype cannot express them in the new coordinates. The old roots stay, so "
+            "steps there follow old statistics; raise damping_rel_trace or damping_abs, or keep "
+            "the weights in a wider dtype",
         )
 
 

@@ -185,7 +185,7 @@ def test_a_compiled_network_observes_in_one_graph():
     one_graph_observes_alike(mlp, UNIT)
 
 
-def test_a_weight_read_by_others_is_not_observed_and_says_so():
+def test_a_weight_read_by_others_has_another_kind_and_says_so():
     class Around(nn.Module):
         def __init__(self):
             super().__init__()
@@ -194,8 +194,10 @@ def test_a_weight_read_by_others_is_not_observed_and_says_so():
         def forward(self, x):
             return F.relu(F.linear(x, self.inner.weight, self.inner.bias))
 
-    net = sngd.reconstruct(Around(), UNIT.replace(activation="relu", early_refreshes=(1,)))
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    config = UNIT.replace(activation="relu", early_refreshes=(1,))
+    (site,) = sngd.explain(Around(), config).sites
+    assert site.kind == "shared"
+    assert "its outputs are not observed" in site.note
+    net = sngd.reconstruct(Around(), config)
     net(torch.randn(6, 5)).sum().backward()
-    with pytest.warns(SngdWarning, match="no input has been observed.*linear"):
-        optimizer.step()
+    assert sngd.fisher_layers(net)["inner.weight"].rows_seen == 6

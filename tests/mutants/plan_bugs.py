@@ -3,8 +3,10 @@
 from typing import Any
 
 from bug import caught_by, wrap
-from sngd_compile.plan import budget, totals
+from sngd_compile.capture import stand_ins
+from sngd_compile.plan import budget, planner, totals
 
+REHEARSAL = "tests/plan/test_rehearsal.py"
 BUDGET, TOTALS = "tests/plan/test_budget.py", "tests/plan/test_totals.py"
 
 
@@ -39,3 +41,15 @@ def rows_of_all_steps() -> None:
         return float(layer.rows_seen) if original(layer) else 0.0
 
     wrap(totals, "_rows", rows)
+
+
+@caught_by((REHEARSAL, "-k", "stays_plain or handed_on"))
+def one_branch_only() -> None:
+    """Every branch of a rehearsed forward is taken one way."""
+    wrap(stand_ins.Paths, "decide", lambda original, self, site, answers: answers[0])
+
+
+@caught_by((REHEARSAL, "-k", "child"))
+def children_in_their_own_hands() -> None:
+    """What a forward does with a weight of a child is not looked at."""
+    planner.uses_elsewhere = lambda *arguments: {}

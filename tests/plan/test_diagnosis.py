@@ -132,3 +132,49 @@ def test_what_is_read_off_the_state_is_what_the_eigenvalues_say(groups, root):
     assert (bound >= eigenvalues.amax(-1)).all()
     condition = (damped.amax(-1) / damped.amin(-1)).max().item()
     assert 0.05 * condition < least_condition(layer) <= condition * (1 + 1e-9)
+
+
+class OwnOptimizer:
+    """No `torch.optim.Optimizer`, so that no hook sees its steps."""
+
+    def __init__(self, parameters):
+        self.parameters = list(parameters)
+
+    def step(self):
+        with torch.no_grad():
+            for parameter in self.parameters:
+                parameter -= 0.01 * parameter.grad
+
+
+def write_data(net):
+    for parameter in net.parameters():
+        parameter.data -= 0.01 * parameter.grad
+
+
+@pytest.mark.parametrize("step", [write_data, lambda net: OwnOptimizer(net.parameters()).step()])
+def test_updates_that_nothing_counts(step):
+    net = sngd.reconstruct(mlp(), EVERY_STEP)
+    for index in range(3):
+        net.zero_grad()
+        net(batch(index)).square().mean().backward()
+        step(net)
+    assert notes(net).keys() == {"0.weight", "2.weight"}
+    assert all("no optimizer of torch.optim has stepped it" in text for text in notes(net).values())
+    sngd.refresh_(net)
+    assert notes(net) == {}  # who renews roots himself needs no word
+
+
+def test_what_is_no_update_by_hand():
+    """Weights that are loaded, moved or filled before the first step of an optimizer."""
+    other = mlp()
+    for change in (
+        lambda net: net.load_state_dict(other.state_dict()),
+        lambda net: net.load_state_dict(sngd.reconstruct(other).state_dict()),
+        lambda net: net.float().double(),
+        lambda net: nn.init.ones_(net[0].weight),
+        lambda net: net[0].reset_parameters(),
+    ):
+        net = sngd.reconstruct(mlp(), EVERY_STEP)
+        change(net)
+        net(batch().to(net[0].weight.dtype)).sum().backward()
+        assert notes(net) == {}

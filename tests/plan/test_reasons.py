@@ -236,7 +236,7 @@ class Unobserved(nn.Module):
     def forward(self, x):
         if float(x.detach().sum()) > 1e9:
             return x
-        return x + F.linear(x, self.weight.roll(1, 0)).tanh()
+        return x + self.weight[self.weight > 0].sum()
 
 
 @pytest.mark.parametrize("count", [2, 9])

@@ -92,21 +92,28 @@ def _item(
     weight: Any, make: Callable[..., Tensor], func: Any, rest: Sequence[Any], result: Tensor
 ) -> Tensor | None:
     """Track one group of a stack, or a slice of the outputs of a matrix."""
-    index = rest[0] if func is Tensor.__getitem__ else None
+    index = rest[0] if func is Tensor.__getitem__ else False
     if func is Tensor.select and len(rest) == 2 and rest[0] == 0:
         index = rest[1]
+    parts = index if isinstance(index, tuple) else (index,)
+    if not weight.is_transposed and weight.group is None and all(map(_keeps_all, parts)):
+        return make(weight.fisher, result)  # axes of size 1 are added, as by `unsqueeze`
     whole = isinstance(index, int) or (isinstance(index, Tensor) and index.dim() == 0)
     # Python takes True for the integer 1; as an index it adds an axis.
     single = whole and not isinstance(index, bool) and not torch.compiler.is_compiling()
     if weight.dim() == 3 and weight.group is None and single:
         stacked = weight.fisher.groups is not None
-        group = int(index) % weight.shape[0] if stacked else None  # type: ignore[arg-type]
+        group = int(index) % weight.shape[0] if stacked else None
         return make(weight.fisher, result, weight.is_transposed, group)
     is_table = weight.fisher.layout.is_transposed
     # A slice of a table leaves out inputs, not outputs: it has no rows of the table's width.
     if weight.dim() == 2 and isinstance(index, slice) and not (weight.is_transposed or is_table):
         return make(weight.fisher, result, False, weight.group)
     return None
+
+
+def _keeps_all(index: object) -> bool:
+    return index is None or index is Ellipsis or (isinstance(index, slice) and index == slice(None))
 
 
 def bare(weight: Tensor) -> Tensor:
