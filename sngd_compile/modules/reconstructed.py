@@ -27,8 +27,13 @@ from sngd_compile.rules import runs_known_forward
 from sngd_compile.torch_private import trace_artifact
 from sngd_compile.training.averaged_models import install_averaged_model_hook
 from sngd_compile.training.intact import check_intact, fisher_of
-from sngd_compile.training.optimizer_hooks import register_owner, release_owner, reset_
-from sngd_compile.training.refresh import LocalSite
+from sngd_compile.training.optimizer_hooks import (
+    known_optimizers,
+    register_owner,
+    release_owner,
+    reset_,
+)
+from sngd_compile.training.refresh import LocalSite, change_form_
 from sngd_compile.training.sharding import check_mesh, is_sharded
 
 _BOOKKEEPING = frozenset({"forward", *vars(nn.Module())})
@@ -160,6 +165,7 @@ class Reconstructed(nn.Module):
         for site in self.local_sites():
             fisher_prefix = f"{prefix}{site.weight_name}_fisher."
             if any(key.startswith(fisher_prefix) for key in state_dict):
+                self._take_form_of(site, fisher_prefix, state_dict)
                 continue
             pair = (site.weight_name, site.bias_name)
             # A partial checkpoint may hold neither: then w' stays, and with it its root.
@@ -169,6 +175,13 @@ class Reconstructed(nn.Module):
             # the Fisher layer finds its present state here, and strict loading misses no key.
             state_dict.update(site.fisher.state_dict(prefix=fisher_prefix))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _take_form_of(self, site: LocalSite, prefix: str, state_dict: dict[str, Any]) -> None:
+        """Part or join the bias of a site, as it is in a checkpoint."""
+        is_apart = any(key.startswith(f"{prefix}root_buffers.of_weight.") for key in state_dict)
+        if site.bias_name is not None and is_apart is site.fisher.spec.has_bias:
+            change_form_(site, not is_apart, known_optimizers())
+            register_owner(self)  # optimizers look again how they train the bias
 
 
 def reconstruct_(plan: Plan) -> None:

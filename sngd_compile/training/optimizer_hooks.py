@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import isfinite
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,15 @@ from torch.optim.optimizer import (
 from sngd_compile.errors import SngdWarning
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.ties import Ties
-from sngd_compile.torch_private import stored_values
+from sngd_compile.torch_private import OUTSIDE_BACKWARD, backward_pass, stored_values
 from sngd_compile.training.averaged_copies import warn_of_averages
 from sngd_compile.training.backward import after_backward
+from sngd_compile.training.bias_groups import Pair, part_biases_
 from sngd_compile.training.data_parallel import find_groups
 from sngd_compile.training.intact import parameters_of, remember, sites_or_error
 from sngd_compile.training.refresh import LocalSite, Site, change_root_, refresh_sites
 from sngd_compile.training.sharding import is_sharded, whole
-from sngd_compile.training.warnings import warn_of_frozen_bias, warn_of_rejected, warn_of_unobserved
+from sngd_compile.training.warnings import warn_of_rejected, warn_of_unobserved
 
 
 class SiteOwner(Protocol):
@@ -51,8 +52,9 @@ class Binding:
     sites: list[Site]
     weights: list[Tensor]
     owns_any: bool
-    parameter_count: int
+    group_sizes: list[int]
     generation: int
+    pairs: list[Pair]
 
 
 _owners: WeakSet[Any] = WeakSet()
@@ -60,6 +62,7 @@ _owners: WeakSet[Any] = WeakSet()
 _generation = 0
 _bindings: WeakKeyDictionary[Optimizer, Binding] = WeakKeyDictionary()
 _skipped: WeakSet[Optimizer] = WeakSet()
+_in_backward: tuple[int, list[ReferenceType[Optimizer]]] = OUTSIDE_BACKWARD, []
 
 
 def register_owner(owner: SiteOwner | nn.Module) -> None:
@@ -142,11 +145,11 @@ def reset_(site: LocalSite) -> None:
 
 def _bind(optimizer: Optimizer) -> Binding:
     """Return the optimizer's binding, found anew when it or the reconstructed modules changed."""
-    count = sum(len(group["params"]) for group in optimizer.param_groups)
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
     known = _bindings.get(optimizer)
-    if known and known.generation == _generation and known.parameter_count == count:
-        pairs = zip(known.sites, known.weights, strict=True)
-        if all(site.holds(weight) for site, weight in pairs):
+    if known and known.generation == _generation and known.group_sizes == sizes:
+        held = zip(known.sites, known.weights, strict=True)
+        if all(site.holds(w) for site, w in held) and all(pair.is_alike for pair in known.pairs):
             return known
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     owned = {id(p): index for index, p in enumerate(parameters)}
@@ -160,10 +163,11 @@ def _bind(optimizer: Optimizer) -> Binding:
     driven = [site for site in everywhere if id(site.weight) in owned]
     driven.sort(key=lambda site: owned[id(site.weight)])
     sites = list({id(site.fisher): site for site in driven}.values())  # shallow copies share one
-    owns_any = bool(sites) or any(id(site.bias) in owned for site in everywhere)
+    of_biases = [site for site in everywhere if id(site.bias) in owned]
+    owns_any = bool(sites or of_biases)
     weights: list[Tensor] = [site.weight for site in sites]
     find_groups((site.weight, site.fisher) for site in sites)
-    binding = Binding(sites, weights, owns_any, count, _generation)
+    binding = Binding(sites, weights, owns_any, sizes, _generation, [])
     if sites and known is None and not isinstance(optimizer, torch.optim.SGD):
         warnings.warn(
             f"{type(optimizer).__name__} steps {len(sites)} reconstructed weights, "
@@ -173,13 +177,43 @@ def _bind(optimizer: Optimizer) -> Binding:
             stacklevel=2,
         )
     _bindings[optimizer] = binding
+    _settle_biases(optimizer, binding, list({id(s.fisher): s for s in driven + of_biases}.values()))
     return binding
+
+
+def _settle_biases(optimizer: Optimizer, binding: Binding, sites: list[Site]) -> None:
+    """Part the biases that are not trained as their weights are."""
+    if backward_pass() == OUTSIDE_BACKWARD:
+        binding.pairs.extend(part_biases_(sites, [optimizer], known_optimizers()))
+        return
+
+    # Each of many optimizers has its own parameter then, and the last of them has not stepped yet.
+    def settle() -> None:
+        binding.pairs.extend(part_biases_(sites, _stepped_in_backward(), known_optimizers()))
+
+    after_backward(settle)
+
+
+def _stepped_in_backward() -> list[Optimizer]:
+    """Return the optimizers that stepped in the backward pass that is ending, or ran last."""
+    return [optimizer for optimizer in (known() for known in _in_backward[1]) if optimizer]
+
+
+def _note_backward(optimizer: Optimizer) -> None:
+    """Remember who steps inside a backward pass."""
+    global _in_backward
+    running = backward_pass()
+    if running != _in_backward[0]:
+        _in_backward = running, []
+    if running != OUTSIDE_BACKWARD:
+        _in_backward[1].append(ref(optimizer))
 
 
 def before_step(
     optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Drop a step whose gradients are not finite, before it reaches a weight."""
+    _note_backward(optimizer)
     binding = _bind(optimizer)
     _skipped.discard(optimizer)
     if not binding.owns_any or getattr(optimizer, "grad_scale", None) is not None:
@@ -217,7 +251,6 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
         if schedule.advance():
             if _is_unobserved(site):
                 unobserved.append(site.fisher)
-            warn_of_frozen_bias(site.fisher, site.weight, site.bias)
             due.append(site)
     warn_of_unobserved(unobserved)
     if due:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sngd_compile.fisher.carry_over import in_form
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.next_roots import next_roots, warn_once
 from sngd_compile.fisher.roots.base import Change, Root, copy_root_
@@ -44,12 +45,21 @@ class Site(Protocol):
         """The local Fisher layer."""
         ...
 
+    @property
+    def is_bias_joined(self) -> bool:
+        """Whether a step of the parameter of the weight moves the bias too, or the other way."""
+        ...
+
     def holds(self, weight: Tensor) -> bool:
-        """Say whether the site is whole, and its weight this one."""
+        """Say whether the site is as it was, and its weight this one."""
         ...
 
     def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
         """Give the layer another root; the function stays."""
+        ...
+
+    def part_bias_(self, optimizers: Iterable[Optimizer]) -> None:
+        """Give the bias coordinates of its own; the function stays."""
         ...
 
 
@@ -73,21 +83,35 @@ class LocalSite:
         name = self.bias_name
         return None if name is None else prime_of(self.module, self.weight_name, name)
 
+    @property
+    def is_bias_joined(self) -> bool:
+        """Whether weight and bias share coordinates."""
+        return self.bias_name is not None and self.fisher.spec.has_bias
+
     def holds(self, weight: Tensor) -> bool:
-        """Say whether the module is still reconstructed, with this w' and this Fisher layer."""
+        """Say whether the module is still reconstructed, with this w' and this Fisher layer.
+
+        A bias that joins must not have been frozen since, nor thawed.
+        """
         # Asked at every step of every weight: so it looks no further, and raises nothing.
         own = self.module.__dict__
         parameters, children = own.get("_parameters") or {}, own.get("_modules") or {}
+        bias = weight if self.bias_name is None else parameters.get(self.bias_name)
         return (
             parameters.get(self.weight_name) is weight
             and children.get(f"{self.weight_name}_fisher") is self.fisher
-            and (self.bias_name is None or parameters.get(self.bias_name) is not None)
+            and bias is not None
+            and (bias.requires_grad is weight.requires_grad or not self.fisher.spec.has_bias)
             and hasattr(self.module, "local_sites")
         )
 
     def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
         """Give the layer another root and move `w'` along."""
         change_root_(self, root, optimizers)
+
+    def part_bias_(self, optimizers: Iterable[Optimizer]) -> None:
+        """Give the bias coordinates of its own, see `change_form_`."""
+        change_form_(self, False, optimizers)
 
 
 def refresh_sites(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
@@ -160,11 +184,40 @@ def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
     with all_or_nothing(_held(site, optimizers)):
         _change_root_(site, root, optimizers)
     for follower in followers_of(site.fisher):
-        take_over_(follower, root)
+        take_over_(follower, site.fisher)
+
+
+@torch.no_grad()
+def change_form_(site: LocalSite, joined: bool, optimizers: Iterable[Optimizer]) -> None:
+    """Let a bias join its weight, or part them: then no step of one moves the other.
+
+    Where they are apart, the local Fisher of the weight is that of its inputs without the 1 of the
+    bias, as if the bias had been left out by an override, and the bias takes plain steps. What was
+    observed stays, and the function does.
+
+    Source: docs/method.md, local Fishers. Tested by tests/training/test_bias_apart.py.
+    """
+    form = in_form(site.fisher, joined)
+    root = form.new_root(torch.float64)
+    copy_root_(root, form.root_buffers)
+    with all_or_nothing(_held(site, optimizers)):
+        _move_along_(site, root, optimizers)
+        site.fisher.become_(form)
+    site.fisher.ties.expect_change()
+    for follower in followers_of(site.fisher):
+        take_over_(follower, site.fisher)
 
 
 def _change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -> None:
     """Do what `change_root_` says, but for copies."""
+    _move_along_(site, root, optimizers)
+    # In place: compiled graphs and CUDA graphs hold these buffers.
+    copy_root_(site.fisher.root_buffers, root)
+    site.fisher.ties.expect_change()
+
+
+def _move_along_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -> None:
+    """Move all that lives in the coordinates of the present root to those of another."""
     dtype = next(root.buffers()).dtype
     layout = site.fisher.layout
     # What moves is read through the old root, so that is written over last.
@@ -179,9 +232,6 @@ def _change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) 
     # Adam keeps them, have no such map.
     for name in LINEAR_STATES:
         move_(site, step, dtype, *_states(site, name, list(optimizers)))
-    # In place: compiled graphs and CUDA graphs hold these buffers.
-    copy_root_(site.fisher.root_buffers, root)
-    site.fisher.ties.expect_change()
 
 
 def _held(site: LocalSite, optimizers: Iterable[Optimizer]) -> list[Tensor | None]:
@@ -192,11 +242,13 @@ def _held(site: LocalSite, optimizers: Iterable[Optimizer]) -> list[Tensor | Non
     return [*parameters, *gradients, *states, *site.fisher.root_buffers.buffers()]
 
 
-def take_over_(site: LocalSite, root: Root) -> None:
+def take_over_(site: LocalSite, leader: FisherLayer) -> None:
     """Give a copy's layer the root of another, wherever that lies; the function stays."""
+    if site.fisher.spec.has_bias != leader.spec.has_bias:
+        change_form_(site, leader.spec.has_bias, ())
     # A copy of its own: a copied network may lie on another device or have another dtype.
-    own = site.fisher.new_root(next(root.buffers()).dtype)
-    copy_root_(own, root)
+    own = site.fisher.new_root(leader.root_buffers.dtype)
+    copy_root_(own, leader.root_buffers)
     change_root_(site, own, ())
 
 

@@ -208,3 +208,19 @@ def averages_of_other_roots() -> None:
 def writes_are_lost() -> None:
     """What is written to a folded weight stays in the copy that was read."""
     sngd_compile.modules.writable_weight.write_ = lambda site, index, value: None
+
+
+@caught_by(("tests/training/test_bias_apart.py", "-k", "shared"))
+def biases_are_never_parted() -> None:
+    """A bias shares the coordinates of its weight, however optimizers train the two."""
+    refresh.LocalSite.part_bias_ = lambda site, optimizers: None
+
+
+@caught_by(("tests/training/test_bias_apart.py", "-k", "parting"))
+def momentum_stays_when_biases_are_parted() -> None:
+    """A velocity keeps the coordinates that weight and bias had together."""
+
+    def change_form(original: Any, site: Any, joined: bool, optimizers: Any) -> None:
+        original(site, joined, ())
+
+    wrap(refresh, "change_form_", change_form)
