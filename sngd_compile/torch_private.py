@@ -31,6 +31,9 @@ BASE_OF_VIEW: Any = Tensor._base
 DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
 """The context in which no subclass is asked: the documented way to leave the protocol."""
 
+PARAMETER_FLAG = "_is_param"
+"""The attribute by which `isinstance` takes a subclass of tensors for `nn.Parameter`."""
+
 TensorMeta = torch._C._TensorMeta
 """The class of `torch.Tensor`."""
 

@@ -29,6 +29,7 @@ from sngd_compile.training.averaged_models import install_averaged_model_hook
 from sngd_compile.training.intact import check_intact, fisher_of
 from sngd_compile.training.optimizer_hooks import (
     known_optimizers,
+    name_of_layer,
     register_owner,
     release_owner,
     reset_,
@@ -134,6 +135,7 @@ class Reconstructed(nn.Module):
             return
         for site in self.local_sites() if param is not known else ():
             if name in (site.weight_name, site.bias_name):
+                _refuse_tie(site, name, param)
                 if param is None or known is None or param.shape != known.shape:
                     raise ModelError(f"{name!r} is reconstructed: fold first, then reshape it")
                 reset_(site)
@@ -266,6 +268,17 @@ def _make_class(original: type[Any], names: Names) -> type[Reconstructed]:
     for members in members_of(original):
         members.on_class(made)
     return made
+
+
+def _refuse_tie(site: LocalSite, name: str, param: nn.Parameter | None) -> None:
+    """Refuse the `w'` of another layer, which would be an ordinary weight here."""
+    other = None if param is None else name_of_layer(param)
+    if other is not None:
+        raise ModelError(
+            f"{site.fisher.name}: its {name} is set to a parameter of {other}, which is "
+            "reconstructed, so that each would read it under a root of its own; tie weights before "
+            "reconstruct (sngd.fold gives the plain network back)"
+        )
 
 
 def _program_of(module: Reconstructed) -> Program | None:

@@ -98,6 +98,13 @@ def optimizers_of(weight: Tensor) -> list[Optimizer]:
     return [optimizer for optimizer, weights in found if any(w is weight for w in weights)]
 
 
+def name_of_layer(parameter: Tensor) -> str | None:
+    """Name the layer of which a parameter is `w'` or `b'`; None of any other parameter."""
+    sites = _listed(_owners, lambda owner: False)
+    held = (site for site in sites if parameter is site.weight or parameter is site.bias)
+    return next((site.fisher.name for site in held if isinstance(site, LocalSite)), None)
+
+
 def sites_of(modules: Iterable[Any]) -> list[Site]:
     """List the live sites of those modules that are reconstructed.
 

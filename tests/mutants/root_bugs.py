@@ -16,6 +16,7 @@ from sngd_compile.fisher.roots.cholesky import CholeskyRoot
 from sngd_compile.fisher.roots.sketch import SketchRoot
 from sngd_compile.fisher.roots.symmetric import SymmetricRoot
 from sngd_compile.layout import Layout
+from sngd_compile.modules import weight_gradients
 from sngd_compile.training import refresh
 
 WIDTH = ("tests/theorem/test_width.py", "-k", "divided")
@@ -224,3 +225,9 @@ def momentum_stays_when_biases_are_parted() -> None:
         original(site, joined, ())
 
     wrap(refresh, "change_form_", change_form)
+
+
+@caught_by(("tests/modules/test_not_the_parameter.py", "-k", "gradients"))
+def gradient_of_the_prime_for_that_of_the_weight() -> None:
+    """`torch.autograd.grad` by a weight gives the gradient of its parameter."""
+    weight_gradients.of_folded = lambda site, index, weight, bias: bias if index else weight
