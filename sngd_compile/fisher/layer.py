@@ -223,6 +223,7 @@ class FisherLayer(WideBuffers):
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo), ties=Ties.of_copy(self))
+        self.ties.copies.add(copied)
         return copied
 
     def _load_from_state_dict(

@@ -15,6 +15,12 @@ from sngd_compile.errors import ModelError
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.modules.attributes import Names, attributes_of, weights_held
 from sngd_compile.modules.composites import members_of
+from sngd_compile.modules.portable_state import (
+    fold_in_state_,
+    is_for_plain_models,
+    refuse_prime,
+    unfold_in_state_,
+)
 from sngd_compile.modules.program import Program
 from sngd_compile.modules.rematching import match_again
 from sngd_compile.modules.writable_weight import comes_back
@@ -30,6 +36,7 @@ from sngd_compile.training.intact import check_intact, fisher_of
 from sngd_compile.training.optimizer_hooks import (
     known_optimizers,
     name_of_layer,
+    register_copy,
     register_owner,
     release_owner,
     reset_,
@@ -158,7 +165,7 @@ class Reconstructed(nn.Module):
         if self.program is None:
             self.__dict__["program"] = _program_of(self)
         install_averaged_model_hook()
-        register_owner(self)
+        register_copy(self)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -168,15 +175,26 @@ class Reconstructed(nn.Module):
             fisher_prefix = f"{prefix}{site.weight_name}_fisher."
             if any(key.startswith(fisher_prefix) for key in state_dict):
                 self._take_form_of(site, fisher_prefix, state_dict)
+                unfold_in_state_(site, state_dict, prefix)
                 continue
             pair = (site.weight_name, site.bias_name)
             # A partial checkpoint may hold neither: then w' stays, and with it its root.
             if any(name and f"{prefix}{name}" in state_dict for name in pair):
+                refuse_prime(site, state_dict, prefix)
                 reset_(site)
             # torch loads from a copy of the caller's dictionary, children after their parent: so
             # the Fisher layer finds its present state here, and strict loading misses no key.
             state_dict.update(site.fisher.state_dict(prefix=fisher_prefix))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Give `w'` and the Fisher layers; `w` to who writes files for plain models."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if is_for_plain_models():
+            for site in self.local_sites():
+                fold_in_state_(site, destination, prefix)
 
     def _take_form_of(self, site: LocalSite, prefix: str, state_dict: dict[str, Any]) -> None:
         """Part or join the bias of a site, as it is in a checkpoint."""
@@ -232,6 +250,7 @@ def fold_module_(module: Reconstructed) -> None:
     # optimizers and other holders of the parameter keep what they hold.
     for site in module.local_sites():
         reset_(site)
+        site.fisher.ties.stand_alone(site.fisher)
         del module._modules[f"{site.weight_name}_fisher"]
     del module.__dict__["program"]
     release_owner(module)

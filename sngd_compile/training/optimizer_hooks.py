@@ -27,7 +27,11 @@ from sngd_compile.errors import SngdWarning
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.ties import Ties
 from sngd_compile.torch_private import OUTSIDE_BACKWARD, backward_pass, stored_values
-from sngd_compile.training.averaged_copies import warn_of_averages
+from sngd_compile.training.averaged_copies import (
+    remember_copies,
+    warn_of_averages,
+    warn_of_restored,
+)
 from sngd_compile.training.backward import after_backward
 from sngd_compile.training.bias_groups import Pair, part_biases_
 from sngd_compile.training.data_parallel import find_groups
@@ -73,6 +77,12 @@ def register_owner(owner: SiteOwner | nn.Module) -> None:
     if isinstance(owner, nn.Module):
         remember(owner)
     _generation += 1
+
+
+def register_copy(module: nn.Module) -> None:
+    """Make a module known that was copied or read from a file."""
+    register_owner(module)
+    remember_copies(site for site in sites_of([module]) if isinstance(site, LocalSite))
 
 
 def release_owner(module: nn.Module) -> None:
@@ -174,6 +184,8 @@ def _bind(optimizer: Optimizer) -> Binding:
     owns_any = bool(sites or of_biases)
     weights: list[Tensor] = [site.weight for site in sites]
     find_groups((site.weight, site.fisher) for site in sites)
+    for site in sites:
+        site.fisher.ties.stand_alone(site.fisher)
     binding = Binding(sites, weights, owns_any, sizes, _generation, [])
     if sites and known is None and not isinstance(optimizer, torch.optim.SGD):
         warnings.warn(
@@ -225,6 +237,10 @@ def before_step(
     _skipped.discard(optimizer)
     if not binding.owns_any or getattr(optimizer, "grad_scale", None) is not None:
         return None
+    first = binding.sites[0] if binding.sites else None
+    # Who gives parameters back gives back all of them: one is looked at.
+    if isinstance(first, LocalSite) and first.fisher.ties.copies:
+        warn_of_restored([first])
     _drop_non_finite(optimizer, binding)
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if closure is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Protocol
 
 import torch
@@ -24,7 +26,7 @@ from sngd_compile.training.warnings import warn_of_rejected
 from sngd_kernels.precision import exact_products
 
 LINEAR_STATES = ("momentum_buffer", "exp_avg")
-"""Optimizer states that are linear in past steps, so that they move like `w'` itself."""
+"""Optimizer states that are linear in past steps even where none of their numbers is negative."""
 
 
 class Site(Protocol):
@@ -228,17 +230,17 @@ def _move_along_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
     # pass adds `g R^T` of the new one, and the sum must mean something.
     bias_gradient = None if site.bias is None else site.bias.grad
     move_(site, gradient, dtype, site.weight.grad, bias_gradient)
-    # A velocity is a sum of past steps of w', so it moves as w' does. Squares of gradients, as
-    # Adam keeps them, have no such map.
-    for name in LINEAR_STATES:
-        move_(site, step, dtype, *_states(site, name, list(optimizers)))
+    # A velocity is a sum of past steps of w', and an average or a slow copy one of past w': so
+    # they move as w' does. Squares of gradients, as Adam keeps them, have no such map.
+    for pair in _linear_states(site, list(optimizers)):
+        move_(site, step, dtype, *pair)
 
 
 def _held(site: LocalSite, optimizers: Iterable[Optimizer]) -> list[Tensor | None]:
     """List all that lives in the coordinates of a root, and the root."""
     parameters = (site.weight, site.bias)
     gradients = [None if p is None else p.grad for p in parameters]
-    states = [s for name in LINEAR_STATES for s in _states(site, name, list(optimizers))]
+    states = [state for pair in _linear_states(site, list(optimizers)) for state in pair]
     return [*parameters, *gradients, *states, *site.fisher.root_buffers.buffers()]
 
 
@@ -284,17 +286,34 @@ def move_(
         put_(bias, moved_bias.reshape(bias.shape))
 
 
-def _states(
-    site: LocalSite, name: str, optimizers: list[Optimizer]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Find the optimizer states called `name` of the weight and of the bias."""
+def _linear_states(
+    site: LocalSite, optimizers: Sequence[Optimizer]
+) -> list[tuple[Tensor | None, Tensor | None]]:
+    """Find the optimizer states of a weight and its bias that live in the coordinates of `w'`.
 
-    def find(parameter: nn.Parameter | None) -> Tensor | None:
+    Whatever an optimizer calls it: what has the shape of the parameter and a negative number is no
+    square.
+    """
+    halves: list[dict[str, list[Tensor]]] = [defaultdict(list), defaultdict(list)]
+    for parameter, found in zip((site.weight, site.bias), halves, strict=True):
+        if parameter is None:
+            continue
         for optimizer in optimizers:
-            if parameter is not None and parameter in optimizer.state:
-                state = optimizer.state[parameter].get(name)
-                if isinstance(state, Tensor) and state.shape == parameter.shape:
-                    return state
-        return None
+            for name, state in optimizer.state.get(parameter, {}).items():
+                if isinstance(state, Tensor) and _is_like(state, parameter):
+                    found[name].append(state)
+    # In order, since each optimizer may have both, and each half an optimizer of its own.
+    return [
+        (weight, bias)
+        for name in {**halves[0], **halves[1]}
+        for weight, bias in zip_longest(halves[0][name], halves[1][name])
+        if name in LINEAR_STATES or _is_signed(weight) or _is_signed(bias)
+    ]
 
-    return find(site.weight), find(site.bias)
+
+def _is_like(state: Tensor, parameter: Tensor) -> bool:
+    return state.shape == parameter.shape and state.is_floating_point()
+
+
+def _is_signed(state: Tensor | None) -> bool:
+    return state is not None and bool(whole((state < 0).any()))
