@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Protocol
 
@@ -73,6 +73,11 @@ class LocalSite:
     weight_name: str
     bias_name: str | None
     fisher: FisherLayer
+    fisher_name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Put the name of the Fisher layer together once: every step asks for it."""
+        object.__setattr__(self, "fisher_name", f"{self.weight_name}_fisher")
 
     @property
     def weight(self) -> nn.Parameter:
@@ -101,7 +106,7 @@ class LocalSite:
         bias = weight if self.bias_name is None else parameters.get(self.bias_name)
         return (
             parameters.get(self.weight_name) is weight
-            and children.get(f"{self.weight_name}_fisher") is self.fisher
+            and children.get(self.fisher_name) is self.fisher
             and bias is not None
             and (bias.requires_grad is weight.requires_grad or not self.fisher.spec.has_bias)
             and hasattr(self.module, "local_sites")
