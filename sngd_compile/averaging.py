@@ -7,6 +7,9 @@ from typing import TypeVar
 from torch import nn
 
 from sngd_compile.errors import ModelError
+from sngd_compile.fisher.kinds.base import kind_of
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.modules.reconstructed import reconstructed_modules
 from sngd_compile.training.averaged_models import keep_in_step
 from sngd_compile.training.refresh import LocalSite
@@ -69,9 +72,15 @@ def _require_alike(leader: LocalSite, site: LocalSite) -> None:
     ours, others = (s.fisher for s in (leader, site))
     if ours is others:
         raise ModelError(f"{ours.name}: a network cannot follow itself; copy.deepcopy(net) first")
-    if leader.weight.shape != site.weight.shape or ours.spec != others.spec:
+    # An optimizer may have parted the biases of one of them, which the other then takes over.
+    same = (leader.bias is None) is (site.bias is None) and _parted(ours) == _parted(others)
+    if leader.weight.shape != site.weight.shape or not same:
         raise ModelError(
             f"{ours.name} {tuple(leader.weight.shape)}, {ours.kind}, and {others.name} "
             f"{tuple(site.weight.shape)}, {others.kind}: the copy has another local Fisher; make "
             "it with copy.deepcopy(net)"
         )
+
+
+def _parted(layer: FisherLayer) -> FisherSpec:
+    return kind_of(layer.spec).with_bias(layer.spec, joined=False)

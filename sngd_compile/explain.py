@@ -62,6 +62,9 @@ class Graphs(dict[str, fx.Graph]):
         return "\n\n".join(parts)
 
 
+APART = "its bias is trained in another way, or not at all: it takes plain steps of its own"
+
+
 def explain(
     model: nn.Module, config: Config | None = None, *, overrides: Overrides | None = None
 ) -> Explanation:
@@ -172,6 +175,8 @@ def _found(fisher: FisherLayer, decided: Decision, budgeted: Decision) -> Decisi
 def _as_it_is(fisher: FisherLayer, decided: Decision, budgeted: Decision) -> Decision:
     """Return which of two decisions a Fisher layer is of; where of neither, what it is."""
     own = fisher.spec
+    if own.is_bias_apart:
+        return replace(decided, site=replace(decided.site, spec=own, note=APART))
     for decision in (decided, budgeted):
         spec = decision.site.spec
         if (spec.kind, spec.rank) == (own.kind, own.rank):

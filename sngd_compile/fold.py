@@ -11,6 +11,7 @@ from sngd_compile.errors import ModelError
 from sngd_compile.modules.copying import copied
 from sngd_compile.modules.reconstructed import fold_module_, reconstructed_modules
 from sngd_compile.modules.whole_network import forget_forward
+from sngd_compile.training.averaged_copies import warn_of_restored
 from sngd_compile.training.data_parallel import (
     close_steps_,
     find_groups,
@@ -40,6 +41,7 @@ def fold(net: Model) -> Model:
     """
     _require_module(net)
     _require_whole(net)
+    warn_of_restored(site for m in reconstructed_modules(net).values() for site in m.local_sites())
     return fold_(copied(net, "fold it itself, with sngd.fold_"))
 
 

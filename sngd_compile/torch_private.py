@@ -36,6 +36,9 @@ DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
 IGNORING_SUBCLASS: Any = torch._C._disabled_torch_function_impl
 """A `__torch_function__` that takes no part in the protocol."""
 
+PARAMETER_FLAG = "_is_param"
+"""The attribute by which `isinstance` takes a subclass of tensors for `nn.Parameter`."""
+
 TensorMeta = torch._C._TensorMeta
 """The class of `torch.Tensor`."""
 

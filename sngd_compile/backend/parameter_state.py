@@ -20,9 +20,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sngd_compile.backend.natural_gradient import inputs_of, merged
 from sngd_compile.config import Config
 from sngd_compile.errors import SngdWarning
-from sngd_compile.fisher.kinds.base import kind_of
+from sngd_compile.fisher.carry_over import carry_over_
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.next_roots import next_roots
 from sngd_compile.fisher.roots.base import Root, copy_root_
 from sngd_compile.fisher.schedule import GATE_ENTRIES
 from sngd_compile.fisher.spec import FisherSpec
@@ -101,6 +100,8 @@ class ParameterState:
 class NaturalSite:
     """A live parameter whose gradients come out natural; see `refresh.Site`."""
 
+    is_bias_joined = False  # the parameters are w and b themselves
+
     def __init__(self, weight: Tensor, bias: Tensor | None, fisher: FisherLayer) -> None:
         """Hold the parameters for as long as the site is used."""
         self.weight, self.bias, self.fisher = weight, bias, fisher
@@ -129,6 +130,9 @@ class NaturalSite:
         with all_or_nothing(held):
             move_(self, gradient, dtype, self.weight.grad, bias_gradient)
             copy_root_(self.fisher.root_buffers, root)
+
+    def part_bias_(self, optimizers: Iterable[Optimizer]) -> None:
+        """Do nothing: weight and bias have coordinates of their own."""
 
 
 STATES: Any = WeakTensorKeyDictionary()
@@ -190,45 +194,9 @@ def get_or_create(
     state = ParameterState(weight, kept_bias, fisher, rule, config, note)
     if known is not None:
         state.modules, fisher.name = known.modules, known.fisher.name
-        _carry_over_(known.fisher, fisher)
+        carry_over_(known.fisher, fisher)
     adopt(state)
     return state
-
-
-@torch.no_grad()
-def _carry_over_(old: FisherLayer, new: FisherLayer) -> None:
-    """Fill a layer of a wider form with what the present one has seen.
-
-    Rows lose the bias's 1; those of a transposed use are averaged over the outputs, as the
-    observing op does with them. What knows nothing of fewer rows, as a sketch does, starts anew.
-    """
-    kind, other = kind_of(old.spec), kind_of(new.spec)
-
-    def carried(moment: Tensor, like: Tensor) -> Tensor | None:
-        if new.layout.is_transposed != old.layout.is_transposed:
-            value = like.new_tensor(kind.trace(old.spec, moment) / old.layout.width)
-            total = torch.zeros_like(like)
-            other.add_to_diagonal(new.spec, total, value)
-            return total
-        if kind is not other or new.size == old.size:
-            return moment if kind is other else None
-        return kind.without_bias(old.spec, moment)
-
-    new.schedule.restore(old.schedule.steps, old.schedule.observed_steps)
-    moments = carried(old.sum, new.sum), carried(old.factor, new.factor)
-    if moments[0] is None or moments[1] is None:
-        return
-    new.sum.copy_(moments[0])
-    new.factor.copy_(moments[1])
-    if old.joint_sum is not None:
-        new.joint_sum, new.joint_rows = carried(old.joint_sum, new.sum), old.joint_rows
-    for name in ("tally", "average_weight", "absorbed_rows"):
-        new.get_buffer(name).copy_(old.get_buffer(name))
-    # The old root may be of another size: the new one is made of the factor that was carried over.
-    (found,) = next_roots([new]) if int(new.absorbed_rows) else (None,)
-    if found is not None:
-        copy_root_(new.root_buffers, found[0])
-        new.take_dampings_(found[1])
 
 
 def _configure_(state: ParameterState, config: Config) -> None:

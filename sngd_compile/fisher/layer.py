@@ -13,7 +13,7 @@ from sngd_compile.config import Config
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.average import absorb_
 from sngd_compile.fisher.buffers import WideBuffers
-from sngd_compile.fisher.kinds.base import Damped, kind_of
+from sngd_compile.fisher.kinds.base import Damped, first_root, kind_of
 from sngd_compile.fisher.output_side import OutputSide
 from sngd_compile.fisher.processes import is_in_process_group
 from sngd_compile.fisher.roots.base import Root, copy_root_
@@ -244,7 +244,7 @@ class FisherLayer(WideBuffers):
 
     def new_root(self, dtype: torch.dtype, device: torch.device | None = None) -> Root:
         """Return an identity root of this layer's kind and shape, on its device or another."""
-        return kind_of(self.spec).first_root(self.spec, dtype, device or self.factor.device)
+        return first_root(self.spec, dtype, device or self.factor.device)
 
     def forget_(self) -> None:
         """Return to the state before the first observation; the caller has moved the weights."""
@@ -262,11 +262,23 @@ class FisherLayer(WideBuffers):
         self.to_empty(device=device)
         self.forget_()
 
+    def become_(self, other: FisherLayer) -> None:
+        """Take over the record, the statistics and the root of another; the caller moves w'.
+
+        Whoever holds this layer, as all modules that share its weight do, has the new form.
+        """
+        self.spec, self.root_buffers = other.spec, other.root_buffers
+        self._buffers.update(other._buffers)
+        self.schedule.configure_(
+            self.config, self.size, self.schedule.steps, self.schedule.observed_steps
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy it, and remember of what."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo), ties=Ties.of_copy(self))
+        self.ties.copies.add(copied)
         return copied
 
     def _load_from_state_dict(

@@ -33,6 +33,8 @@ class FisherSpec:
         blocks: Of a factor in blocks, the size of each block, bias included.
         activation: Where a layer's outputs weigh its rows, the name of what follows the layer.
         scale: Multiple of the factor that is damped and inverted, see `Config.over_outputs`.
+        is_bias_apart: Whether the root leaves a bias that is mapped with the weight as it is:
+            somebody trains the two in different ways.
 
     Attributes: found once, since Dynamo, which traces what reads them, follows no registry.
         encoded: All of the above as one string, which ops in a graph carry.
@@ -49,6 +51,7 @@ class FisherSpec:
     blocks: tuple[int, ...] = ()
     activation: str = ""
     scale: float = 1.0
+    is_bias_apart: bool = False
     encoded: str = field(init=False, repr=False, compare=False)
     is_diagonal: bool = field(init=False, repr=False, compare=False)
     pays_as_op: bool = field(init=False, repr=False, compare=False)
@@ -123,6 +126,7 @@ class FisherSpec:
             "blocks": self.blocks,
             "activation": self.activation,
             "scale": self.scale,
+            "is_bias_apart": self.is_bias_apart,
         }
 
     @staticmethod

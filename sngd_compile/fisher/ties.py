@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 from weakref import WeakSet, ref
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def _nothing() -> None:
@@ -25,11 +25,13 @@ class Ties:
         copied: Whether any layer of this process was ever deep-copied.
         origin: Gives the layer that this one is a deep copy of, or None.
         leader: Gives the layer whose roots this one takes over, or None.
-        module: Gives the module of a layer that follows another, or None.
+        module: Gives the module of a layer that follows another or is a copy, or None.
+        copies: Deep copies of this layer that nobody trains.
         followers: Layers that take over the roots of this one.
         process_group: The processes that train its weight in parallel; None for this one alone.
         is_hooked: Whether loading it is followed up.
-        weight_sum: Sum of its weight when it was last looked at, if no change is due since.
+        weight_sum: Sum of its weight when it was copied or last looked at, if no change is due
+            since.
         first_squares: Sum of the squares of its weight when it was reconstructed, if no change was
             due since.
         forward_pass: What the forward pass of its network that is running, or ran last, has folded.
@@ -44,9 +46,10 @@ class Ties:
         self.leader: Reference = _nothing
         self.module: Reference = _nothing
         self.followers: WeakSet[nn.Module] = WeakSet()
+        self.copies: WeakSet[nn.Module] = WeakSet()
         self.process_group: Any = None
         self.is_hooked = False
-        self.weight_sum: float | None = None
+        self.weight_sum: Tensor | None = None
         self.first_squares: float | None = None
         self.forward_pass: Any = None
         self.is_folded_whole = False
@@ -66,11 +69,23 @@ class Ties:
         made.origin = ref(original)
         return made
 
+    def remember(self, module: nn.Module, weight: Tensor) -> None:
+        """Note what a copy is when it is made: its module and its weight."""
+        self.module = ref(module)
+        self.weight_sum = weight.detach().double().sum()
+
+    def stand_alone(self, layer: nn.Module) -> None:
+        """Note that an optimizer trains this copy: it is a network of its own from now on."""
+        origin = self.origin()
+        if origin is not None:
+            origin.ties.copies.discard(layer)
+            self.origin = _nothing
+
     def expect_change(self) -> None:
         """Note that the weight changed as it should: it was loaded, or has a new root."""
         self.weight_sum = self.first_squares = None
 
-    def is_written_to(self, total: float) -> bool:
+    def is_written_to(self, total: Tensor) -> bool:
         """Say whether the sum of a weight is another than last time, though no change was due."""
         before, self.weight_sum = self.weight_sum, total
-        return before is not None and before != total
+        return before is not None and float(before) != float(total)

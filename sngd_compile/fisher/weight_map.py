@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sngd_compile.fisher.kinds.base import kind_of
+from sngd_compile.fisher.kinds.base import first_root
 from sngd_compile.fisher.roots.base import Pair, Root
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.transforms import carrying_tangents, takes_opaque_ops
@@ -56,8 +56,9 @@ def mapped(name: str, root: Root, spec: FisherSpec, weight: Tensor, bias: Tensor
     # An op takes plain tensors and strings: so the root goes in as its buffers, and what kind of
     # root that was as the encoded record.
     if takes_opaque_ops() and spec.pays_as_op:
-        opaque = torch.ops.sngd.map_weight(weight, bias, _buffers_of(root), name, spec.encoded)
-        return opaque[0], None if bias is None else opaque[1]
+        given = None if spec.is_bias_apart else bias  # an op returns nothing that it was given
+        opaque = torch.ops.sngd.map_weight(weight, given, _buffers_of(root), name, spec.encoded)
+        return opaque[0], bias if given is None else opaque[1]
     return visibly_mapped(name, root, spec.layout, weight, bias)
 
 
@@ -150,8 +151,9 @@ def filled_root(spec: FisherSpec, has_bias: bool, buffers: Sequence[Tensor]) -> 
 @cache
 def _empty_root(spec: FisherSpec, has_bias: bool) -> Root:
     """Make a root without numbers: most of what an op of a small weight took was making it."""
-    spec = replace(spec, has_bias=has_bias)
-    return kind_of(spec).first_root(spec, torch.float32, torch.device("meta"))
+    if not spec.is_bias_apart:
+        spec = replace(spec, has_bias=has_bias)
+    return first_root(spec, torch.float32, torch.device("meta"))
 
 
 def _with_buffers(root: nn.Module, buffers: Iterator[Tensor]) -> nn.Module:

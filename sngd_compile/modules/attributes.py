@@ -105,7 +105,10 @@ def _folded(weight: str, bias: str | None, index: int) -> property:
             return value
         # Dynamo cannot trace a look at frames, and a compiled forward performs no surgery.
         if not torch.compiler.is_compiling():
-            _refuse_surgery(self, weight, str(sys._getframe(1).f_globals.get("__name__")))
+            caller = sys._getframe(1)
+            if caller.f_code is nn.Module.get_parameter.__code__:
+                return prime_of(self, weight, name)  # as `named_parameters` gives it
+            _refuse_surgery(self, weight, str(caller.f_globals.get("__name__")))
         # What is gone raises a ModelError, here and in `fisher_of`. After an AttributeError Python
         # would ask the `__getattr__` of nn.Module, which gives the parameter, w', for w.
         parameter = prime_of(self, weight, weight)

@@ -16,6 +16,12 @@ from sngd_compile.errors import ModelError
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.modules.attributes import Names, attributes_of, weights_held
 from sngd_compile.modules.composites import members_of
+from sngd_compile.modules.portable_state import (
+    fold_in_state_,
+    is_for_plain_models,
+    refuse_prime,
+    unfold_in_state_,
+)
 from sngd_compile.modules.program import Program
 from sngd_compile.modules.rematching import match_again
 from sngd_compile.modules.writable_weight import comes_back
@@ -29,8 +35,15 @@ from sngd_compile.torch_private import trace_artifact
 from sngd_compile.training.averaged_models import install_averaged_model_hook
 from sngd_compile.training.data_parallel import install_data_parallel_hook
 from sngd_compile.training.intact import check_intact, fisher_of
-from sngd_compile.training.optimizer_hooks import register_owner, release_owner, reset_
-from sngd_compile.training.refresh import LocalSite
+from sngd_compile.training.optimizer_hooks import (
+    known_optimizers,
+    name_of_layer,
+    register_copy,
+    register_owner,
+    release_owner,
+    reset_,
+)
+from sngd_compile.training.refresh import LocalSite, change_form_
 from sngd_compile.training.sharding import check_mesh, is_sharded
 
 
@@ -153,6 +166,7 @@ class Reconstructed(nn.Module):
         if site is None or not isinstance(param, nn.Parameter | None):
             super().register_parameter(name, param)
         elif param is not known:
+            _refuse_tie(site, name, param)
             if param is None or known is None or param.shape != known.shape:
                 raise ModelError(f"{name!r} is reconstructed: fold first, then reshape it")
             reset_(site)
@@ -191,7 +205,7 @@ class Reconstructed(nn.Module):
             self.__dict__["program"] = _program_of(self)
         install_averaged_model_hook()
         install_data_parallel_hook()
-        register_owner(self)
+        register_copy(self)
 
     def _load_from_state_dict(
         self,
@@ -205,10 +219,13 @@ class Reconstructed(nn.Module):
         for site in self.local_sites():
             fisher_prefix = f"{prefix}{site.weight_name}_fisher."
             if any(key.startswith(fisher_prefix) for key in state_dict):
+                self._take_form_of(site, fisher_prefix, state_dict)
+                unfold_in_state_(site, state_dict, prefix)
                 continue
             pair = (site.weight_name, site.bias_name)
             # A partial checkpoint may hold neither: then w' stays, and with it its root.
             if any(name and f"{prefix}{name}" in state_dict for name in pair):
+                refuse_prime(site, state_dict, prefix)
                 reset_(site)
             # A weight that is assigned brings its device along, as onto a network made on meta.
             weight = state_dict.get(f"{prefix}{site.weight_name}")
@@ -219,6 +236,22 @@ class Reconstructed(nn.Module):
             # the Fisher layer finds its present state here, and strict loading misses no key.
             state_dict.update(site.fisher.state_dict(prefix=fisher_prefix))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Give `w'` and the Fisher layers; `w` to who writes files for plain models."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if is_for_plain_models():
+            for site in self.local_sites():
+                fold_in_state_(site, destination, prefix)
+
+    def _take_form_of(self, site: LocalSite, prefix: str, state_dict: dict[str, Any]) -> None:
+        """Part or join the bias of a site, as it is in a checkpoint."""
+        is_apart = any(key.startswith(f"{prefix}root_buffers.of_weight.") for key in state_dict)
+        if site.bias_name is not None and is_apart is site.fisher.spec.has_bias:
+            change_form_(site, not is_apart, known_optimizers())
+            register_owner(self)  # optimizers look again how they train the bias
 
 
 def reconstruct_(plan: Plan) -> None:
@@ -267,6 +300,7 @@ def fold_module_(module: Reconstructed) -> None:
     # optimizers and other holders of the parameter keep what they hold.
     for site in module.local_sites():
         reset_(site)
+        site.fisher.ties.stand_alone(site.fisher)
         del module._modules[f"{site.weight_name}_fisher"]
     del module.__dict__["program"]
     release_owner(module)
@@ -303,6 +337,17 @@ def _make_class(original: type[Any], names: Names) -> type[Reconstructed]:
     for members in members_of(original):
         members.on_class(made)
     return made
+
+
+def _refuse_tie(site: LocalSite, name: str, param: nn.Parameter | None) -> None:
+    """Refuse the `w'` of another layer, which would be an ordinary weight here."""
+    other = None if param is None else name_of_layer(param)
+    if other is not None:
+        raise ModelError(
+            f"{site.fisher.name}: its {name} is set to a parameter of {other}, which is "
+            "reconstructed, so that each would read it under a root of its own; tie weights before "
+            "reconstruct (sngd.fold gives the plain network back)"
+        )
 
 
 def _program_of(module: Reconstructed) -> Program:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sngd_compile.errors import ModelError
 from sngd_compile.fisher.roots.base import Pair
 from sngd_compile.fisher.weight_map import as_matrices
 from sngd_compile.training.refresh import LocalSite, move_, present_root
@@ -19,7 +20,19 @@ Map = Callable[[Tensor, Tensor | None], Pair]
 
 @torch.no_grad()
 def write_(site: LocalSite, index: int, value: Tensor) -> None:
-    """Make `value` the folded weight (index 0) or bias (1); the other half stays."""
+    """Make `value` the folded weight (index 0) or bias (1); the other half stays.
+
+    Raises:
+        ModelError: It has another shape.
+    """
+    parameter = (site.weight, site.bias)[index]
+    if parameter is None or value.shape != parameter.shape:
+        shape = None if parameter is None else tuple(parameter.shape)
+        raise ModelError(
+            f"{site.fisher.name}: what is reconstructed as {shape} is given the shape "
+            f"{tuple(value.shape)}, for which its local Fisher says nothing; call sngd.fold first, "
+            "resize the folded network, and reconstruct that"
+        )
     root = present_root(site.fisher, torch.float64)
     change = _with_half(site, index, value, root.fold, root.unfold)
     move_(site, change, torch.float64, site.weight, site.bias)
@@ -33,14 +46,18 @@ def gradient(site: LocalSite, index: int) -> Tensor | None:
     weight, bias = _gradients(site)
     if weight is None and bias is None:
         return None
+    return of_folded(site, index, *_filled(site, weight, bias))
+
+
+def of_folded(site: LocalSite, index: int, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the gradient of the folded weight or bias from those of `w'` and `b'`."""
     root, layout = present_root(site.fisher, torch.float64), site.fisher.layout
-    pair = as_matrices(layout, *_filled(site, weight, bias), torch.float64)
-    parameter = (site.weight, site.bias)[index]
-    assert parameter is not None
+    pair = as_matrices(layout, weight, bias, torch.float64)
     found = root.from_prime(*pair)[index]
     assert found is not None
-    shaped = found.reshape(parameter.shape) if index else layout.parameter(found, parameter.shape)
-    return shaped.to(parameter.dtype)
+    like = bias if index and bias is not None else weight
+    shaped = found.reshape(like.shape) if index else layout.parameter(found, like.shape)
+    return shaped.to(like.dtype)
 
 
 @torch.no_grad()
@@ -72,7 +89,9 @@ def _gradients(site: LocalSite) -> tuple[Tensor | None, Tensor | None]:
     return site.weight.grad, None if site.bias is None else site.bias.grad
 
 
-def _filled(site: LocalSite, weight: Tensor | None, bias: Tensor | None) -> Pair:
+def _filled(
+    site: LocalSite, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Return gradients with zeros for what has none."""
     if bias is None and site.bias is not None:
         bias = torch.zeros_like(site.bias)

@@ -148,9 +148,9 @@ class _Planner:
                 for name, p in owner.module._parameters.items()
                 if p is not None and p not in joined
             ]
-            graph, found = owner.findings.graph, tuple(local[index])
-            known = (owner.name, owner.module, graph, found, tuple(skips))
-            plans.append(ModulePlan(*known, owner.findings.names_read))
+            graph, names_read = owner.findings.graph, owner.findings.names_read
+            parts = (tuple(local[index]), tuple(skips), names_read)
+            plans.append(ModulePlan(owner.name, owner.module, graph, *parts))
         return Plan(tuple(plans))
 
     def _places(self, weight: Tensor, decision: Decision) -> tuple[Place, ...]:

@@ -11,12 +11,14 @@ from collections.abc import Container, Iterable, Iterator
 from typing import Any, Protocol, cast
 from weakref import ref
 
+import torch
 from torch import Tensor, nn
 
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.next_roots import warn_once
+from sngd_compile.fisher.next_roots import warn_once, warn_once_of
+from sngd_compile.fisher.weight_map import mapped_in_full
 from sngd_compile.training.intact import sites_or_error
-from sngd_compile.training.sharding import whole
+from sngd_compile.training.sharding import is_sharded, whole
 
 
 class SiteOfModule(Protocol):
@@ -35,6 +37,11 @@ class SiteOfModule(Protocol):
     @property
     def weight(self) -> Tensor:
         """W'."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """b', or None."""
         ...
 
 
@@ -76,7 +83,7 @@ def warn_of_averages(sites: Iterable[SiteOfModule], leaders: Container[Any]) -> 
         fisher = site.fisher
         if fisher.ties.leader() is not None or fisher.ties.origin() not in leaders:
             continue
-        total = float(whole(site.weight.detach().double().sum()))
+        total = whole(site.weight.detach().double().sum())
         if fisher.ties.is_written_to(total):
             warn_once(
                 fisher,
@@ -85,3 +92,47 @@ def warn_of_averages(sites: Iterable[SiteOfModule], leaders: Container[Any]) -> 
                 "average those of several steps, call sngd.follow(copy, net) once, before the "
                 "first step: w' of different roots have no average",
             )
+
+
+def remember_copies(sites: Iterable[SiteOfModule]) -> None:
+    """Note what the weights of a module that was just deep-copied are."""
+    for site in sites:
+        if site.fisher.ties.origin() is not None and not is_sharded(site.weight):
+            site.fisher.ties.remember(site.module, site.weight)
+
+
+def warn_of_restored(sites: Iterable[SiteOfModule]) -> None:
+    """Warn once of parameters that are, number by number, those of a copy with other roots."""
+    restored = [
+        site.fisher
+        for site in sites
+        for copied in site.fisher.ties.copies
+        if _stands_for_another(site, cast(FisherLayer, copied))
+    ]
+    warn_once_of(
+        restored,
+        "restored",
+        "its parameter was set to that of a copy of the network that has another root, so it "
+        "stands for another weight now. Give back the whole copy.state_dict() by load_state_dict, "
+        "or call sngd.follow(copy, net) before the first step",
+    )
+
+
+@torch.no_grad()
+def _stands_for_another(site: SiteOfModule, copied: FisherLayer) -> bool:
+    """Say whether a copy has the same parameter, and another weight."""
+    module = copied.ties.module()
+    for other in [] if module is None else sites_or_error(module)[0]:
+        if other.fisher is not copied or not _is_equal(site.weight, other.weight):
+            continue
+        ours, theirs = (
+            mapped_in_full("fold", s.fisher.root_buffers, s.fisher.layout, s.weight, s.bias)[0]
+            for s in (site, other)
+        )
+        return not torch.allclose(ours, theirs, rtol=1e-4, atol=0)
+    return False
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    is_comparable = one.device == other.device and not (is_sharded(one) or is_sharded(other))
+    return is_comparable and torch.equal(one, other)

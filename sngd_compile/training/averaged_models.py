@@ -27,7 +27,7 @@ def keep_in_step(site: LocalSite, leader: FisherLayer) -> None:
         if not layer.ties.is_hooked:
             layer.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
             layer.ties.is_hooked = True
-    take_over_(site, leader.root_buffers)
+    take_over_(site, leader)
 
 
 @cache
@@ -50,8 +50,8 @@ def _after_load(layer: nn.Module, _: object) -> None:
     """Bring a leader and its followers into one root again after one of them was loaded."""
     assert isinstance(layer, FisherLayer)
     for follower in followers_of(layer):
-        take_over_(follower, layer.root_buffers)
+        take_over_(follower, layer)
     leader = layer.ties.leader()
     if leader is not None:
         for site in site_of_follower(layer):
-            take_over_(site, leader.root_buffers)
+            take_over_(site, leader)

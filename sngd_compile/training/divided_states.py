@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 LINEAR_STATES = ("momentum_buffer", "exp_avg")
-"""Optimizer states that are linear in past steps, so that they move like `w'` itself."""
+"""Optimizer states that are linear in past steps even where none of their numbers is negative."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ from functools import cache
 from math import isfinite
 from types import FrameType
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,25 @@ from torch.optim.optimizer import (
 from sngd_compile.errors import SngdWarning
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.ties import Ties
-from sngd_compile.torch_private import OPTIMIZER_STEP, stored_values, tree_leaves
-from sngd_compile.training.averaged_copies import warn_of_averages
+from sngd_compile.torch_private import (
+    OPTIMIZER_STEP,
+    OUTSIDE_BACKWARD,
+    backward_pass,
+    stored_values,
+    tree_leaves,
+)
+from sngd_compile.training.averaged_copies import (
+    remember_copies,
+    warn_of_averages,
+    warn_of_restored,
+)
 from sngd_compile.training.backward import after_backward
+from sngd_compile.training.bias_groups import Pair, part_biases_
 from sngd_compile.training.data_parallel import close_steps_, find_groups
 from sngd_compile.training.intact import parameters_of, remember, sites_or_error
 from sngd_compile.training.refresh import LocalSite, Site, change_root_, refresh_sites
 from sngd_compile.training.sharding import held_here, is_sharded, squares_of, whole
-from sngd_compile.training.warnings import warn_of_frozen_bias, warn_of_rejected, warn_of_unobserved
+from sngd_compile.training.warnings import warn_of_rejected, warn_of_unobserved
 
 
 class SiteOwner(Protocol):
@@ -53,8 +64,9 @@ class Binding:
     sites: list[Site]
     weights: list[Tensor]
     owns_any: bool
-    parameter_count: int
+    group_sizes: list[int]
     generation: int
+    pairs: list[Pair]
 
 
 _owners: WeakSet[Any] = WeakSet()
@@ -62,6 +74,7 @@ _owners: WeakSet[Any] = WeakSet()
 _generation = 0
 _bindings: WeakKeyDictionary[Optimizer, Binding] = WeakKeyDictionary()
 _skipped: WeakSet[Optimizer] = WeakSet()
+_in_backward: tuple[int, list[ReferenceType[Optimizer]]] = OUTSIDE_BACKWARD, []
 
 
 def register_owner(owner: SiteOwner | nn.Module) -> None:
@@ -74,6 +87,12 @@ def register_owner(owner: SiteOwner | nn.Module) -> None:
         for site in sites_or_error(owner)[0]:
             site.fisher.ties.first_squares = squares_of(site.weight)
     _generation += 1
+
+
+def register_copy(module: nn.Module) -> None:
+    """Make a module known that was copied or read from a file."""
+    register_owner(module)
+    remember_copies(site for site in sites_of([module]) if isinstance(site, LocalSite))
 
 
 def release_owner(module: nn.Module) -> None:
@@ -97,6 +116,13 @@ def optimizers_of(weight: Tensor) -> list[Optimizer]:
     """Return the optimizers that have stepped one reconstructed weight and are alive."""
     found = [(optimizer, binding.weights) for optimizer, binding in _bindings.items()]
     return [optimizer for optimizer, weights in found if any(w is weight for w in weights)]
+
+
+def name_of_layer(parameter: Tensor) -> str | None:
+    """Name the layer of which a parameter is `w'` or `b'`; None of any other parameter."""
+    sites = _listed(_owners, lambda owner: False)
+    held = (site for site in sites if parameter is site.weight or parameter is site.bias)
+    return next((site.fisher.name for site in held if isinstance(site, LocalSite)), None)
 
 
 def sites_of(modules: Iterable[Any]) -> list[Site]:
@@ -149,11 +175,11 @@ def reset_(site: LocalSite) -> None:
 
 def _bind(optimizer: Optimizer) -> Binding:
     """Return the optimizer's binding, found anew when it or the reconstructed modules changed."""
-    count = sum(len(group["params"]) for group in optimizer.param_groups)
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
     known = _bindings.get(optimizer)
-    if known and known.generation == _generation and known.parameter_count == count:
-        pairs = zip(known.sites, known.weights, strict=True)
-        if all(site.holds(weight) for site, weight in pairs):
+    if known and known.generation == _generation and known.group_sizes == sizes:
+        held = zip(known.sites, known.weights, strict=True)
+        if all(site.holds(w) for site, w in held) and all(pair.is_alike for pair in known.pairs):
             return known
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     owned = {id(p): index for index, p in enumerate(parameters)}
@@ -167,10 +193,13 @@ def _bind(optimizer: Optimizer) -> Binding:
     driven = [site for site in everywhere if id(site.weight) in owned]
     driven.sort(key=lambda site: owned[id(site.weight)])
     sites = list({id(site.fisher): site for site in driven}.values())  # shallow copies share one
-    owns_any = bool(sites) or any(id(site.bias) in owned for site in everywhere)
+    of_biases = [site for site in everywhere if id(site.bias) in owned]
+    owns_any = bool(sites or of_biases)
     weights: list[Tensor] = [site.weight for site in sites]
     find_groups((site.weight, site.fisher) for site in sites)
-    binding = Binding(sites, weights, owns_any, count, _generation)
+    for site in sites:
+        site.fisher.ties.stand_alone(site.fisher)
+    binding = Binding(sites, weights, owns_any, sizes, _generation, [])
     if sites and known is None and not is_descent(optimizer):
         warnings.warn(
             f"{type(optimizer).__name__} steps {len(sites)} reconstructed weights, "
@@ -180,6 +209,7 @@ def _bind(optimizer: Optimizer) -> Binding:
             stacklevel=2,
         )
     _bindings[optimizer] = binding
+    _settle_biases(optimizer, binding, list({id(s.fisher): s for s in driven + of_biases}.values()))
     return binding
 
 
@@ -206,14 +236,47 @@ def _stepped_by(binding: Binding) -> list[Site]:
     return [site for site in binding.sites if id(site.fisher) not in around]
 
 
+def _settle_biases(optimizer: Optimizer, binding: Binding, sites: list[Site]) -> None:
+    """Part the biases that are not trained as their weights are."""
+    if backward_pass() == OUTSIDE_BACKWARD:
+        binding.pairs.extend(part_biases_(sites, [optimizer], known_optimizers()))
+        return
+
+    # Each of many optimizers has its own parameter then, and the last of them has not stepped yet.
+    def settle() -> None:
+        binding.pairs.extend(part_biases_(sites, _stepped_in_backward(), known_optimizers()))
+
+    after_backward(settle)
+
+
+def _stepped_in_backward() -> list[Optimizer]:
+    """Return the optimizers that stepped in the backward pass that is ending, or ran last."""
+    return [optimizer for optimizer in (known() for known in _in_backward[1]) if optimizer]
+
+
+def _note_backward(optimizer: Optimizer) -> None:
+    """Remember who steps inside a backward pass."""
+    global _in_backward
+    running = backward_pass()
+    if running != _in_backward[0]:
+        _in_backward = running, []
+    if running != OUTSIDE_BACKWARD:
+        _in_backward[1].append(ref(optimizer))
+
+
 def before_step(
     optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Drop a step whose gradients are not finite, before it reaches a weight."""
+    _note_backward(optimizer)
     binding = _bind(optimizer)
     _skipped.discard(optimizer)
     if not binding.owns_any or getattr(optimizer, "grad_scale", None) is not None:
         return None
+    first = binding.sites[0] if binding.sites else None
+    # Who gives parameters back gives back all of them: one is looked at.
+    if isinstance(first, LocalSite) and first.fisher.ties.copies:
+        warn_of_restored([first])
     _drop_non_finite(optimizer, binding)
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if closure is None:
@@ -251,8 +314,6 @@ def _end_step(observed: list[FisherLayer], due: list[Site], learning: list[Site]
     warn_of_rejected(observed)
     blind = [site.fisher for site in learning if site.fisher.unseen]
     warn_of_unobserved([fisher for fisher in blind if "rejected" not in fisher.warned])
-    for site in due:
-        warn_of_frozen_bias(site.fisher, site.weight, site.bias)
     if due:
         _warn_of_averages([site.fisher for site in due])
     refresh_sites(due, known_optimizers())

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sngd_compile.fisher.carry_over import in_form
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.next_roots import next_roots, warn_once
 from sngd_compile.fisher.roots.base import Change, Root, copy_root_
 from sngd_compile.fisher.weight_map import as_matrices
 from sngd_compile.training.averaged_copies import followers_of
 from sngd_compile.training.change_guard import ChangeGuard, FunctionChangedError
-from sngd_compile.training.divided_states import LINEAR_STATES, linear_state, whole_states
+from sngd_compile.training.divided_states import LINEAR_STATES, whole_states
 from sngd_compile.training.intact import prime_of
 from sngd_compile.training.sharding import put_, whole
 from sngd_compile.training.transaction import all_or_nothing
@@ -42,12 +45,21 @@ class Site(Protocol):
         """The local Fisher layer."""
         ...
 
+    @property
+    def is_bias_joined(self) -> bool:
+        """Whether a step of the parameter of the weight moves the bias too, or the other way."""
+        ...
+
     def holds(self, weight: Tensor) -> bool:
-        """Say whether the site is whole, and its weight this one."""
+        """Say whether the site is as it was, and its weight this one."""
         ...
 
     def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
         """Give the layer another root; the function stays."""
+        ...
+
+    def part_bias_(self, optimizers: Iterable[Optimizer]) -> None:
+        """Give the bias coordinates of its own; the function stays."""
         ...
 
 
@@ -59,6 +71,11 @@ class LocalSite:
     weight_name: str
     bias_name: str | None
     fisher: FisherLayer
+    fisher_name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Put the name of the Fisher layer together once: every step asks for it."""
+        object.__setattr__(self, "fisher_name", f"{self.weight_name}_fisher")
 
     @property
     def weight(self) -> nn.Parameter:
@@ -71,21 +88,35 @@ class LocalSite:
         name = self.bias_name
         return None if name is None else prime_of(self.module, self.weight_name, name)
 
+    @property
+    def is_bias_joined(self) -> bool:
+        """Whether weight and bias share coordinates."""
+        return self.bias_name is not None and self.fisher.spec.has_bias
+
     def holds(self, weight: Tensor) -> bool:
-        """Say whether the module is still reconstructed, with this w' and this Fisher layer."""
+        """Say whether the module is still reconstructed, with this w' and this Fisher layer.
+
+        A bias that joins must not have been frozen since, nor thawed.
+        """
         # Asked at every step of every weight: so it looks no further, and raises nothing.
         own = self.module.__dict__
         parameters, children = own.get("_parameters") or {}, own.get("_modules") or {}
+        bias = weight if self.bias_name is None else parameters.get(self.bias_name)
         return (
             parameters.get(self.weight_name) is weight
-            and children.get(f"{self.weight_name}_fisher") is self.fisher
-            and (self.bias_name is None or parameters.get(self.bias_name) is not None)
+            and children.get(self.fisher_name) is self.fisher
+            and bias is not None
+            and (bias.requires_grad is weight.requires_grad or not self.fisher.spec.has_bias)
             and hasattr(self.module, "local_sites")
         )
 
     def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
         """Give the layer another root and move `w'` along, if that keeps the function."""
         change_root_(self, root, optimizers, ChangeGuard(self.fisher, self.weight, self.bias))
+
+    def part_bias_(self, optimizers: Iterable[Optimizer]) -> None:
+        """Give the bias coordinates of its own, see `change_form_`."""
+        change_form_(self, False, optimizers)
 
 
 def refresh_sites(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
@@ -174,11 +205,40 @@ def change_root_(
         if guard is not None:
             guard.check()
     for follower in followers_of(site.fisher):
-        take_over_(follower, root)
+        take_over_(follower, site.fisher)
+
+
+@torch.no_grad()
+def change_form_(site: LocalSite, joined: bool, optimizers: Iterable[Optimizer]) -> None:
+    """Let a bias join its weight, or part them: then no step of one moves the other.
+
+    Where they are apart, the local Fisher of the weight is that of its inputs without the 1 of the
+    bias, as if the bias had been left out by an override, and the bias takes plain steps. What was
+    observed stays, and the function does.
+
+    Source: docs/method.md, local Fishers. Tested by tests/training/test_bias_apart.py.
+    """
+    form = in_form(site.fisher, joined)
+    root = form.new_root(torch.float64)
+    copy_root_(root, form.root_buffers)
+    with all_or_nothing(_held(site, optimizers)):
+        _move_along_(site, root, optimizers)
+        site.fisher.become_(form)
+    site.fisher.ties.expect_change()
+    for follower in followers_of(site.fisher):
+        take_over_(follower, site.fisher)
 
 
 def _change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -> None:
     """Do what `change_root_` says, but for copies."""
+    _move_along_(site, root, optimizers)
+    # In place: compiled graphs and CUDA graphs hold these buffers.
+    copy_root_(site.fisher.root_buffers, root)
+    site.fisher.ties.expect_change()
+
+
+def _move_along_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -> None:
+    """Move all that lives in the coordinates of the present root to those of another."""
     dtype = next(root.buffers()).dtype
     layout = site.fisher.layout
     # What moves is read through the old root, so that is written over last.
@@ -189,28 +249,27 @@ def _change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) 
     # pass adds `g R^T` of the new one, and the sum must mean something.
     bias_gradient = None if site.bias is None else site.bias.grad
     move_(site, gradient, dtype, site.weight.grad, bias_gradient)
-    # A velocity is a sum of past steps of w', so it moves as w' does. Squares of gradients, as
-    # Adam keeps them, have no such map.
-    for name in LINEAR_STATES:
-        move_(site, step, dtype, *_states(site, name, list(optimizers)))
-    # In place: compiled graphs and CUDA graphs hold these buffers.
-    copy_root_(site.fisher.root_buffers, root)
-    site.fisher.ties.expect_change()
+    # A velocity is a sum of past steps of w', and an average or a slow copy one of past w': so
+    # they move as w' does. Squares of gradients, as Adam keeps them, have no such map.
+    for pair in _linear_states(site, list(optimizers)):
+        move_(site, step, dtype, *pair)
 
 
 def _held(site: LocalSite, optimizers: Iterable[Optimizer]) -> list[Tensor | None]:
     """List all that lives in the coordinates of a root, and the root."""
     parameters = (site.weight, site.bias)
     gradients = [None if p is None else p.grad for p in parameters]
-    states = [s for name in LINEAR_STATES for s in _states(site, name, list(optimizers))]
+    states = [state for pair in _linear_states(site, list(optimizers)) for state in pair]
     return [*parameters, *gradients, *states, *site.fisher.root_buffers.buffers()]
 
 
-def take_over_(site: LocalSite, root: Root) -> None:
+def take_over_(site: LocalSite, leader: FisherLayer) -> None:
     """Give a copy's layer the root of another, wherever that lies; the function stays."""
+    if site.fisher.spec.has_bias != leader.spec.has_bias:
+        change_form_(site, leader.spec.has_bias, ())
     # A copy of its own: a copied network may lie on another device or have another dtype.
-    own = site.fisher.new_root(next(root.buffers()).dtype)
-    copy_root_(own, root)
+    own = site.fisher.new_root(leader.root_buffers.dtype)
+    copy_root_(own, leader.root_buffers)
     change_root_(site, own, ())
 
 
@@ -246,9 +305,34 @@ def move_(
         put_(bias, moved_bias.reshape(bias.shape))
 
 
-def _states(
-    site: LocalSite, name: str, optimizers: list[Optimizer]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Find the optimizer states called `name` of the weight and of the bias."""
-    first, second = (linear_state(p, name, optimizers) for p in (site.weight, site.bias))
-    return first, second
+def _linear_states(
+    site: LocalSite, optimizers: Sequence[Optimizer]
+) -> list[tuple[Tensor | None, Tensor | None]]:
+    """Find the optimizer states of a weight and its bias that live in the coordinates of `w'`.
+
+    Whatever an optimizer calls it: what has the shape of the parameter and a negative number is no
+    square.
+    """
+    halves: list[dict[str, list[Tensor]]] = [defaultdict(list), defaultdict(list)]
+    for parameter, found in zip((site.weight, site.bias), halves, strict=True):
+        if parameter is None:
+            continue
+        for optimizer in optimizers:
+            for name, state in optimizer.state.get(parameter, {}).items():
+                if isinstance(state, Tensor) and _is_like(state, parameter):
+                    found[name].append(state)
+    # In order, since each optimizer may have both, and each half an optimizer of its own.
+    return [
+        (weight, bias)
+        for name in {**halves[0], **halves[1]}
+        for weight, bias in zip_longest(halves[0][name], halves[1][name])
+        if name in LINEAR_STATES or _is_signed(weight) or _is_signed(bias)
+    ]
+
+
+def _is_like(state: Tensor, parameter: Tensor) -> bool:
+    return state.shape == parameter.shape and state.is_floating_point()
+
+
+def _is_signed(state: Tensor | None) -> bool:
+    return state is not None and bool(whole((state < 0).any()))

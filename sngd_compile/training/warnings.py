@@ -6,11 +6,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from sngd_compile.fisher.average import OUTLIER
 from sngd_compile.fisher.layer import REJECTED, FisherLayer
-from sngd_compile.fisher.next_roots import warn_once, warn_once_of
+from sngd_compile.fisher.next_roots import warn_once_of
 
 
 def warn_of_rejected(fishers: Sequence[FisherLayer]) -> None:
@@ -75,15 +74,4 @@ def warn_of_unobserved(fishers: Sequence[FisherLayer]) -> None:
             f"{text}. Its steps are plain gradient descent. Leave it out with overrides, or add a "
             "rule (docs/add_a_rule.md); where torch.utils.checkpoint runs the layer, give it "
             "use_reentrant=False, since reentrant checkpointing hides its inputs",
-        )
-
-
-def warn_of_frozen_bias(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> None:
-    """Warn once by name of a bias that was frozen after it joined a weight that is trained."""
-    if bias is not None and weight.requires_grad and not bias.requires_grad:
-        warn_once(
-            fisher,
-            "frozen",
-            "its bias does not require a gradient and moves all the same, since it shares a local "
-            "Fisher with the weight. Freeze the bias before reconstruct: then they are apart",
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import sngd_compile as sngd
 from api import EVERY_STEP, apart, train
 from sngd_compile import Config, ConfigError, ModelError, SngdWarning
-from sngd_compile.backend.parameter_state import _carry_over_
+from sngd_compile.fisher.carry_over import carry_over_
 from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.layout import Layout
@@ -228,23 +228,30 @@ def test_a_swapped_use_adds_the_sketch_of_an_identity():
 
 
 @pytest.mark.parametrize("fisher", ["shared", "sketch", "diagonal"])
-def test_a_frame_without_the_bias_carries_over_what_it_can(fisher):
-    config = EVERY_STEP.replace(fisher=fisher, rank=4 if fisher == "sketch" else None)
+def test_a_form_without_the_bias_carries_over_what_was_seen(fisher):
+    # With as many columns as rows a sketch knows its factor.
+    config = EVERY_STEP.replace(fisher=fisher, rank=WIDTH + 1 if fisher == "sketch" else None)
     net = observed(rows(), config)
     old = net.weight_fisher
     spec = replace(old.spec, has_bias=False)
     new = FisherLayer("weight", spec, old.config, torch.device("cpu"))
-    _carry_over_(old, new)
+    carry_over_(old, new)
     assert new.schedule.steps == old.schedule.steps
-    if fisher == "sketch":  # its columns are those of another D
-        assert not new.rows_seen
-        assert not new.factor.any()
-        assert torch.equal(new.root, torch.eye(WIDTH))
-    else:
-        assert new.rows_seen == old.rows_seen
-        inner = moment_of(rows())[:-1, :-1] * (torch.eye(WIDTH) if fisher == "diagonal" else 1)
-        expected = inner + new.damping * torch.eye(WIDTH)
-        torch.testing.assert_close(new.metric(), expected, rtol=1e-9, atol=1e-10)
+    assert new.rows_seen == old.rows_seen
+    inner = moment_of(rows())[:-1, :-1] * (torch.eye(WIDTH) if fisher == "diagonal" else 1)
+    expected = inner + new.damping * torch.eye(WIDTH)
+    torch.testing.assert_close(new.metric(), expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("is_zero", [False, True])
+def test_a_sketch_without_the_bias_is_that_of_the_known_part(is_zero):
+    spec = observed(rows()).weight_fisher.spec
+    kind, omega = kind_of(spec), sketch_basis(WIDTH + 1, 4, torch.float64, torch.device("cpu"))
+    low = omega.new_zeros(WIDTH + 1, 3) if is_zero else rows(count=3, width=WIDTH + 1).T
+    moment = sketch_reference(low @ low.T, omega)  # of a rank that four columns know
+    less = sketch_basis(WIDTH, 4, torch.float64, torch.device("cpu"))
+    expected = sketch_reference(low[:-1] @ low[:-1].T, less)
+    torch.testing.assert_close(kind.without_bias(spec, moment), expected, rtol=1e-9, atol=1e-10)
 
 
 def test_a_transposed_use_carries_the_trace_over():
@@ -253,7 +260,7 @@ def test_a_transposed_use_carries_the_trace_over():
     assert layout.is_transposed != old.layout.is_transposed
     spec = replace(old.spec, layout=layout, has_bias=False)
     new = FisherLayer("weight", spec, old.config, torch.device("cpu"))
-    _carry_over_(old, new)
+    carry_over_(old, new)
     mean = moment_of(rows()).trace() / WIDTH
     omega = sketch_basis(new.size, min(4, new.size), torch.float64, torch.device("cpu"))
     expected = sketch_metric_reference(mean * torch.eye(new.size), omega, new.damping)

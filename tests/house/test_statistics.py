@@ -33,6 +33,7 @@ ALLOWED = {
     "kinds/base.py:large_eigenvalue": {"sum"},  # asked by a diagnosis, as those below
     "kinds/sketch.py:large_eigenvalue": {"@"},
     "kinds/sketch.py:trace": {"mean"},  # of the traces of groups
+    "kinds/sketch.py:without_bias": {"@", "sum"},  # a change of form, no observation
     "kinds/base.py:metric_of": {"inv", "@"},
     "roots/base.py:squared_norm": {"sum"},
     "kinds/kronecker.py:_traces_of": {"sum"},

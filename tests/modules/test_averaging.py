@@ -209,6 +209,51 @@ def test_an_average_that_does_not_follow_is_reported_once():
     assert len(caught) == len(sngd.fisher_layers(net))
 
 
+def test_an_average_that_begins_between_two_refreshes_is_reported_at_the_second():
+    net = sngd.reconstruct(mlp(), EVERY_STEP.replace(refresh_every=6))
+    optimizer = train(net, steps=2)
+    average = copy.deepcopy(net)
+
+    def go_on():
+        for step in range(2, 8):
+            train(net, optimizer, steps=1, first=step)
+            lerp_(average, net)
+
+    with pytest.warns(sngd.SngdWarning, match=r"sngd.follow\(copy, net\)"):
+        go_on()
+
+
+@pytest.mark.parametrize("noticed_by", ["fold", "step"])
+@pytest.mark.parametrize("config", FISHERS.values(), ids=FISHERS)
+def test_parameters_of_before_a_refresh_that_come_back_are_reported(config, noticed_by):
+    net = trained(config=config)
+    best, optimizer = copy.deepcopy(net), sgd(net)
+    train(net, optimizer)
+    for parameter, kept in zip(net.parameters(), best.parameters(), strict=True):
+        parameter.data.copy_(kept.data)
+    with pytest.warns(sngd.SngdWarning, match=r"0.weight.*: .* load_state_dict"):
+        sngd.fold(net) if noticed_by == "fold" else train(net, optimizer, steps=1)
+
+
+def test_a_whole_state_that_comes_back_is_not_reported():
+    net = trained()
+    best, optimizer = copy.deepcopy(net), sgd(net)
+    train(net, optimizer)
+    net.load_state_dict(best.state_dict())
+    assert apart(sngd.fold(net), best) < 1e-12
+    train(net, optimizer, steps=1)
+
+
+def test_a_copy_that_was_trained_is_no_average():
+    net = sngd.reconstruct(mlp(), EVERY_STEP)
+    twin = copy.deepcopy(net)
+    train(twin)  # its optimizer is gone by now
+    gc.collect()
+    train(net)
+    lerp_(twin, net)
+    train(net)
+
+
 def test_copies_that_are_loaded_trained_or_left_alone_are_not_reported():
     net = sngd.reconstruct(mlp(), EVERY_STEP)
     target, other, kept = (copy.deepcopy(net) for _ in range(3))

@@ -16,6 +16,7 @@ from sngd_compile.fisher.roots.cholesky import CholeskyRoot
 from sngd_compile.fisher.roots.sketch import SketchRoot
 from sngd_compile.fisher.roots.symmetric import SymmetricRoot
 from sngd_compile.layout import Layout
+from sngd_compile.modules import weight_gradients
 from sngd_compile.training import refresh
 
 WIDTH = ("tests/theorem/test_width.py", "-k", "divided")
@@ -214,3 +215,37 @@ def writes_are_lost() -> None:
 def every_root_is_taken() -> None:
     """A refresh that changes the function is not noticed."""
     refresh.ChangeGuard.check = lambda self: None  # type: ignore[method-assign]
+
+
+@caught_by(("tests/training/test_bias_apart.py", "-k", "shared"))
+def biases_are_never_parted() -> None:
+    """A bias shares the coordinates of its weight, however optimizers train the two."""
+    refresh.LocalSite.part_bias_ = lambda site, optimizers: None
+
+
+@caught_by(("tests/training/test_bias_apart.py", "-k", "parting"))
+def momentum_stays_when_biases_are_parted() -> None:
+    """A velocity keeps the coordinates that weight and bias had together."""
+
+    def change_form(original: Any, site: Any, joined: bool, optimizers: Any) -> None:
+        original(site, joined, ())
+
+    wrap(refresh, "change_form_", change_form)
+
+
+@caught_by(("tests/modules/test_not_the_parameter.py", "-k", "gradients"))
+def gradient_of_the_prime_for_that_of_the_weight() -> None:
+    """`torch.autograd.grad` by a weight gives the gradient of its parameter."""
+    weight_gradients.of_folded = lambda site, index, weight, bias: bias if index else weight
+
+
+@caught_by(("tests/training/test_foreign.py", "-k", "slow"))
+def other_states_stay() -> None:
+    """Only the momenta of torch's own optimizers move along at a refresh."""
+    refresh._is_signed = lambda state: False
+
+
+@caught_by(("tests/modules/test_portable_state.py", "-k", "plain_model"))
+def primes_in_files_for_plain_models() -> None:
+    """`save_pretrained` writes w' for w."""
+    sngd_compile.modules.reconstructed.is_for_plain_models = lambda: False

@@ -164,3 +164,51 @@ def test_optimizers_that_step_inside_the_backward_pass():
         net(batch(index)).square().mean().backward()
     train(reference, steps=7)
     assert apart(net, reference) < 1e-13
+
+
+class SlowWeights(torch.optim.SGD):
+    """SGD that keeps a slow copy of each parameter, and goes back to it every third step."""
+
+    def step(self, closure=None):
+        """Step, average, and now and then take the average."""
+        super().step(closure)
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                state = self.state[parameter]
+                slow = state.setdefault("slow", parameter.clone())
+                state["count"] = state.get("count", 0) + 1
+                slow.lerp_(parameter, 0.25)
+                if state["count"] % 3 == 0:
+                    parameter.copy_(slow)
+
+
+def test_a_slow_copy_in_the_state_of_an_optimizer_moves_along():
+    net = trained()
+    optimizer = SlowWeights(net.parameters(), lr=0.02)
+    train(net, optimizer, steps=1)
+
+    def slow_weights():
+        copied = sngd.reconstruct(mlp(), EVERY_STEP)
+        copied.load_state_dict(net.state_dict())
+        with torch.no_grad():
+            for own, parameter in zip(copied.parameters(), net.parameters(), strict=True):
+                own.copy_(optimizer.state[parameter]["slow"])
+        return sngd.fold(copied).state_dict()
+
+    before = slow_weights()
+    sngd.refresh_(net)
+    root = sngd.fisher_layers(net)["0.weight"].root
+    train(net, steps=2)
+    assert not torch.equal(root, sngd.fisher_layers(net)["0.weight"].root)
+    for name, weight in slow_weights().items():
+        torch.testing.assert_close(weight, before[name], rtol=1e-9, atol=1e-11)
+
+
+def test_squares_in_the_state_of_an_optimizer_stay():
+    net = trained()
+    with pytest.warns(SngdWarning, match="RMSprop"):
+        optimizer = train(net, torch.optim.RMSprop(net.parameters(), lr=1e-3))
+    squares = optimizer.state[net[0].weight_prime]["square_avg"]
+    before = squares.clone()
+    train(net, steps=3)
+    assert torch.equal(squares, before)

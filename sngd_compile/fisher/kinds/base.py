@@ -6,7 +6,7 @@ Legend: O outputs, K weights of one output, D = K + 1 with a bias (last), K with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar, Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sngd_compile.config import Config
 from sngd_compile.fisher.output_side import OutputSide
+from sngd_compile.fisher.roots.apart import ApartRoot
 from sngd_compile.fisher.roots.base import Root
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.statistics import Statistics
@@ -118,7 +119,7 @@ class FisherKind:
         return (*spec.lead, spec.size, spec.size)
 
     def first_root(self, spec: FisherSpec, dtype: torch.dtype, device: torch.device) -> Root:
-        """Return the root with which a Fisher layer starts, the identity."""
+        """Return the identity as a root of this kind."""
         return spec.new_root(spec.size, spec.has_bias, spec.layout.groups, dtype, device)
 
     def output_side(self, spec: FisherSpec, device: torch.device) -> OutputSide | None:
@@ -211,6 +212,10 @@ class FisherKind:
         """Return `(R^T R)^-1` `[*, D, D]`, of a root over the inputs in float64."""
         return metric_of(root.matrix())
 
+    def with_bias(self, spec: FisherSpec, joined: bool) -> FisherSpec:
+        """Return the record of a weight whose bias joins, or is mapped with it and left."""
+        return replace(spec, has_bias=joined, is_bias_apart=not joined)
+
     def without_bias(self, spec: FisherSpec, moment: Tensor) -> Tensor | None:
         """Return a sum or a factor of rows without their last 1; None where nothing tells it."""
         return moment[..., : spec.layout.width, : spec.layout.width]
@@ -284,3 +289,9 @@ def kind_of(spec: FisherSpec) -> FisherKind:
     """Return what the kind of a local Fisher means."""
     kind: FisherKind = KINDS[spec.kind]
     return kind
+
+
+def first_root(spec: FisherSpec, dtype: torch.dtype, device: torch.device) -> Root:
+    """Return the root with which a Fisher layer starts, the identity."""
+    root = kind_of(spec).first_root(spec, dtype, device)
+    return ApartRoot(root) if spec.is_bias_apart else root

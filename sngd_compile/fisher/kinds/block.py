@@ -80,9 +80,17 @@ class Block(FisherKind):
         dense = torch.stack([torch.block_diag(*of_group) for of_group in every])
         return dense.view(*spec.lead, spec.size, spec.size)
 
-    def without_bias(self, spec: FisherSpec, moment: Tensor) -> None:
-        """Say nothing: no frame that is compiled has blocks."""
-        return
+    def with_bias(self, spec: FisherSpec, joined: bool) -> FisherSpec:
+        """Give the last block one row more, or one less."""
+        *others, last = spec.blocks
+        blocks = (*others, last + joined - spec.has_bias)
+        return replace(super().with_bias(spec, joined), blocks=blocks)
+
+    def without_bias(self, spec: FisherSpec, moment: Tensor) -> Tensor:
+        """Take the last row and column of the last block away."""
+        square = spec.blocks[-1] ** 2
+        last = matrices(moment[..., -square:], spec.blocks[-1:])[0]
+        return torch.cat([moment[..., :-square], last[..., :-1, :-1].flatten(-2)], -1)
 
     def add_rows(
         self,

@@ -119,9 +119,29 @@ class Sketch(FisherKind):
         """Return l."""
         return _columns(spec)
 
-    def without_bias(self, spec: FisherSpec, moment: Tensor) -> None:
-        """Say that a sketch of fewer rows has other columns."""
-        return
+    def without_bias(self, spec: FisherSpec, moment: Tensor) -> Tensor | None:
+        """Sketch the Nystroem approximation without its last row and column.
+
+        A sketch of fewer rows has other columns, by which the rows that were seen cannot be
+        multiplied any more. This one serves until others are seen.
+        """
+        less = self.with_bias(spec, joined=False)
+        images, trace = moment[..., :-1, :].double(), moment[TRACE].double()
+        tiny = torch.finfo(torch.float32).tiny
+        shift = SHIFT * torch.finfo(moment.dtype).eps * torch.linalg.matrix_norm(images) + tiny
+        damping = trace.clamp_min(tiny)
+        # For its half of the approximation alone: the damping only scales that.
+        found = sngd_kernels.sketch_root_ex(
+            images, self._omega(spec, images), trace, damping, shift
+        )
+        if bool((found.info != 0).any()):
+            return None
+        half = found.basis / found.tail[..., None, None]
+        kept = half[..., :-1, :]
+        sketched_again = moment.new_zeros((*spec.lead, less.size + 1, _columns(less)))
+        sketched_again[..., :-1, :] = kept @ (kept.mT @ self._omega(less, images))
+        sketched_again[TRACE] = (trace - half[..., -1, :].square().sum(-1)).clamp_min(0)
+        return sketched_again
 
     def add_rows(
         self,

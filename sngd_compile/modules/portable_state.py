@@ -1,0 +1,139 @@
+"""States that other libraries load into plain models: their weights are `w`, not `w'`.
+
+`save_pretrained`, as transformers, diffusers and the Hugging Face hub have it, writes what
+`from_pretrained` loads into a plain model, which takes what it knows by name and leaves the rest.
+So what it gets are folded weights, with the Fisher layers beside them and a mark. A reconstructed
+network that loads it has its `w'` again, under the root that is in the file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+from weakref import WeakValueDictionary, ref
+
+import torch
+from torch import Tensor
+
+from sngd_compile.errors import ModelError
+from sngd_compile.fisher.roots.base import Root
+from sngd_compile.fisher.weight_map import as_matrices
+from sngd_compile.training.refresh import LocalSite, present_root
+from sngd_compile.training.sharding import is_sharded, whole
+
+SAVER = "save_pretrained"
+"""The name of the functions whose files are loaded into plain models."""
+
+MARK = "fisher.folded"
+"""Ends the key, after the name of a weight, that says of a state that the weight is folded."""
+
+State = MutableMapping[str, Any]
+
+
+class _Last:
+    """The state that was written last, and the folded weights in it, by their parameters."""
+
+    def __init__(self, state: Any = None) -> None:
+        self.state: Any = ref(state) if state is not None else lambda: None
+        self.folded: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+
+
+_last = _Last()
+
+
+def is_for_plain_models() -> bool:
+    """Say whether a state is asked for that a plain model will load."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == SAVER:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+@torch.no_grad()
+def fold_in_state_(site: LocalSite, state: State, prefix: str) -> None:
+    """Put the folded weight and bias of a site in the place of `w'` and `b'`.
+
+    Raises:
+        ModelError: The weight is sharded.
+    """
+    if is_sharded(site.weight):
+        raise ModelError(
+            f"{site.fisher.name} is sharded, so that no plain model can load what this process has "
+            "of it; gather the state, load it into one process, and save sngd.fold of that"
+        )
+    global _last
+    if _last.state() is not state:
+        _last = _Last(state)
+    root = present_root(site.fisher, torch.float64)
+    halves = zip((site.weight_name, site.bias_name), (site.weight, site.bias), strict=True)
+    values = _mapped(site, root.fold, site.weight, site.bias)
+    for (name, parameter), value in zip(halves, values, strict=True):
+        if name is not None and parameter is not None and value is not None:
+            # Names that share a parameter share the folded one, as savers find ties by memory.
+            state[f"{prefix}{name}"] = _last.folded.setdefault(id(parameter), value)
+    state[f"{prefix}{site.weight_name}_{MARK}"] = torch.ones((), dtype=torch.int64)
+
+
+@torch.no_grad()
+def unfold_in_state_(site: LocalSite, state: State, prefix: str) -> None:
+    """Put `w'` and `b'`, under the root in the state, in the place of a folded weight and bias."""
+    if state.pop(f"{prefix}{site.weight_name}_{MARK}", None) is None:
+        return
+    root = _root_of(site, state, f"{prefix}{site.weight_name}_fisher.root_buffers.")
+    names = [f"{prefix}{name}" for name in (site.weight_name, site.bias_name) if name is not None]
+    given = [state.get(name) for name in names]
+    shapes = [p.shape for p in (site.weight, site.bias) if p is not None]
+    if root is None or [getattr(value, "shape", None) for value in given] != shapes:
+        return  # loading says what does not fit
+    bias = given[1] if len(given) > 1 else None
+    values = _mapped(site, root.unfold, given[0], bias)  # type: ignore[arg-type]
+    state.update(zip(names, values, strict=False))
+
+
+def refuse_prime(site: LocalSite, state: State, prefix: str) -> None:
+    """Refuse `w'` that would be taken for `w`: a state without its Fisher layer holds weights.
+
+    Raises:
+        ModelError: The numbers are near the present `w'` and far from the present `w`.
+    """
+    given, prime = state.get(f"{prefix}{site.weight_name}"), site.weight.detach()
+    if not isinstance(given, Tensor) or given.is_meta or is_sharded(prime):
+        return
+    if given.shape != prime.shape:
+        return  # loading says so
+    weight = _mapped(site, present_root(site.fisher, torch.float64).fold, prime, site.bias)[0]
+    assert weight is not None
+    value = whole(given.detach()).to(prime)
+    from_prime, from_weight = ((value - other).norm() for other in (prime, weight))
+    if bool(from_prime < from_weight / 2) and bool((weight - prime).norm() > weight.norm() / 1000):
+        raise ModelError(
+            f"{site.fisher.name}: the state that is loaded has no Fisher layer, so its weights are "
+            "taken for ordinary ones, but these are near the parameter w' of this network and far "
+            "from its weight. Load the whole state_dict(); for an average of parameters call "
+            "sngd.follow(copy, net), or average the weights of sngd.fold(net)"
+        )
+
+
+def _mapped(
+    site: LocalSite, change: Any, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    layout = site.fisher.layout
+    found, found_bias = change(*as_matrices(layout, weight, bias, torch.float64))
+    changed = layout.parameter(found, weight.shape).to(weight.dtype).contiguous()
+    if bias is None or found_bias is None:
+        return changed, None
+    return changed, found_bias.reshape(bias.shape).to(bias.dtype)
+
+
+def _root_of(site: LocalSite, state: State, prefix: str) -> Root | None:
+    """Read a root from a state; None where a part is missing or of another shape."""
+    root = site.fisher.new_root(torch.float64)
+    for name, buffer in root.named_buffers():
+        given = state.get(prefix + name)
+        if not isinstance(given, Tensor) or given.shape != buffer.shape:
+            return None
+        buffer.copy_(given)
+    return root

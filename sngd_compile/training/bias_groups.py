@@ -1,0 +1,74 @@
+"""Whether optimizers train a weight and its bias in one way, so that they may share coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sngd_compile.training.refresh import Site
+
+Group = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The parameter groups of a weight and of its bias, which are two that say the same."""
+
+    defaults: dict[str, Any]
+    of_weight: Group
+    of_bias: Group
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether both groups are still stepped in one way."""
+        one, other = self.of_weight, self.of_bias
+        return all(_is_same(one.get(name), other.get(name)) for name in self.defaults)
+
+
+def part_biases_(
+    sites: Sequence[Site], stepping: Sequence[Optimizer], known: Sequence[Optimizer]
+) -> list[Pair]:
+    """Part each bias from its weight where optimizers do not train both in one way.
+
+    Args:
+        sites: Those whose weight or bias one of `stepping` has.
+        stepping: The optimizers that step now: one, or all of a backward pass.
+        known: Those whose states move along.
+
+    Returns:
+        The pairs of groups on which weights and biases that stay together depend.
+    """
+    found: dict[int, tuple[Optimizer, Group]] = {}
+    for optimizer in stepping:
+        for group in optimizer.param_groups:
+            found.update((id(parameter), (optimizer, group)) for parameter in group["params"])
+    pairs: dict[tuple[int, int], Pair] = {}
+    for site in sites:
+        if not site.is_bias_joined:
+            continue
+        pair = _pair(site, found)
+        if pair is None or not pair.is_alike:
+            site.part_bias_(known)
+        elif pair.of_weight is not pair.of_bias:
+            pairs[id(pair.of_weight), id(pair.of_bias)] = pair
+    return list(pairs.values())
+
+
+def _pair(site: Site, found: dict[int, tuple[Optimizer, Group]]) -> Pair | None:
+    """Return the groups of a weight and its bias; None where one has none, or another optimizer."""
+    weight, bias = found.get(id(site.weight)), found.get(id(site.bias))
+    trained = None if site.bias is None else site.bias.requires_grad
+    if weight is None or bias is None or site.weight.requires_grad is not trained:
+        return None
+    (optimizer, of_weight), (other, of_bias) = weight, bias
+    return Pair(optimizer.defaults, of_weight, of_bias) if type(optimizer) is type(other) else None
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Say whether two settings are equal; two tensors never, since a device would be waited for."""
+    is_tensor = isinstance(one, Tensor) or isinstance(other, Tensor)
+    return one is other or (not is_tensor and one == other)
