@@ -70,7 +70,9 @@ class _Observed(torch.autograd.Function):
         """Add the outer products of the gradient."""
         (g,) = gradients
         statistics = (ctx.sum, ctx.tally, ctx.gate)
-        torch.ops.sngd.observe_gradient_(*statistics, strided(g), ctx.rule, list(ctx.geometry))
+        # A compiler follows no question about the form of a gradient; it has made it strided.
+        shown = g if torch.compiler.is_compiling() else strided(g)
+        torch.ops.sngd.observe_gradient_(*statistics, shown, ctx.rule, list(ctx.geometry))
         return (g, None, None, None, None, None)
 
 

@@ -215,8 +215,13 @@ def _bind(optimizer: Optimizer) -> Binding:
 
 def is_descent(optimizer: Optimizer) -> bool:
     """Say whether an optimizer leaves gradients as they are, or lets one that it holds decide."""
+    return isinstance(optimizer, torch.optim.SGD) or len(_with_held(optimizer)) > 1
+
+
+def _with_held(optimizer: Optimizer) -> list[Optimizer]:
+    """Return an optimizer and those that it holds, which step inside its step."""
     held = tree_leaves(list(vars(optimizer).values()))
-    return isinstance(optimizer, torch.optim.SGD) or any(isinstance(v, Optimizer) for v in held)
+    return [optimizer, *(value for value in held if isinstance(value, Optimizer))]
 
 
 def _stepped_by(binding: Binding) -> list[Site]:
@@ -239,7 +244,7 @@ def _stepped_by(binding: Binding) -> list[Site]:
 def _settle_biases(optimizer: Optimizer, binding: Binding, sites: list[Site]) -> None:
     """Part the biases that are not trained as their weights are."""
     if backward_pass() == OUTSIDE_BACKWARD:
-        binding.pairs.extend(part_biases_(sites, [optimizer], known_optimizers()))
+        binding.pairs.extend(part_biases_(sites, _with_held(optimizer), known_optimizers()))
         return
 
     # Each of many optimizers has its own parameter then, and the last of them has not stepped yet.

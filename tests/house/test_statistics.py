@@ -37,6 +37,7 @@ ALLOWED = {
     "kinds/base.py:metric_of": {"inv", "@"},
     "roots/base.py:squared_norm": {"sum"},
     "kinds/kronecker.py:_traces_of": {"sum"},
+    "fisher/output_side.py:_trace": {"sum"},
     "kinds/kronecker.py:damped": {"mean"},  # of the traces of groups
     "roots/symmetric.py:fold": {"@"},  # applies a root, finds none
 }

@@ -53,13 +53,13 @@ class SketchRoot(FactorRoot):
         self.register_buffer("middle", shape.full(0.0, columns, columns))
         self.register_buffer("inverse_middle", shape.full(0.0, columns, columns))
         self.register_buffer("tail", shape.full(1.0, 1))
-        self._known: tuple[Tensor, int, int] | None = None
+        self.known_columns: tuple[Tensor, int, int] | None = None
 
     @property
     def columns(self) -> int:
         """Columns of B that need to be multiplied; l, if others may have written to it."""
-        if not torch.compiler.is_compiling() and self._known is not None:
-            basis, version, columns = self._known
+        if not torch.compiler.is_compiling() and self.known_columns is not None:
+            basis, version, columns = self.known_columns
             if basis is self._buffers["basis"] and version == version_of(basis):
                 return columns
         return self.basis.shape[-1]
@@ -68,7 +68,7 @@ class SketchRoot(FactorRoot):
         """Copy it with what is known of its columns: numbers of copies are equal to the bit."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy({**self.__dict__, "_known": None}, memo))
+        copied.__dict__.update(copy.deepcopy({**self.__dict__, "known_columns": None}, memo))
         copied.note_columns(self.columns)
         return copied
 
@@ -81,9 +81,9 @@ class SketchRoot(FactorRoot):
 
     def note_columns(self, columns: int) -> None:
         """Remember that the columns behind these are zeros, until somebody writes to B."""
-        self._known = None
+        self.known_columns = None
         if not self.basis.is_inference():  # which counts no versions
-            self._known = (self.basis, version_of(self.basis), columns)
+            self.known_columns = (self.basis, version_of(self.basis), columns)
 
     @classmethod
     def decompose(cls, damped: Tensor, roots: Sequence[Any]) -> Decomposition:
