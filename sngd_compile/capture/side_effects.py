@@ -137,7 +137,7 @@ class Watch:
         if code in self.marked:
             raise FunctionWithoutProxiesError(f"its forward calls {code.co_name}()")
         if self._is_user(frame):
-            if _names_draws_of_numpy(frame):
+            if names_draws_of_numpy(frame):
                 refuse_draws()
             refuse_code(code)
             _refuse_identity_tests(frame, at_return=False)
@@ -213,7 +213,7 @@ def refuse_draws() -> None:
     raise UncapturableError("its forward draws random numbers")
 
 
-def _names_draws_of_numpy(frame: FrameType) -> bool:
+def names_draws_of_numpy(frame: FrameType) -> bool:
     """Say whether a function names numpy's global generator, whose calls no hook sees."""
     names = frame.f_code.co_names
     numpy = sys.modules.get("numpy")

@@ -23,7 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from sngd_compile.capture.bytecode import EFFECTS, is_of_torch, words
-from sngd_compile.capture.side_effects import PURE, module_of, outer_values, refuse_draws
+from sngd_compile.capture.side_effects import (
+    PURE,
+    module_of,
+    names_draws_of_numpy,
+    outer_values,
+    refuse_draws,
+)
 from sngd_compile.capture.twin import copied
 from sngd_compile.torch_private import IGNORING_SUBCLASS, NoDraws
 
@@ -313,6 +319,8 @@ class _Unharmed:
 
     def _event(self, frame: FrameType, event: str, argument: Any) -> None:
         if event == "call" and not _is_library(frame):
+            if names_draws_of_numpy(frame):
+                raise PathEnd("it draws random numbers of numpy")
             for _, value in outer_values(frame):
                 if type(value) in (dict, list, set, deque):  # others have ways of their own
                     self.kept.setdefault(id(value), (value, _members(value)))

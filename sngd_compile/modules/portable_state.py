@@ -100,7 +100,7 @@ def refuse_prime(site: LocalSite, state: State, prefix: str) -> None:
         ModelError: The numbers are near the present `w'` and far from the present `w`.
     """
     given, prime = state.get(f"{prefix}{site.weight_name}"), site.weight.detach()
-    if not isinstance(given, Tensor) or given.is_meta or is_sharded(prime):
+    if not isinstance(given, Tensor) or given.is_meta or prime.is_meta or is_sharded(prime):
         return
     if given.shape != prime.shape:
         return  # loading says so

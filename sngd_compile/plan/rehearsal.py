@@ -234,7 +234,8 @@ class Rehearsal(TorchFunctionMode):
                 weight.fisher.composite = True
             return self.paths.unknown()
         rule = rule_for(func)
-        use: Any = intercepted_use(func, args, kwargs, weights) if rule else ""
+        known = [_numbers(value) for value in args], {k: _numbers(v) for k, v in kwargs.items()}
+        use: Any = intercepted_use(func, *known, weights) if rule else ""
         for weight in weights:
             if rule is None or isinstance(use, str):
                 reason = _reason(func, use, len(weights) == len(_tensors(args, kwargs)))
@@ -327,6 +328,12 @@ def _of_parameter(layout: Layout, shape: Sequence[int], group: int | None) -> La
 
 def _bare(arguments: Any) -> Any:
     return tree_map_only(Watched, bare, arguments)
+
+
+def _numbers(value: Any) -> Any:
+    """Return sizes that a forward computes as numbers, as it will have them when it runs."""
+    is_sizes = isinstance(value, list | tuple) and all(isinstance(v, Unknown | int) for v in value)
+    return [int(size) for size in value] if is_sizes else value
 
 
 def _tensors(*arguments: Any) -> list[Tensor]:

@@ -321,7 +321,7 @@ def _end_step(observed: list[FisherLayer], due: list[Site], learning: list[Site]
     warn_of_unobserved([fisher for fisher in blind if "rejected" not in fisher.warned])
     if due:
         _warn_of_averages([site.fisher for site in due])
-    refresh_sites(due, known_optimizers())
+        refresh_sites(due, known_optimizers())
 
 
 def _warn_of_averages(leaders: list[FisherLayer]) -> None:

@@ -108,6 +108,7 @@ def test_what_measures_the_outputs_itself_does_not_read_it():
 
 
 def test_a_compiled_model_takes_it_too():
+    torch._dynamo.reset()
     torch.manual_seed(0)
     model = mlp()
     net = sngd.reconstruct(model, Config(over_outputs="mean", max_rows=None))

@@ -308,6 +308,7 @@ def test_the_report_shows_it():
 
 
 def test_a_compiled_network_goes_on():
+    torch._dynamo.reset()
     net = sngd.reconstruct(mlp(), EVERY_STEP)
     twin = copy.deepcopy(net)
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
