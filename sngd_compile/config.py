@@ -16,6 +16,9 @@ Activation = Literal["auto", "relu", "tanh", "sigmoid", "elu", "gelu", "silu"]
 RANK = 48
 """Columns of a sketch, where nothing else is said."""
 
+NYSTROM = "nystrom"
+"""The root of a sketch, by its name in `Config.root`: of no factor that is kept whole."""
+
 _LARGEST = 2**62  # steps and seeds travel in int64 tensors
 
 
@@ -75,7 +78,9 @@ class Config:
         root: "cholesky" (triangular, exact and cheap) or "symmetric" (`G^(-1/2)` by eigh,
             the paper's root), or the same by iteration, "denman_beavers", with eigh where it does
             not converge. The trajectory is the same. But for "cholesky", they ask for an exact
-            factor, however wide a layer is, while it is within `memory_budget`. One file in
+            factor, however wide a layer is, while it is within `memory_budget`. "nystrom" asks for
+            a sketch of `rank` columns, however narrow; kinds other than "shared" have "cholesky"
+            then, and the plan says so. One file in
             `sngd_compile/fisher/roots/` adds a root.
         rank: l, columns of the sketch that a layer keeps whose D is above 4 l; integer >= 1, or
             None: every factor is exact, while it is within `memory_budget`.
@@ -135,7 +140,7 @@ class Config:
         _require(self, "max_rows", valid, expected)
         rank = self.rank is None or _is_integer(self.rank, 1)
         _require(self, "rank", rank, f"an integer in {_range(1)} or None (exact factors)")
-        names_of = {"fisher": tuple(KINDS), "root": tuple(ROOTS)}
+        names_of = {"fisher": tuple(KINDS), "root": (*ROOTS, NYSTROM)}
         names_of |= {"over_outputs": get_args(OverOutputs), "activation": get_args(Activation)}
         for name, names in names_of.items():
             known = isinstance(getattr(self, name), str) and getattr(self, name) in names
@@ -177,6 +182,11 @@ class Config:
         Source: docs/decisions/0019-one-rate.md; `make bench-one-rate`.
         """
         return cls(over_outputs="mean", damping_rel_trace=3e-2, refresh_every=20, observe_every=5)
+
+    @property
+    def exact_root(self) -> str:
+        """Kind of root of a factor that is kept whole."""
+        return type(self).root if self.root == NYSTROM else self.root
 
     def replace(self, **changes: Any) -> Config:
         """Return a copy with some fields changed, checked again.

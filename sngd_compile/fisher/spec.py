@@ -86,7 +86,7 @@ class FisherSpec:
             layout,
             has_bias,
             kind,
-            config.root,
+            config.exact_root,
             torch.promote_types(dtype, torch.float32),
             scale=1.0 / layout.all_outputs if is_mean else 1.0,
         )

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from sngd_compile.config import Config
+from sngd_compile.config import NYSTROM, Config
 from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.kinds.diagonal import Diagonal
 from sngd_compile.fisher.kinds.shared import Shared
+from sngd_compile.fisher.kinds.sketch import Sketch
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.layout import Layout
 from sngd_compile.plan.matching import Found
 from sngd_compile.plan.parameter_uses import Occurrence, WeightUses
 from sngd_compile.plan.reasons import PLAIN, UNUSED
-from sngd_compile.plan.records import GraphUse, Site
+from sngd_compile.plan.records import GraphUse, Site, noted_together
 from sngd_compile.rules import RULES, Planned
 
 
@@ -106,6 +107,9 @@ def _site(kind: str, has_bias: bool, uses: WeightUses) -> Site:
         note = f'fisher = "{kind}" is unavailable here; using "{Shared.name}": {choice}'
     else:
         spec, note = choice.spec, choice.note
+    if config.root == NYSTROM and not (spec.kind == Sketch.name or spec.is_diagonal):
+        theirs = f'root = "{NYSTROM}" is that of a sketch; "{spec.kind}" has "{spec.root}"'
+        note = noted_together(note, theirs)
     return Site((), tuple(uses.weight.shape), spec, uses.rule, config, note)
 
 

@@ -265,3 +265,16 @@ def test_a_transposed_use_carries_the_trace_over():
     omega = sketch_basis(new.size, min(4, new.size), torch.float64, torch.device("cpu"))
     expected = sketch_metric_reference(mean * torch.eye(new.size), omega, new.damping)
     torch.testing.assert_close(new.metric(), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_the_root_of_nystroem_asks_for_a_sketch_by_its_name():
+    config = EVERY_STEP.replace(root="nystrom", rank=4)
+    named, kind = (observed(rows(), c) for c in (config, SKETCH))
+    assert named.weight_fisher.kind == "sketch"
+    torch.testing.assert_close(named.weight_fisher.metric(), kind.weight_fisher.metric())
+    narrow = sngd.explain(nn.Linear(3, 2), Config(root="nystrom")).sites[0]
+    assert (narrow.kind, narrow.spec.rank, narrow.note) == ("sketch", 4, "")
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    (unit,) = sngd.explain(model, Config(root="nystrom", fisher="unit")).sites
+    assert (unit.kind, unit.spec.root) == ("unit", "cholesky")
+    assert '"nystrom" is that of a sketch' in unit.note

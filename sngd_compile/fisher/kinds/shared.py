@@ -1,6 +1,6 @@
 """`E[x~ x~^T]`: one matrix over the inputs of a layer, for all its outputs."""
 
-from sngd_compile.config import Config
+from sngd_compile.config import NYSTROM, RANK, Config
 from sngd_compile.fisher.kinds.base import Choice, FisherKind, Uses
 from sngd_compile.fisher.kinds.sketch import sketched
 from sngd_compile.fisher.spec import FisherSpec
@@ -32,6 +32,8 @@ class Shared(FisherKind):
 def exact_or_sketch(spec: FisherSpec, config: Config) -> FisherSpec:
     """Return the record of an exact factor, or of a sketch where a layer is wide."""
     rank = config.rank
+    if config.root == NYSTROM:
+        return sketched(spec, rank or RANK)
     if rank is None or spec.size <= NARROW * rank or config.root != Config.root:
         return spec
     return sketched(spec, rank)

@@ -1,6 +1,7 @@
 """The root of a factor of which a sketch is known: two skinny products, and nothing of D x D.
 
-It has no name in `Config.root`: a sketch has this root, whatever is configured.
+A sketch has this root, whatever is configured; `Config.root` asks for a sketch by its name,
+"nystrom".
 """
 
 from __future__ import annotations
