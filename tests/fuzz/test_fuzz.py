@@ -31,15 +31,10 @@ def warnings_of_its_own() -> Iterator[None]:
         yield
 
 
-def plain_error(training: Training) -> BaseException | None:
-    """Return what the plain network raises in the same training."""
-    net, optimizer = training.start(training.model())
-    try:
-        for x in training.stream():
-            training.step(net, optimizer, x)
-    except Exception as error:
-        return error
-    return None
+def plain_errors(training: Training) -> list[type]:
+    """Name what the plain network raises in each step of the same training."""
+    run = training.start(training.model())
+    return [type(raised_by(training, run, x)) for x in training.stream()]
 
 
 def started(training: Training) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -50,18 +45,27 @@ def started(training: Training) -> tuple[nn.Module, torch.optim.Optimizer]:
     return net, optimizer
 
 
+def raised_by(training: Training, run: tuple, x: Tensor) -> Exception | None:
+    """Take a step, and return what it raised."""
+    try:
+        training.step(*run, x)
+    except Exception as error:
+        return error
+    return None
+
+
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, training: Training) -> list[float]:
     """Take all steps that the plain network would take; return their losses."""
     losses = []
-    try:
-        for x in training.stream():
+    for number, x in enumerate(training.stream()):
+        try:
             losses.append(training.step(net, optimizer, x))
-    except SngdError as error:
-        event(f"refused: {type(error).__name__}")
-    except Exception as error:
-        if type(plain_error(training)) is not type(error):
-            raise
-        event(f"as the plain network: {type(error).__name__}")
+        except SngdError as error:
+            event(f"refused: {type(error).__name__}")
+        except Exception as error:
+            if type(error) is not plain_errors(training)[number]:
+                raise
+            event(f"as the plain network: {type(error).__name__}")
     return losses
 
 
@@ -135,12 +139,11 @@ def test_the_folded_network_computes_the_same(training):
 def test_what_is_resumed_goes_on_exactly_alike(training, way, place):
     net, optimizer = started(training)
     runs = [(net, optimizer)]
-    with suppress(Exception):
-        for number, x in enumerate(training.stream()):
-            if number == place:
-                runs.append(WAYS[way](net, optimizer, training))
-            for run in runs:
-                training.step(*run, x)
+    for number, x in enumerate(training.stream()):
+        if number == place:
+            runs.append(WAYS[way](net, optimizer, training))
+        errors = {type(raised_by(training, run, x)) for run in runs}
+        assert len(errors) == 1, f"one run raises what the other does not: {errors}"
     for resumed, state in runs[1:]:
         torch.testing.assert_close(
             resumed.state_dict(), net.state_dict(), rtol=0, atol=0, equal_nan=True
