@@ -14,7 +14,7 @@ BENCHMARK := PYTHONPATH=benchmarks:examples $(PY) -m
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch test-slow nightly test-interpreter test-gpu test-triton-matrix lint format types docs bench
+.PHONY: help demo test test-torch test-slow nightly fuzz test-interpreter test-gpu test-triton-matrix lint format types docs bench
 .PHONY: bench-peers bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
 .PHONY: bench-gpu bench-gpu-steps bench-layers bench-compiled
 .PHONY: kernel-table mutants mutants-only wheel check clean FORCE
@@ -50,6 +50,9 @@ test-slow: $(STAMP)  ## the tests, slow ones too: most compile, or start process
 nightly: $(STAMP)  ## every test, nightly ones too, with many random networks
 	$(PYTEST) $(SHARED_OUT) -m '' --hypothesis-profile nightly $(ARGS)
 	$(INTERPRET) -m '' $(ARGS)
+
+fuzz: $(STAMP)  ## 11,200 random trainings, other ones each time; what they met, and what broke
+	$(PYTEST) $(SHARED_OUT) tests/fuzz --hypothesis-profile fuzz --hypothesis-show-statistics $(ARGS)
 
 # Triton reads TRITON_INTERPRET when it is imported: one process is one mode.
 INTERPRET = TRITON_INTERPRET=1 $(PYTEST) $(SHARED_OUT) tests/ops/interpreter

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from compile_cache import own_compile_cache
 
@@ -32,9 +32,11 @@ def pytest_sessionfinish(exitstatus: int) -> None:
 
 # How many examples hypothesis draws: make test and make check draw the same ones on each run.
 SAME = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-settings.register_profile("test", SAME, max_examples=10)
+# make test does not look for the smallest example that fails, which takes minutes; the others do.
+settings.register_profile("test", SAME, max_examples=10, phases=[Phase.explicit, Phase.generate])
 settings.register_profile("check", SAME, max_examples=50)
 settings.register_profile("nightly", SAME, max_examples=1000, derandomize=False)
+settings.register_profile("fuzz", SAME, max_examples=400, derandomize=False)
 settings.load_profile("test")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -281,17 +281,14 @@ class FisherLayer(WideBuffers):
         self.ties.copies.add(copied)
         return copied
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        """Take a checkpoint of whichever API: the one way in, which checks it first.
+    def require_sound(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Look at all tensors of a checkpoint before any is taken, of the weight neither.
 
         Raises:
             ModelError: A tensor has another shape, or a number that is not finite, or the counts of
-                steps are none. Nothing of this layer is changed then.
+                steps are none.
         """
-        # All are looked at before any is taken: a layer half loaded would have a root that belongs
-        # to another factor.
+        # A layer half loaded would have a root that belongs to another factor, or to another w'.
         for key, own in self.state_dict().items():
             given = state_dict.get(prefix + key)
             if given is None or (mismatch := _mismatch(given, own, key == EXTRA_STATE)) is None:
@@ -300,6 +297,12 @@ class FisherLayer(WideBuffers):
                 f"{self.name}: {key} of the checkpoint {mismatch}, so nothing of its local Fisher "
                 "is loaded; the file is damaged, or of another network"
             )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take a checkpoint of whichever API: the one way in, which checks it first."""
+        self.require_sound(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.share_all_()
 

@@ -220,11 +220,11 @@ class Reconstructed(nn.Module):
             fisher_prefix = f"{prefix}{site.weight_name}_fisher."
             if any(key.startswith(fisher_prefix) for key in state_dict):
                 self._take_form_of(site, fisher_prefix, state_dict)
+                site.fisher.require_sound(state_dict, fisher_prefix)  # before w' is taken
                 unfold_in_state_(site, state_dict, prefix)
                 continue
-            pair = (site.weight_name, site.bias_name)
             # A partial checkpoint may hold neither: then w' stays, and with it its root.
-            if any(name and f"{prefix}{name}" in state_dict for name in pair):
+            if any(n and f"{prefix}{n}" in state_dict for n in (site.weight_name, site.bias_name)):
                 refuse_prime(site, state_dict, prefix)
                 reset_(site)
             # A weight that is assigned brings its device along, as onto a network made on meta.

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ["help", "demo", "test", "test-slow", "nightly", "test-interpreter", "test-gpu"]
+TARGETS = ["help", "demo", "test", "test-slow", "nightly", "fuzz", "test-interpreter", "test-gpu"]
 TARGETS += ["test-triton-matrix"]
 TARGETS += [
     "lint",

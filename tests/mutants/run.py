@@ -28,6 +28,7 @@ from rich.table import Table
 
 import diagnosis_bugs
 import fisher_kind_bugs
+import fuzz_bugs
 import layer_bugs
 import output_bugs
 import pass_bugs
@@ -40,6 +41,7 @@ from bug import BUGS, Bug
 __all__ = [
     "diagnosis_bugs",
     "fisher_kind_bugs",
+    "fuzz_bugs",
     "layer_bugs",
     "output_bugs",
     "pass_bugs",

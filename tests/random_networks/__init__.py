@@ -59,6 +59,27 @@ class Squared(nn.Bilinear):
         return super().forward(x, torch.tanh(x))
 
 
+class Looked(nn.Embedding):
+    """A table that is read at what the numbers round to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the rows that the first feature selects."""
+        tokens = (x[..., 0].nan_to_num().clamp(-99, 99) * 4).long() % self.num_embeddings
+        return x + super().forward(tokens)
+
+
+class Tied(nn.Module):
+    """One weight for the way in and the way out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Go in, and back by the transpose."""
+        return F.linear(torch.tanh(self.inner(x)), self.inner.weight.mT)
+
+
 def product(own: nn.Module, x: Tensor) -> Tensor:
     """Multiply from the left, scale and shift."""
     return (x @ own.matrix) * own.gain + own.shift
@@ -77,11 +98,33 @@ def choice(own: nn.Module, x: Tensor) -> Tensor:
     return F.linear(x, own.matrix) * own.gain
 
 
+def viewed(own: nn.Module, x: Tensor) -> Tensor:
+    """Reach the weight by way of another shape."""
+    return F.linear(x, own.matrix.view(-1).view(WIDTH, WIDTH), own.shift) * own.gain
+
+
 LAYERS: dict[str, Network] = {
     "linear": lambda: nn.Linear(WIDTH, WIDTH),
     "linear without bias": lambda: nn.Linear(WIDTH, WIDTH, bias=False),
     "convolution": lambda: OverChannels(nn.Conv1d(WIDTH, WIDTH, 3, padding=1)),
     "grouped": lambda: OverChannels(nn.Conv1d(WIDTH, WIDTH, 3, padding="same", groups=2)),
+    "strided": lambda: OverChannels(
+        nn.Sequential(
+            nn.Conv1d(WIDTH, WIDTH, 3, stride=2, padding=1),
+            nn.ConvTranspose1d(WIDTH, WIDTH, 3, stride=2, padding=1),
+        )
+    ),
+    "reflected": lambda: OverChannels(
+        nn.Conv1d(WIDTH, WIDTH, 3, padding=1, padding_mode="reflect")
+    ),
+    "circular": lambda: OverChannels(
+        nn.Conv1d(WIDTH, WIDTH, 3, padding=2, dilation=2, padding_mode="circular", groups=3)
+    ),
+    "image": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, -1)), nn.Conv2d(1, 1, 3, padding=1), nn.Flatten(1, 2)
+    ),
+    "embedding": lambda: Looked(7, WIDTH),
+    "tied": Tied,
     "transposed": lambda: OverChannels(nn.ConvTranspose1d(WIDTH, WIDTH, 3, padding=1, groups=3)),
     "layer norm": lambda: nn.LayerNorm(WIDTH),
     "rms norm": lambda: nn.RMSNorm(WIDTH),
@@ -96,6 +139,7 @@ LAYERS: dict[str, Network] = {
     "product": lambda: Own(product),
     "contraction": lambda: Own(contraction),
     "choice": lambda: Own(choice),
+    "viewed": lambda: Own(viewed),
     "tanh": nn.Tanh,
 }
 

@@ -6,29 +6,14 @@ from itertools import count
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import sngd_compile as sngd
+from api.interruption import StrikeAt
 from sngd_compile import Config
 from sngd_compile.fisher.weight_map import visibly_mapped
 
 pytestmark = pytest.mark.usefixtures("float64")
 X = torch.randn(30, 5, dtype=torch.float64)
-
-
-class StrikeAt(TorchDispatchMode):
-    """Raises at one operation of many."""
-
-    def __init__(self, number: int, error: BaseException) -> None:
-        super().__init__()
-        self.left, self.error = number, error
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        """Run it, or raise."""
-        self.left -= 1
-        if self.left == 0:
-            raise self.error
-        return function(*args, **(kwargs or {}))
 
 
 def prepared(config: Config) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -1,0 +1,58 @@
+"""A state that is damaged is refused by the name of its layer, before a weight has changed."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import sngd_compile as sngd
+from api import mlp, train, trained
+from sngd_compile import ModelError
+from sngd_compile.registry import KINDS
+
+pytestmark = pytest.mark.usefixtures("float64")
+DAMAGES: dict[str, Callable[[Tensor], object]] = {
+    "another shape": lambda tensor: tensor.new_zeros(*tensor.shape, 2),
+    "no tensor": lambda tensor: "evil",
+    "not a number": lambda tensor: tensor * float("nan"),
+}
+
+
+def keys_of(state: dict[str, Tensor], layer: str) -> list[str]:
+    """All of a Fisher layer that are numbers; steps and seeds are counts."""
+    inside = [key for key in state if key.startswith(f"{layer}.weight_fisher.")]
+    return [key for key in inside if state[key].is_floating_point()]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("fisher", sorted(KINDS))
+def test_a_network_refuses_it_and_computes_what_it_did(fisher, damage):
+    config = sngd.Config(fisher=fisher, observe_every=1, early_refreshes=(1, 3))
+    net, other = trained(mlp(), config), trained(mlp(), config)
+    train(other)
+    for key in keys_of(net.state_dict(), "2"):
+        state = copy.deepcopy(other.state_dict())
+        state[key] = DAMAGES[damage](state[key])
+        kept = copy.deepcopy(net)
+        with pytest.raises(ModelError, match=r"^2\.weight: .*damaged, or of another network"):
+            kept.load_state_dict(state)
+        for name, value in net[2].state_dict().items():
+            assert torch.equal(kept[2].state_dict()[name], value), f"{key} damaged, {name} changed"
+
+
+def test_the_state_beside_a_compiled_model_is_taken_whole_or_not_at_all():
+    model = mlp()
+    train(torch.compile(model, backend="sngd", options={"inner_backend": "eager"}))
+    good = sngd.state_dict(model)
+    (key,) = [key for key in good["2.weight"]["fisher"] if key.endswith("factor")]
+    for damage in DAMAGES.values():
+        state = copy.deepcopy(good)
+        state["0.weight"]["fisher"] = {k: 2 * v for k, v in state["0.weight"]["fisher"].items()}
+        state["2.weight"]["fisher"][key] = damage(good["2.weight"]["fisher"][key])
+        with pytest.raises(ModelError, match=r"2\.weight"):
+            sngd.load_state_dict(model, state)
+        for name, entry in sngd.state_dict(model).items():
+            for part, value in entry["fisher"].items():
+                assert torch.equal(value, good[name]["fisher"][part])

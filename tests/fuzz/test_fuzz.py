@@ -1,0 +1,198 @@
+"""What holds whatever is trained, on whatever batches, wherever it is interrupted."""
+
+import copy
+import gc
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+import torch
+from hypothesis import event, given, note, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import sngd_compile as sngd
+from api.interruption import StrikeAt
+from fuzz import OPTIMIZERS, WAYS, Training, loss, note_kinds, trainings
+from sngd_compile import SngdError, SngdWarning
+
+many = settings(max_examples=4 * settings().max_examples)
+ALLOWED = {"float64": 1e-5, "float32": 2e-3, "bfloat16": 0.2}
+"""Share of a weight that a refresh may change; the guard's bound on the largest layer."""
+
+
+@pytest.fixture(autouse=True)
+def warnings_of_its_own() -> Iterator[None]:
+    """A hostile training is warned of; of what, other tests ask."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SngdWarning)
+        yield
+
+
+def plain_errors(training: Training) -> list[type]:
+    """Name what the plain network raises in each step of the same training."""
+    run = training.start(training.model())
+    return [type(raised_by(training, run, x)) for x in training.stream()]
+
+
+def started(training: Training) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Begin, and show in a failing example what was trained."""
+    net, optimizer = training.start()
+    note(str(net))
+    note_kinds(net)
+    return net, optimizer
+
+
+def raised_by(training: Training, run: tuple, x: Tensor) -> Exception | None:
+    """Take a step, and return what it raised."""
+    try:
+        training.step(*run, x)
+    except Exception as error:
+        return error
+    return None
+
+
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, training: Training) -> list[float]:
+    """Take all steps that the plain network would take; return their losses."""
+    losses = []
+    for number, x in enumerate(training.stream()):
+        try:
+            losses.append(training.step(net, optimizer, x))
+        except SngdError as error:
+            event(f"refused: {type(error).__name__}")
+        except Exception as error:
+            if type(error) is not plain_errors(training)[number]:
+                raise
+            event(f"as the plain network: {type(error).__name__}")
+    return losses
+
+
+def finite(values: list[Tensor]) -> bool:
+    return all(bool(value.isfinite().all()) for value in values)
+
+
+@many
+@given(trainings())
+def test_only_what_the_plain_network_raises_is_raised(training):
+    train(*started(training), training)
+
+
+@many
+@given(trainings())
+def test_finite_losses_leave_finite_weights(training):
+    net, optimizer = started(training)
+    losses = train(net, optimizer, training)
+    if all(map(math.isfinite, losses)):
+        assert finite(list(sngd.fold(net).parameters())), "a folded weight is not finite"
+        assert finite(list(net.parameters())), "w' is not finite, though the folded weights are"
+
+
+@many
+@given(trainings())
+def test_a_refresh_keeps_every_weight_or_the_old_root(training):
+    net, optimizer = started(training)
+    sites = [list(site.places[0].parameter_names) for site in sngd.explain(net).sites]
+    for x in training.stream():
+        with suppress(Exception):
+            training.step(net, optimizer, x)
+            training.backward(net, x)
+        before = sngd.fold(net).state_dict()
+        if not finite(list(before.values())):
+            return
+        sngd.refresh_(net)
+        after = sngd.fold(net).state_dict()
+        for names in sites:
+            old, new = (
+                torch.cat([w[n].flatten().double() for n in names]) for w in (before, after)
+            )
+            change, size = float((new - old).norm()), float(old.norm())
+            assert change <= ALLOWED[training.dtype] * size, f"{names} changed by {change / size}"
+
+
+@many
+@given(trainings())
+def test_the_folded_network_computes_the_same(training):
+    net, optimizer = started(training)
+    train(net, optimizer, training)
+    rounded, plain = sngd.fold(net), sngd.fold(net.double())
+    if not finite(list(plain.parameters())):
+        return
+    for one, other in zip(rounded.parameters(), plain.parameters(), strict=True):
+        rtol = torch.finfo(one.dtype).eps
+        torch.testing.assert_close(one.double(), other, rtol=rtol, atol=1e-30)
+    x = training.inputs(99).double()
+    with torch.no_grad():
+        expected, folded = net.eval()(x), plain.eval()(x)
+        # As far as a root without damping can be told from its inverse.
+        noisy = copy.deepcopy(plain)
+        for p in noisy.parameters():
+            p += 1e-8 * p.abs().max() * torch.randn_like(p)
+        allowed = 1e-8 * (1 + expected.norm()) + 3 * (noisy(x) - folded).norm()
+    if finite([expected]):
+        assert (folded - expected).norm() <= allowed, "fold(net) is another function"
+
+
+@many
+@given(trainings(), st.sampled_from(list(WAYS)), st.integers(0, 5))
+def test_what_is_resumed_goes_on_exactly_alike(training, way, place):
+    net, optimizer = started(training)
+    runs = [(net, optimizer)]
+    for number, x in enumerate(training.stream()):
+        if number == place:
+            runs.append(WAYS[way](net, optimizer, training))
+        errors = {type(raised_by(training, run, x)) for run in runs}
+        assert len(errors) == 1, f"one run raises what the other does not: {errors}"
+    for resumed, state in runs[1:]:
+        torch.testing.assert_close(
+            resumed.state_dict(), net.state_dict(), rtol=0, atol=0, equal_nan=True
+        )
+        theirs, ours = state.state_dict()["state"], optimizer.state_dict()["state"]
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=0, equal_nan=True)
+
+
+@many
+@given(
+    trainings(
+        batches=st.just(["usual"] * 3),
+        optimizer=st.sampled_from([name for name in OPTIMIZERS if name != "adamw"]),
+        clips=st.just(True),
+    ),
+    st.integers(1, 400),
+)
+def test_training_goes_on_after_an_interruption(training, number):
+    net, optimizer = started(training)
+    for x in training.stream():
+        training.step(net, optimizer, x)
+    other, undisturbed = copy.deepcopy((net, optimizer))
+    strike = StrikeAt(number, KeyboardInterrupt())
+    with strike, suppress(KeyboardInterrupt):
+        training.step(net, optimizer, training.inputs(3))
+    event("interrupted" if strike.left <= 0 else "the step was shorter")
+    for step in range(4, 9):
+        for run in ((net, optimizer), (other, undisturbed)):
+            training.step(*run, training.inputs(step))
+    with torch.no_grad():
+        losses = [float(loss(one.eval(), training.inputs(99))) for one in (net, other)]
+    assert losses[0] <= 2 * losses[1] + 0.1, f"{losses[0]}, and {losses[1]} undisturbed"
+
+
+def alive() -> int:
+    """Count the tensors that something holds."""
+    gc.collect()
+    return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+
+@many
+@given(trainings())
+def test_nothing_stays_of_a_network_that_is_gone(training):
+    # What is cached for good, as tables of signs, comes with the first run.
+    train(*training.start(), training)
+    gc.freeze()
+    try:
+        before = alive()
+        train(*training.start(), training)
+        assert alive() == before, "tensors outlive their network"
+    finally:
+        gc.unfreeze()

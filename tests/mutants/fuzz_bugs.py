@@ -1,0 +1,30 @@
+"""Bugs that trainings drawn at random must meet, in the few runs of `make test`."""
+
+from typing import Any
+
+import torch
+
+from bug import caught_by, wrap
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.roots.base import Root, copy_root_
+from sngd_compile.training.refresh import LocalSite
+
+
+@caught_by(("tests/fuzz", "-k", "a_refresh_keeps"))
+def a_root_without_its_weights() -> None:
+    """A refresh renews a root, and neither moves w' along nor looks."""
+
+    def change_root_(original: Any, site: LocalSite, root: Root, optimizers: Any) -> None:
+        copy_root_(site.fisher.root_buffers, root)
+
+    wrap(LocalSite, "change_root_", change_root_)
+
+
+@caught_by(("tests/fuzz", "-k", "resumed"))
+def steps_are_not_in_files() -> None:
+    """A state says that no step has been taken."""
+
+    def get_extra_state(original: Any, fisher: FisherLayer) -> Any:
+        return torch.zeros_like(original(fisher))
+
+    wrap(FisherLayer, "get_extra_state", get_extra_state)
