@@ -36,7 +36,7 @@ SAME = settings(deadline=None, derandomize=True, suppress_health_check=list(Heal
 settings.register_profile("test", SAME, max_examples=10, phases=[Phase.explicit, Phase.generate])
 settings.register_profile("check", SAME, max_examples=50)
 settings.register_profile("nightly", SAME, max_examples=1000, derandomize=False)
-settings.register_profile("fuzz", SAME, max_examples=400, derandomize=False)
+settings.register_profile("fuzz", SAME, max_examples=2000, derandomize=False)
 settings.load_profile("test")
 
 

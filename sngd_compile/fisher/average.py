@@ -28,9 +28,9 @@ def absorb_(
     """Move a sum into an average: `G <- a G + (1 - a) sum / count`, over the weights given so far.
 
     The first mean counts in full, and no identity or zero lingers. No batch can stop the training
-    for long: a mean whose trace is more than `OUTLIER` times the average's counts as that many
-    times, unless the one before was so too, for then the inputs have grown; and a young average
-    that is so many times the mean is lowered to that.
+    for long: a mean whose trace is more than `OUTLIER` times that of an average that is not young
+    counts as that many times, unless the one before was so too, for then the inputs have grown; and
+    a young average that is so many times the mean is lowered to that.
 
     Args:
         average: G, corrected.
@@ -51,7 +51,8 @@ def absorb_(
     bound, ratio = 1.0, 0.0
     if old > 0.0:
         known, given = trace(average), trace(sum) / count
-        if given > OUTLIER * known > 0.0 and not outlier:
+        # In the first steps inputs often grow by far more, so a young average takes it all.
+        if old >= YOUNG and given > OUTLIER * known > 0.0 and not outlier:
             bound, ratio = OUTLIER * known / given, given / known
         elif old < YOUNG and known > OUTLIER * given > 0.0:
             average.mul_(max(OUTLIER * given / known, 1 / FASTEST))

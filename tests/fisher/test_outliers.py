@@ -98,8 +98,8 @@ def test_a_silent_batch_takes_nothing_away():
 
 
 def test_the_layers_are_named_once_and_what_to_do():
-    net = absorb(network(), *(rows(seed) for seed in range(3)))
-    net(rows(3, 1e4))
+    net = absorb(network(), *(rows(seed) for seed in range(5)))
+    net(rows(5, 1e4))
     with pytest.warns(SngdWarning, match=r"2 weights, 0\.weight, 2\.weight: .*Look for the batch"):
         sngd.refresh_(net)
     with warnings.catch_warnings():
@@ -112,7 +112,7 @@ def test_the_layers_are_named_once_and_what_to_do():
 
 
 def test_a_resumed_run_remembers_that_the_last_mean_was_an_outlier():
-    net = absorb(network(), *(rows(seed) for seed in range(3)), rows(3, 1e4))
+    net = absorb(network(), *(rows(seed) for seed in range(5)), rows(5, 1e4))
     resumed = network()
     resumed.load_state_dict(copy.deepcopy(net.state_dict()))
     for one in (net, resumed):
@@ -124,7 +124,7 @@ def test_a_resumed_run_remembers_that_the_last_mean_was_an_outlier():
 def test_gradients_of_one_batch_are_bounded_too():
     net = network(CONFIG.replace(fisher="kronecker", damping_rel_trace=1e-2))
     side = net[0].weight_fisher.output_side
-    for seed in range(3):
+    for seed in range(6):
         net(rows(seed)).square().mean().backward()
         absorb(net)
         sngd.refresh_(net)
