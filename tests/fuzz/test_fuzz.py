@@ -131,7 +131,9 @@ def test_the_folded_network_computes_the_same(training):
         for p in noisy.parameters():
             p += 1e-8 * p.abs().max() * torch.randn_like(p)
         allowed = 1e-8 * (1 + expected.norm()) + 3 * (noisy(x) - folded).norm()
-    if finite([expected]):
+        # A branch on data may jump where rounding takes the other side of it.
+        jumps = any((plain(x * (1 + e)) - folded).norm() > allowed for e in (-1e-13, 1e-13))
+    if finite([expected]) and not jumps:
         assert (folded - expected).norm() <= allowed, "fold(net) is another function"
 
 
