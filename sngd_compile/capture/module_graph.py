@@ -13,12 +13,11 @@ import traceback
 from collections import deque
 from collections.abc import Container
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any
 
 from torch import fx, nn
 
-from sngd_compile.capture.bytecode import UncapturableError
+from sngd_compile.capture.bytecode import UncapturableError, is_python
 from sngd_compile.capture.side_effects import (
     Content,
     FunctionWithoutProxiesError,
@@ -75,7 +74,7 @@ def _agreed(module: nn.Module, module_class: type[nn.Module], names_read: set[st
     """Return the graph on which all traces agree."""
     if "forward" in module.__dict__:
         raise UncapturableError("its forward was replaced on the instance")
-    if not isinstance(getattr(module_class.forward, "__code__", None), CodeType):
+    if not is_python(module_class.forward):
         raise UncapturableError("its forward is not a Python function")
     # The source that is generated from the graph takes the module by this name.
     if "self" in list(inspect.signature(module_class.forward).parameters)[1:]:

@@ -21,7 +21,13 @@ from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.observe import observe
 from sngd_compile.layout import Layout
 from sngd_compile.rules import Use, rule_for
-from sngd_compile.rules.interception import COMPOSITES, intercepted_use, swapped_width
+from sngd_compile.rules.interception import (
+    COMPOSITES,
+    intercepted_use,
+    is_in_place,
+    name_of,
+    swapped_width,
+)
 from sngd_compile.rules.weight_views import VIEWS, bare, track_view
 from sngd_compile.torch_private import MODULE_CALL, DisableTorchFunctionSubclass, tree_leaves
 
@@ -143,10 +149,8 @@ def _refuse_change(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     Raises:
         ModelError: With the name of the weight and the line.
     """
-    name, first = _name(func), args[0] if args else next(iter(kwargs.values()), None)
-    # Slices: Dynamo of torch 2.14 does not follow `endswith` on the name of a function.
-    in_place = name[-1:] == "_" and name[-2:] != "__" and name not in _HARMLESS
-    in_place = in_place or name == "__setitem__" or func == SET_DATA
+    name, first = name_of(func), args[0] if args else next(iter(kwargs.values()), None)
+    in_place = is_in_place(func) and name not in _HARMLESS
     changed = first if in_place else kwargs.get("out")
     if isinstance(changed, GuardedWeight):
         raise ModelError(
@@ -157,7 +161,6 @@ def _refuse_change(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 
 _HARMLESS = ("requires_grad_", "share_memory_")
-SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def show(weight: Any, *rows: Tensor) -> None:
@@ -205,11 +208,7 @@ def _remember_unmatched(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any
         return
     for weight in tree_leaves((args, kwargs)):
         if isinstance(weight, FoldedWeight) and not weight.fisher.unmatched:
-            weight.fisher.unmatched = f"{_name(func)} at {_caller()}"
-
-
-def _name(func: Any) -> str:
-    return str(getattr(func, "__name__", func))
+            weight.fisher.unmatched = f"{name_of(func)} at {_caller()}"
 
 
 def _caller() -> str:

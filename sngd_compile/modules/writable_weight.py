@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from sngd_compile.errors import ModelError
-from sngd_compile.modules.folded_weight import SET_DATA
 from sngd_compile.modules.weight_gradients import Wanted, accumulate, gradients
 from sngd_compile.modules.weight_writing import gradient, write_, write_gradient_
+from sngd_compile.rules.interception import SET_DATA
 from sngd_compile.rules.weight_views import bare
 from sngd_compile.torch_private import (
     BASE_OF_VIEW,

@@ -22,7 +22,13 @@ from sngd_compile.capture.tracer import line_of_caller
 from sngd_compile.layout import Layout
 from sngd_compile.plan.reasons import ADDED, LONE_BIAS, PLAIN, TOKEN
 from sngd_compile.rules import RULES, Planned, rule_for
-from sngd_compile.rules.interception import COMPOSITES, intercepted_use, swapped_width
+from sngd_compile.rules.interception import (
+    COMPOSITES,
+    intercepted_use,
+    is_in_place,
+    name_of,
+    swapped_width,
+)
 from sngd_compile.rules.weight_views import VIEWS, bare, track_view
 from sngd_compile.torch_private import IGNORING_SUBCLASS, tree_leaves, tree_map_only
 
@@ -173,7 +179,7 @@ class Rehearsal(TorchFunctionMode):
             return self._of_unknown(func)
         if weights:
             return self._of_weights(func, args, kwargs, weights)
-        name = _name(func)
+        name = name_of(func)
         # What is the forward's own is made; nothing else is changed, and nothing is drawn.
         if any(word in name for word in _DRAWS):
             return self.paths.unknown()
@@ -189,7 +195,11 @@ class Rehearsal(TorchFunctionMode):
             "requires_grad": True,
             "is_floating_point": True,
         }
-        name = _name(getattr(func, "__self__", func)) if _name(func) == "__get__" else _name(func)
+        name = (
+            name_of(getattr(func, "__self__", func))
+            if name_of(func) == "__get__"
+            else name_of(func)
+        )
         if name in known:
             return known[name]
         return False if name.startswith("is_") else self.paths.unknown()
@@ -280,21 +290,16 @@ class Rehearsal(TorchFunctionMode):
 
 
 _DRAWS = words("rand normal bernoulli multinomial dropout poisson")
-_CHANGES = words(
-    "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__"
-)
+_OPERATORS = words("__iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__")
 _ADDED = words("add radd iadd sub rsub isub subtract")
 _AMONG = words("cat concat concatenate stack hstack vstack where expand expand_as broadcast_to")
 
-SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 DEVICE: Any = Tensor.device.__get__
 
 
 def _is_change(func: Any, kwargs: Mapping[str, Any]) -> bool:
     """Say whether a call changes what it is given."""
-    name = _name(func)
-    in_place = name in _CHANGES or (name[-1:] == "_" and name[-2:] != "__")
-    return in_place or "out" in kwargs or func == SET_DATA
+    return is_in_place(func) or name_of(func) in _OPERATORS or "out" in kwargs
 
 
 def _first_guess(shape: Sequence[int]) -> Layout:
@@ -348,9 +353,9 @@ def _reason(func: Any, use: str, alone: bool) -> str:
         use: Why its rule does not take the call, or "".
         alone: Whether nothing else enters it.
     """
-    if _name(func).strip("_") in _ADDED:
+    if name_of(func).strip("_") in _ADDED:
         return ADDED
-    if _name(func) in _AMONG:
+    if name_of(func) in _AMONG:
         return TOKEN
     if use:
         return f"{use} ({line_of_caller()}); {PLAIN}"
@@ -363,8 +368,4 @@ def _reason(func: Any, use: str, alone: bool) -> str:
 
 
 def _where(func: Any) -> str:
-    return f"{_name(func)} ({line_of_caller()})"
-
-
-def _name(func: Any) -> str:
-    return str(getattr(func, "__name__", func))
+    return f"{name_of(func)} ({line_of_caller()})"

@@ -13,6 +13,8 @@ from sngd_compile.rules.registry import rule_for
 
 Composite = Callable[..., Any]
 
+SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
+
 COMPOSITES: dict[Any, Composite] = {}
 """Functions that use several weights at once, and what to call instead while observing."""
 
@@ -25,6 +27,18 @@ def register_composite(*functions: Any) -> Callable[[Composite], Composite]:
         return composite
 
     return register
+
+
+def name_of(func: Any) -> str:
+    """Return the name of a function that was intercepted."""
+    return str(getattr(func, "__name__", func))
+
+
+def is_in_place(func: Any) -> bool:
+    """Say whether a function is named as one that changes its first argument is."""
+    name = name_of(func)
+    # Slices: Dynamo of torch 2.14 does not follow `endswith` on the name of a function.
+    return (name[-1:] == "_" and name[-2:] != "__") or name == "__setitem__" or func == SET_DATA
 
 
 def intercepted_use(

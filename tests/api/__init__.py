@@ -20,6 +20,17 @@ EVERY_STEP = Config(
 )
 """Observe every row of every step; renew the root after steps 1, 2, 4, 6, ..., in full."""
 
+FISHERS = {
+    "shared": EVERY_STEP,
+    "symmetric": EVERY_STEP.replace(root="symmetric"),
+    "sketch": EVERY_STEP.replace(fisher="sketch", rank=2),
+    "diagonal": EVERY_STEP.replace(fisher="diagonal"),
+    "block": EVERY_STEP.replace(fisher="block", block_size=2),
+    "unit": EVERY_STEP.replace(fisher="unit", activation="tanh"),
+    "kronecker": EVERY_STEP.replace(fisher="kronecker", damping_rel_trace=1e-2),
+}
+"""Every kind of local Fisher, and a root that is not triangular."""
+
 
 def mlp() -> nn.Sequential:
     """Two linear layers for inputs `[N, 5]`."""

@@ -17,20 +17,11 @@ from torch.optim.swa_utils import (
 )
 
 import sngd_compile as sngd
-from api import EVERY_STEP, apart, batch, mlp, sgd, train, trained
+from api import EVERY_STEP, FISHERS, apart, batch, mlp, sgd, train, trained
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 KEPT = 0.7
-FISHERS = {
-    "shared": EVERY_STEP,
-    "symmetric": EVERY_STEP.replace(root="symmetric"),
-    "sketch": EVERY_STEP.replace(fisher="sketch", rank=2),
-    "diagonal": EVERY_STEP.replace(fisher="diagonal"),
-    "block": EVERY_STEP.replace(fisher="block", block_size=2),
-    "unit": EVERY_STEP.replace(fisher="unit", activation="tanh"),
-    "kronecker": EVERY_STEP.replace(fisher="kronecker", damping_rel_trace=1e-2),
-}
 
 
 def weights_of(net: nn.Module) -> dict[str, torch.Tensor]:

@@ -8,18 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import sngd_compile as sngd
-from api import EVERY_STEP, apart, batch, train, trained
+from api import FISHERS, apart, batch, train, trained
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-FISHERS = {
-    "shared": EVERY_STEP,
-    "symmetric": EVERY_STEP.replace(root="symmetric"),
-    "sketch": EVERY_STEP.replace(fisher="sketch", rank=2),
-    "diagonal": EVERY_STEP.replace(fisher="diagonal"),
-    "unit": EVERY_STEP.replace(fisher="unit", activation="tanh"),
-    "kronecker": EVERY_STEP.replace(fisher="kronecker", damping_rel_trace=1e-2),
-}
 every_fisher = pytest.mark.parametrize("config", FISHERS.values(), ids=FISHERS)
 NAMES = [(0, "weight"), (0, "bias"), (2, "weight"), (2, "bias")]
 

@@ -7,19 +7,10 @@ import torch
 from torch import nn
 
 import sngd_compile as sngd
-from api import EVERY_STEP, apart, mlp, sgd, train, trained
+from api import FISHERS, apart, mlp, sgd, train, trained
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-FISHERS = {
-    "shared": EVERY_STEP,
-    "symmetric": EVERY_STEP.replace(root="symmetric"),
-    "sketch": EVERY_STEP.replace(fisher="sketch", rank=2),
-    "diagonal": EVERY_STEP.replace(fisher="diagonal"),
-    "block": EVERY_STEP.replace(fisher="block", block_size=2),
-    "unit": EVERY_STEP.replace(fisher="unit", activation="tanh"),
-    "kronecker": EVERY_STEP.replace(fisher="kronecker", damping_rel_trace=1e-2),
-}
 every_fisher = pytest.mark.parametrize("config", FISHERS.values(), ids=FISHERS)
 
 

@@ -9,19 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import sngd_compile as sngd
-from api import EVERY_STEP, apart, batch, mlp, sgd, train, trained
+from api import FISHERS, apart, batch, mlp, sgd, train, trained
 from sngd_compile.modules.writable_weight import WritableWeight
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-FISHERS = {
-    "shared": EVERY_STEP,
-    "symmetric": EVERY_STEP.replace(root="symmetric"),
-    "sketch": EVERY_STEP.replace(fisher="sketch", rank=2),
-    "diagonal": EVERY_STEP.replace(fisher="diagonal"),
-    "unit": EVERY_STEP.replace(fisher="unit", activation="tanh"),
-    "kronecker": EVERY_STEP.replace(fisher="kronecker", damping_rel_trace=1e-2),
-}
 
 
 @torch.no_grad()

@@ -11,19 +11,11 @@ from torch.optim.swa_utils import AveragedModel
 
 import sngd_compile as sngd
 from api import EVERY_STEP, apart, batch, mlp, train, trained
+from api import FISHERS as SHARED_FISHERS
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-FISHERS = {
-    "shared": EVERY_STEP,
-    "symmetric": EVERY_STEP.replace(root="symmetric"),
-    "sketch": EVERY_STEP.replace(fisher="sketch", rank=2),
-    "diagonal": EVERY_STEP.replace(fisher="diagonal"),
-    "block": EVERY_STEP.replace(fisher="block", block_size=2),
-    "unit": EVERY_STEP.replace(fisher="unit", activation="tanh"),
-    "kronecker": EVERY_STEP.replace(fisher="kronecker", damping_rel_trace=1e-2),
-    "mean": EVERY_STEP.replace(over_outputs="mean"),
-}
+FISHERS = {**SHARED_FISHERS, "mean": EVERY_STEP.replace(over_outputs="mean")}
 EXACT = {name: config for name, config in FISHERS.items() if name != "sketch"}
 every_fisher = pytest.mark.parametrize("config", FISHERS.values(), ids=FISHERS)
 
