@@ -57,7 +57,37 @@ class FunctionWithoutProxiesError(UncapturableError):
     """The forward gives a placeholder to a function that would have to be kept as a call."""
 
 
-class Watch:
+class Followed:
+    """Call `_event` for each call of Python in this thread, and let nothing draw random numbers."""
+
+    def __enter__(self) -> None:
+        """Start, remembering the profiler that is set."""
+        # States of generators are no thread's own: what would draw is stopped before it does.
+        self.no_draws = NoDraws(refuse_draws)
+        self.no_draws.__enter__()  # type: ignore[no-untyped-call]
+        # A profile hook sees calls into C as well, where print, random and lists do their work.
+        self.previous = sys.getprofile()
+        # A collection may run somebody's callback, which is no part of the forward.
+        self.collecting = gc.isenabled()
+        gc.disable()
+        sys.setprofile(self._event)
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        """Stop."""
+        # A profiler in C is not a function that could be set; it has to be switched on again.
+        switch_on = getattr(self.previous, "enable", None)
+        sys.setprofile(None if switch_on else self.previous)
+        if switch_on is not None:
+            switch_on()
+        if self.collecting:
+            gc.enable()
+        self.no_draws.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def _event(self, frame: FrameType, event: str, argument: Any) -> None:
+        raise NotImplementedError
+
+
+class Watch(Followed):
     """Follow the Python that runs in a traced forward; raise at the first thing a graph drops.
 
     Uses the interpreter's profiling hook for the time of one forward. Code of torch itself is
@@ -77,29 +107,14 @@ class Watch:
         return _calling.function
 
     def __enter__(self) -> None:
-        """Start, remembering the profiler that is set."""
+        """Start."""
         self.root: FrameType | None = None
         self.outside: dict[tuple[str, int], tuple[object, list[Content]]] = {}
-        # States of generators are no thread's own: what would draw is stopped before it does.
-        self.no_draws = NoDraws(refuse_draws)
-        self.no_draws.__enter__()  # type: ignore[no-untyped-call]
-        # A profile hook sees calls into C as well, where print, random and lists do their work.
-        self.previous = sys.getprofile()
-        # A collection may run somebody's callback, which is no part of the forward.
-        self.collecting = gc.isenabled()
-        gc.disable()
-        sys.setprofile(self._event)
+        super().__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         """Stop; refuse what can be seen only afterwards."""
-        # A profiler in C is not a function that could be set; it has to be switched on again.
-        switch_on = getattr(self.previous, "enable", None)
-        sys.setprofile(None if switch_on else self.previous)
-        if switch_on is not None:
-            switch_on()
-        if self.collecting:
-            gc.enable()
-        self.no_draws.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        super().__exit__(kind, *details)
         for (name, _), (value, before) in self.outside.items():
             if kind is None and not same_contents(before, contents(value)):
                 raise UncapturableError(f"its forward changes {name}, which is not its own")

@@ -7,7 +7,6 @@ with every branch taken once each way, it shows which calls its weights enter.
 from __future__ import annotations
 
 import dis
-import gc
 import inspect
 import logging
 import sys
@@ -25,13 +24,13 @@ from torch import Tensor, nn
 from sngd_compile.capture.bytecode import EFFECTS, is_of_torch, words
 from sngd_compile.capture.side_effects import (
     PURE,
+    Followed,
     module_of,
     names_draws_of_numpy,
     outer_values,
-    refuse_draws,
 )
 from sngd_compile.capture.twin import copied
-from sngd_compile.torch_private import IGNORING_SUBCLASS, NoDraws
+from sngd_compile.torch_private import IGNORING_SUBCLASS
 
 MOST_PATHS = 48
 MOST_DECISIONS = 400
@@ -285,27 +284,16 @@ def required_names(module_class: type[nn.Module]) -> list[str]:
     ]
 
 
-class _Unharmed:
+class _Unharmed(Followed):
     """Leave what is outside a forward as it was: lists it appends to, random numbers, files."""
 
     def __enter__(self) -> None:
         self.kept: dict[int, tuple[Any, list[Any]]] = {}
         self.loggers: set[logging.Logger] = set()
-        self.no_draws = NoDraws(refuse_draws)
-        self.no_draws.__enter__()  # type: ignore[no-untyped-call]
-        self.previous = sys.getprofile()
-        self.collecting = gc.isenabled()
-        gc.disable()
-        sys.setprofile(self._event)
+        super().__enter__()
 
-    def __exit__(self, *details: object) -> None:
-        switch_on = getattr(self.previous, "enable", None)
-        sys.setprofile(None if switch_on else self.previous)
-        if switch_on is not None:
-            switch_on()
-        if self.collecting:
-            gc.enable()
-        self.no_draws.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        super().__exit__(kind, *details)
         for logger in self.loggers:
             logger.removeFilter(self._is_of_others)
         for held, before in self.kept.values():
