@@ -26,10 +26,11 @@ def _natural(root: Root, weight: Tensor, bias: Tensor | None) -> Pair:
 
 MAPS: Mapping[str, Map] = {
     "fold": lambda root, weight, bias: root.fold(weight, bias),
+    "unfold": lambda root, weight, bias: root.unfold(weight, bias),
     "to_prime": lambda root, weight, bias: root.to_prime(weight, bias),
     "natural": _natural,
 }
-"""`w' R`, `g R^T` and `g R^T R`."""
+"""`w' R`, `w R^-1`, `g R^T` and `g R^T R`."""
 
 ADJOINT = {"fold": "to_prime", "to_prime": "fold", "natural": "natural"}
 """The map that each one's gradients take; the root is a constant."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, cast
 from weakref import WeakValueDictionary, ref
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.roots.base import Root
-from sngd_compile.fisher.weight_map import as_matrices
+from sngd_compile.fisher.weight_map import visibly_mapped
 from sngd_compile.training.refresh import LocalSite, present_root
 from sngd_compile.training.sharding import is_sharded, whole
 
@@ -69,11 +69,11 @@ def fold_in_state_(site: LocalSite, state: State, prefix: str) -> None:
         _last = _Last(state)
     root = present_root(site.fisher, torch.float64)
     halves = zip((site.weight_name, site.bias_name), (site.weight, site.bias), strict=True)
-    values = _mapped(site, root.fold, site.weight, site.bias)
+    values = visibly_mapped("fold", root, site.fisher.layout, site.weight, site.bias)
     for (name, parameter), value in zip(halves, values, strict=True):
         if name is not None and parameter is not None and value is not None:
             # Names that share a parameter share the folded one, as savers find ties by memory.
-            state[f"{prefix}{name}"] = _last.folded.setdefault(id(parameter), value)
+            state[f"{prefix}{name}"] = _last.folded.setdefault(id(parameter), value.contiguous())
     state[f"{prefix}{site.weight_name}_{MARK}"] = torch.ones((), dtype=torch.int64)
 
 
@@ -88,8 +88,8 @@ def unfold_in_state_(site: LocalSite, state: State, prefix: str) -> None:
     shapes = [p.shape for p in (site.weight, site.bias) if p is not None]
     if root is None or [getattr(value, "shape", None) for value in given] != shapes:
         return  # loading says what does not fit
-    bias = given[1] if len(given) > 1 else None
-    values = _mapped(site, root.unfold, given[0], bias)  # type: ignore[arg-type]
+    pair = cast(tuple[Tensor, Tensor | None], (*given, None)[:2])
+    values = visibly_mapped("unfold", root, site.fisher.layout, *pair)
     state.update(zip(names, values, strict=False))
 
 
@@ -104,8 +104,9 @@ def refuse_prime(site: LocalSite, state: State, prefix: str) -> None:
         return
     if given.shape != prime.shape:
         return  # loading says so
-    weight = _mapped(site, present_root(site.fisher, torch.float64).fold, prime, site.bias)[0]
-    assert weight is not None
+    root, layout = present_root(site.fisher, torch.float64), site.fisher.layout
+    with torch.no_grad():
+        weight, _ = visibly_mapped("fold", root, layout, prime, site.bias)
     value = whole(given.detach()).to(prime)
     from_prime, from_weight = ((value - other).norm() for other in (prime, weight))
     if bool(from_prime < from_weight / 2) and bool((weight - prime).norm() > weight.norm() / 1000):
@@ -115,17 +116,6 @@ def refuse_prime(site: LocalSite, state: State, prefix: str) -> None:
             "from its weight. Load the whole state_dict(); for an average of parameters call "
             "sngd.follow(copy, net), or average the weights of sngd.fold(net)"
         )
-
-
-def _mapped(
-    site: LocalSite, change: Any, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    layout = site.fisher.layout
-    found, found_bias = change(*as_matrices(layout, weight, bias, torch.float64))
-    changed = layout.parameter(found, weight.shape).to(weight.dtype).contiguous()
-    if bias is None or found_bias is None:
-        return changed, None
-    return changed, found_bias.reshape(bias.shape).to(bias.dtype)
 
 
 def _root_of(site: LocalSite, state: State, prefix: str) -> Root | None:

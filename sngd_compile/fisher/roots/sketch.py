@@ -63,6 +63,7 @@ class SketchRoot(FactorRoot):
             basis, version, columns = self.known_columns
             if basis is self._buffers["basis"] and version == version_of(basis):
                 return columns
+            self.known_columns = None  # a basis that was moved elsewhere is not held here
         return self.basis.shape[-1]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
