@@ -28,11 +28,18 @@ MAPS: Mapping[str, Map] = {
     "fold": lambda root, weight, bias: root.fold(weight, bias),
     "unfold": lambda root, weight, bias: root.unfold(weight, bias),
     "to_prime": lambda root, weight, bias: root.to_prime(weight, bias),
+    "from_prime": lambda root, weight, bias: root.from_prime(weight, bias),
     "natural": _natural,
 }
-"""`w' R`, `w R^-1`, `g R^T` and `g R^T R`."""
+"""`w' R`, `w R^-1`, `g R^T`, `g' R^-T` and `g R^T R`."""
 
-ADJOINT = {"fold": "to_prime", "to_prime": "fold", "natural": "natural"}
+ADJOINT = {
+    "fold": "to_prime",
+    "to_prime": "fold",
+    "unfold": "from_prime",
+    "from_prime": "unfold",
+    "natural": "natural",
+}
 """The map that each one's gradients take; the root is a constant."""
 
 

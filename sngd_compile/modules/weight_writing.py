@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.roots.base import Pair
-from sngd_compile.fisher.weight_map import as_matrices
+from sngd_compile.fisher.weight_map import visibly_mapped
 from sngd_compile.training.refresh import LocalSite, move_, present_root
 
 Map = Callable[[Tensor, Tensor | None], Pair]
@@ -51,13 +51,10 @@ def gradient(site: LocalSite, index: int) -> Tensor | None:
 
 def of_folded(site: LocalSite, index: int, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return the gradient of the folded weight or bias from those of `w'` and `b'`."""
-    root, layout = present_root(site.fisher, torch.float64), site.fisher.layout
-    pair = as_matrices(layout, weight, bias, torch.float64)
-    found = root.from_prime(*pair)[index]
+    root = present_root(site.fisher, torch.float64)
+    found = visibly_mapped("from_prime", root, site.fisher.layout, weight, bias)[index]
     assert found is not None
-    like = bias if index and bias is not None else weight
-    shaped = found.reshape(like.shape) if index else layout.parameter(found, like.shape)
-    return shaped.to(like.dtype)
+    return found
 
 
 @torch.no_grad()

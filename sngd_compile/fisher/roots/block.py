@@ -77,8 +77,8 @@ class BlockRoot(Root):
 
     def _in_head(self, change: Change, columns: Tensor) -> Tensor:
         """Apply a map to `[*, O, (n - 1) b]`, block by block."""
-        # vmap, by which a batch of gradients comes, has a rule for `reshape`, none for `unflatten`.
+        # vmap, by which a batch of gradients comes, has rules for `reshape` alone.
         blocks = columns.reshape(*columns.shape[:-1], self.count, self.size).movedim(-2, -3)
         count = prod(blocks.shape[:-2])  # of no rows at all, -1 would be any number
         changed, _ = change(blocks.reshape(count, *blocks.shape[-2:]), None)
-        return changed.view(blocks.shape).movedim(-3, -2).flatten(-2)
+        return changed.view(blocks.shape).movedim(-3, -2).reshape(columns.shape)
