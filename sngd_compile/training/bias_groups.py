@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,16 +37,18 @@ def part_biases_(
 
     Args:
         sites: Those whose weight or bias one of `stepping` has.
-        stepping: The optimizers that step now: one, or all of a backward pass.
+        stepping: The optimizers that step now: one and those that it holds, or all of a backward
+            pass.
         known: Those whose states move along.
 
     Returns:
         The pairs of groups on which weights and biases that stay together depend.
     """
-    found: dict[int, tuple[Optimizer, Group]] = {}
+    found: dict[int, dict[Optimizer, Group]] = defaultdict(dict)
     for optimizer in stepping:
         for group in optimizer.param_groups:
-            found.update((id(parameter), (optimizer, group)) for parameter in group["params"])
+            for parameter in group["params"]:
+                found[id(parameter)][optimizer] = group
     pairs: dict[tuple[int, int], Pair] = {}
     for site in sites:
         if not site.is_bias_joined:
@@ -58,14 +61,22 @@ def part_biases_(
     return list(pairs.values())
 
 
-def _pair(site: Site, found: dict[int, tuple[Optimizer, Group]]) -> Pair | None:
+def _pair(site: Site, found: Mapping[int, dict[Optimizer, Group]]) -> Pair | None:
     """Return the groups of a weight and its bias; None where one has none, or another optimizer."""
     weight, bias = found.get(id(site.weight)), found.get(id(site.bias))
     trained = None if site.bias is None else site.bias.requires_grad
     if weight is None or bias is None or site.weight.requires_grad is not trained:
         return None
-    (optimizer, of_weight), (other, of_bias) = weight, bias
-    return Pair(optimizer.defaults, of_weight, of_bias) if type(optimizer) is type(other) else None
+    # Of optimizers inside one another the innermost steps. Where it holds one of the two alone, the
+    # other lies in another process, and the optimizer around them both says how it is trained.
+    of_weight, of_bias = list(weight)[-1], list(bias)[-1]
+    if of_bias in weight:
+        of_weight = of_bias
+    elif of_weight in bias:
+        of_bias = of_weight
+    if type(of_weight) is not type(of_bias):
+        return None
+    return Pair(of_weight.defaults, weight[of_weight], bias[of_bias])
 
 
 def _is_same(one: object, other: object) -> bool:

@@ -6,15 +6,13 @@ optimizer only where it owns parameters of a reconstructed module.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import isfinite
-from types import FrameType
 from typing import Any, Protocol
-from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +27,6 @@ from sngd_compile.errors import SngdWarning
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.ties import Ties
 from sngd_compile.torch_private import (
-    OPTIMIZER_STEP,
     OUTSIDE_BACKWARD,
     backward_pass,
     stored_values,
@@ -45,6 +42,11 @@ from sngd_compile.training.bias_groups import Pair, part_biases_
 from sngd_compile.training.data_parallel import close_steps_, find_groups
 from sngd_compile.training.intact import parameters_of, remember, sites_or_error
 from sngd_compile.training.refresh import LocalSite, Site, change_root_, refresh_sites
+from sngd_compile.training.running_steps import (
+    note_backward,
+    running_steps,
+    stepped_in_backward,
+)
 from sngd_compile.training.sharding import held_here, is_sharded, squares_of, whole
 from sngd_compile.training.warnings import warn_of_rejected, warn_of_unobserved
 
@@ -74,7 +76,6 @@ _owners: WeakSet[Any] = WeakSet()
 _generation = 0
 _bindings: WeakKeyDictionary[Optimizer, Binding] = WeakKeyDictionary()
 _skipped: WeakSet[Optimizer] = WeakSet()
-_in_backward: tuple[int, list[ReferenceType[Optimizer]]] = OUTSIDE_BACKWARD, []
 
 
 def register_owner(owner: SiteOwner | nn.Module) -> None:
@@ -224,56 +225,33 @@ def _with_held(optimizer: Optimizer) -> list[Optimizer]:
     return [optimizer, *(value for value in held if isinstance(value, Optimizer))]
 
 
-def _stepped_by(binding: Binding) -> list[Site]:
-    """List the sites whose step ends with that of the optimizer of a binding.
-
-    Inside another step, a step is but a part of that one: `ZeroRedundancyOptimizer` sends weights
-    to other processes after it, and a subclass may call the step of its base.
-    """
-    # The stack, not a counter: a step that raises would leave a counter behind.
-    running: list[Binding] = []
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is OPTIMIZER_STEP and frame.f_locals["self"] in _bindings:
-            running.append(_bindings[frame.f_locals["self"]])
-        frame = frame.f_back
-    around = {id(site.fisher) for other in running[1:] for site in other.sites}
-    return [site for site in binding.sites if id(site.fisher) not in around]
+def _outermost(sites: Iterable[Site], around: Iterable[Optimizer]) -> list[Site]:
+    """Leave those sites out that an optimizer around steps too."""
+    known = [_bindings[other] for other in around if other in _bindings]
+    inside = {id(site.fisher) for binding in known for site in binding.sites}
+    return [site for site in sites if id(site.fisher) not in inside]
 
 
 def _settle_biases(optimizer: Optimizer, binding: Binding, sites: list[Site]) -> None:
     """Part the biases that are not trained as their weights are."""
+    around = [other for other in running_steps() if other is not optimizer]
+    sites = _outermost(sites, around)
     if backward_pass() == OUTSIDE_BACKWARD:
         binding.pairs.extend(part_biases_(sites, _with_held(optimizer), known_optimizers()))
         return
 
     # Each of many optimizers has its own parameter then, and the last of them has not stepped yet.
     def settle() -> None:
-        binding.pairs.extend(part_biases_(sites, _stepped_in_backward(), known_optimizers()))
+        binding.pairs.extend(part_biases_(sites, stepped_in_backward(), known_optimizers()))
 
     after_backward(settle)
-
-
-def _stepped_in_backward() -> list[Optimizer]:
-    """Return the optimizers that stepped in the backward pass that is ending, or ran last."""
-    return [optimizer for optimizer in (known() for known in _in_backward[1]) if optimizer]
-
-
-def _note_backward(optimizer: Optimizer) -> None:
-    """Remember who steps inside a backward pass."""
-    global _in_backward
-    running = backward_pass()
-    if running != _in_backward[0]:
-        _in_backward = running, []
-    if running != OUTSIDE_BACKWARD:
-        _in_backward[1].append(ref(optimizer))
 
 
 def before_step(
     optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Drop a step whose gradients are not finite, before it reaches a weight."""
-    _note_backward(optimizer)
+    note_backward(optimizer)
     binding = _bind(optimizer)
     _skipped.discard(optimizer)
     if not binding.owns_any or getattr(optimizer, "grad_scale", None) is not None:
@@ -301,7 +279,8 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
     # A fused optimizer under GradScaler skips its step inside the kernel, and says so here only.
     found_inf = getattr(optimizer, "found_inf", None)
     # As before the step: nothing rebinds an optimizer in the middle of its own.
-    sites = _stepped_by(_bindings.get(optimizer) or _bind(optimizer))
+    sites = (_bindings.get(optimizer) or _bind(optimizer)).sites
+    sites = _outermost(sites, running_steps()[1:])
     if optimizer in _skipped or (found_inf is not None and bool(found_inf)):
         for site in sites:
             site.fisher.close_step_(valid=False)

@@ -19,7 +19,7 @@ CASES = itertools.product([*WALKS, *RESUMED], ["shared", "kronecker"])
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What each of two processes found."""
-    return run("statistics.py", "statistics", 2, tmp_path_factory.mktemp("two"))
+    return run("joint.py", "statistics", 2, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("name", [", ".join(case) for case in CASES])
@@ -43,8 +43,9 @@ def test_a_network_of_which_a_part_is_reconstructed(found):
 
 def test_only_observed_steps_send_statistics(found):
     for report in found[0]:
-        # Of two layers, in steps 0, 2, 4, 5 and 6: sums and counts go in one call each.
-        assert report["sent"] == [2, 0, 2, 0, 2, 2, 2, 0]
+        # Of two layers, in steps 0, 2, 4, 5 and 6: sums and counts go in one call each. A refresh,
+        # in steps 0, 2 and 5, asks the others once a layer whether it has kept the function.
+        assert report["sent"] == [4, 0, 4, 0, 2, 4, 2, 0]
 
 
 def test_join_is_refused_before_anything_waits(found):

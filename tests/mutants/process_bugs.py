@@ -30,7 +30,7 @@ def gradients_of_one_process() -> None:
 @caught_by(("tests/training/test_wrapped_optimizers.py",))
 def steps_inside_of_steps_count() -> None:
     """A step counts for each optimizer that takes part in it."""
-    optimizer_hooks._stepped_by = lambda binding: binding.sites
+    optimizer_hooks._outermost = lambda sites, around: list(sites)
 
 
 @caught_by(("tests/capture/test_threads.py", "-k", "only_what"))

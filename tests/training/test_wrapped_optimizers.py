@@ -1,5 +1,7 @@
 """An optimizer whose step runs inside another's: a step of training counts once."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -56,6 +58,26 @@ class Partial(Optimizer):
         return self.inner.step(closure)
 
 
+class Divided(Optimizer):
+    """Owns all; weights and biases have optimizers of their own inside, which may be elsewhere."""
+
+    def __init__(self, parameters, rate_of_biases=0.03, elsewhere=()):
+        parameters = list(parameters)
+        inside = zip((0, 1), (0.03, rate_of_biases), strict=True)
+        parts = [SGD(parameters[part::2], lr=rate, momentum=0.9) for part, rate in inside]
+        self.inner = [part for at, part in enumerate(parts) if at not in elsewhere]
+        self.rest = lambda: [parts[at].step() for at in elsewhere]
+        super().__init__(parameters, {})
+
+    def step(self, closure=None):
+        """Step all."""
+        loss = None if closure is None else closure()
+        for part in self.inner:
+            part.step()
+        self.rest()
+        return loss
+
+
 def trained(make, steps=7, fail_first=False):
     """Train; return the steps that were counted, and the plain weights."""
     torch.manual_seed(0)
@@ -79,7 +101,10 @@ def plain(parameters):
     return SGD(parameters, lr=0.03, momentum=0.9)
 
 
-@pytest.mark.parametrize("make", [Holding, Derived, Partial])
+ELSEWHERE = [partial(Divided, elsewhere=parts) for parts in ((), (0,), (1,))]
+
+
+@pytest.mark.parametrize("make", [Holding, Derived, Partial, *ELSEWHERE])
 def test_the_path_is_that_of_the_optimizer_inside(make):
     counted, weights = trained(make)
     assert counted == [7, 7]
@@ -94,3 +119,20 @@ def test_a_step_that_raises_hides_none_after_it():
     counted, weights = trained(Holding, fail_first=True)
     assert counted == [7, 7]
     torch.testing.assert_close(weights, trained(plain)[1])
+
+
+@pytest.mark.parametrize("elsewhere", [(), (0,), (1,)])
+def test_weights_and_biases_that_one_optimizer_divides_stay_together(elsewhere):
+    torch.manual_seed(0)
+    net = sngd.reconstruct(nn.Linear(5, 4))
+    net(torch.randn(9, 5)).sum().backward()
+    Divided(net.parameters(), elsewhere=elsewhere).step()
+    assert sngd.fisher_layers(net)["weight"].spec.has_bias
+
+
+def test_two_rates_inside_of_one_part_biases():
+    torch.manual_seed(0)
+    net = sngd.reconstruct(nn.Linear(5, 4))
+    net(torch.randn(9, 5)).sum().backward()
+    Divided(net.parameters(), rate_of_biases=0.07).step()
+    assert not sngd.fisher_layers(net)["weight"].spec.has_bias
