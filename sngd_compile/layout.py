@@ -24,6 +24,7 @@ class Layout:
     Attributes: found once, since a small weight is folded in the time that it takes to find them.
         keeps_order: Whether the matrices are the elements of the parameter one after another.
         is_plain: Whether the parameter is such matrices already.
+        is_one_matrix: Whether the elements of the parameter, one after another, are `[O, K]`.
     """
 
     view: tuple[int, ...]
@@ -31,12 +32,14 @@ class Layout:
     matrix: tuple[int, ...]
     keeps_order: bool = field(init=False, repr=False, compare=False)
     is_plain: bool = field(init=False, repr=False, compare=False)
+    is_one_matrix: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Find the attributes."""
         keeps_order = self.order == tuple(range(len(self.order)))
         object.__setattr__(self, "keeps_order", keeps_order)  # the record is frozen
         object.__setattr__(self, "is_plain", keeps_order and self.matrix == self.view)
+        object.__setattr__(self, "is_one_matrix", keeps_order and len(self.matrix) == 2)
 
     @classmethod
     def plain(cls, shape: Sequence[int], groups: int | None = None) -> Self:
@@ -105,6 +108,8 @@ class Layout:
             # Asked at every fold: one view, or none, in the place of three calls.
             same = self.is_plain and len(parameter.shape) == 2
             return parameter if same else parameter.reshape(self.matrix)
+        if self.order == (1, 0) and len(self.matrix) == len(parameter.shape) == 2:
+            return parameter.mT
         return parameter.reshape(self.view).permute(self.order).reshape(self.matrix)
 
     def parameter(self, matrices: Tensor, shape: Sequence[int]) -> Tensor:
@@ -112,6 +117,8 @@ class Layout:
         if self.keeps_order:
             same = self.is_plain and len(shape) == 2
             return matrices if same else matrices.reshape(tuple(shape))
+        if self.order == (1, 0) and len(self.matrix) == len(shape) == 2:
+            return matrices.mT
         sizes = [self.view[axis] for axis in self.order]
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
         return matrices.reshape(sizes).permute(inverse).reshape(tuple(shape))

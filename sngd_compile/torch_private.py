@@ -69,6 +69,12 @@ foreach_addcmul_: Any = torch._foreach_addcmul_
 """One call for a list of tensors, as optimizers use it; seen on 2.13."""
 
 
+def flattened(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the elements of dense tensors, one after another, in one call; seen on 2.13."""
+    flat: Tensor = torch._utils._flatten_dense_tensors(tensors)
+    return flat
+
+
 # Autograd and the dispatcher.
 
 OUTSIDE_BACKWARD = -1

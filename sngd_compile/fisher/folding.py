@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.roots.base import Pair
+from sngd_compile.fisher.roots.base import Pair, Root
 from sngd_compile.fisher.weight_map import autocast_off, mapped_in_full, visibly_mapped
 from sngd_compile.torch_private import foreach_addcmul_, foreach_mul
 
@@ -52,14 +52,13 @@ class _Fold(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         # No `save_for_backward`: several backward passes share the node, as those of micro-batches
         # and of checkpointed regions, and saved tensors are freed by the first.
-        ctx.layers = layers
-        ctx.shapes = [None if half is None else (half.shape, half.dtype) for half in flat]
+        ctx.layers, ctx.halves = layers, flat
         return tuple(_mapped_together("fold", layers, flat))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         """Return the gradients of `w'` and `b'`."""
-        given = _completed(ctx.shapes, gradients)
+        given = _completed(ctx.halves, gradients)
         if not torch.is_grad_enabled():
             return (None, *_mapped_together("to_prime", ctx.layers, given))
         # A second derivative goes through nodes that autograd sees.
@@ -74,17 +73,15 @@ class _Fold(torch.autograd.Function):
 
 
 def _completed(
-    shapes: Sequence[tuple[torch.Size, torch.dtype] | None], gradients: Sequence[Tensor | None]
+    halves: Sequence[Tensor | None], gradients: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """Fill the missing half of a pair with zeros: the map mixes weight and bias."""
     given = list(gradients)
     for index in range(0, len(given), 2):
-        halves = given[index], given[index + 1]
-        known = next((half for half in halves if half is not None), None)
-        for place in (index, index + 1):
-            form = shapes[place]
-            if known is not None and given[place] is None and form is not None:
-                given[place] = known.new_zeros(form[0], dtype=form[1])
+        for place, other in ((index, index + 1), (index + 1, index)):
+            half, known = halves[place], given[other]
+            if given[place] is None and known is not None and half is not None:
+                given[place] = known.new_zeros(half.shape, dtype=half.dtype)
     return given
 
 
@@ -100,11 +97,12 @@ def _mapped_together(
             weight, bias = flat[2 * index], flat[2 * index + 1]
             if weight is None:
                 continue
-            numbers = layer.root_buffers.channel_numbers()
-            if numbers is not None and weight.dtype is numbers[0].dtype and weight.dim() == 1:
+            root = cast(Root, layer._modules["root_buffers"])  # `__getattr__` takes longer
+            numbers = root.channel_numbers() if weight.dim() == 1 else None
+            if numbers is not None and weight.dtype is numbers[0].dtype:
                 channels[weight.dtype, weight.device, bias is None].append((index, numbers))
                 continue
-            root, layout = layer.root_buffers, layer.spec.layout
+            layout = layer.spec.layout
             found[2 * index : 2 * index + 2] = mapped_in_full(name, root, layout, weight, bias)
         for several in channels.values():
             _map_channels(name, several, flat, found)

@@ -28,6 +28,43 @@ Parameters = tuple[FisherLayer, Tensor, Tensor | None]
 """A Fisher layer, its `w'` and its `b'`."""
 
 
+class Folded:
+    """A weight that a forward pass has folded.
+
+    Args:
+        parameters: What was folded.
+        pair: The folded weight and bias.
+
+    Attributes:
+        is_taken: Whether the pass has asked for it.
+    """
+
+    __slots__ = ("bias", "bias_version", "is_taken", "pair", "weight", "weight_version")
+
+    def __init__(self, parameters: Parameters, pair: Pair) -> None:
+        """Note which versions of the parameters were folded."""
+        _, self.weight, self.bias = parameters
+        self.weight_version, self.bias_version = _version(self.weight), _version(self.bias)
+        self.pair, self.is_taken = pair, False
+
+    def is_of(self, weight: Tensor, bias: Tensor | None) -> bool:
+        """Say whether these parameters need not be folded again."""
+        # `functional_call` puts other tensors in, and hooks may write to those that are there.
+        if self.weight is not weight or self.bias is not bias:
+            return False
+        if self.weight_version is not None and self.weight_version != version_of(weight):
+            return False
+        if bias is not None and self.bias_version not in (None, version_of(bias)):
+            return False
+        # What was folded without a gradient has none.
+        return not weight.requires_grad or self.pair[0].requires_grad or not torch.is_grad_enabled()
+
+
+def _version(tensor: Tensor | None) -> int | None:
+    """Return the version of a parameter; None where none is counted."""
+    return None if tensor is None or tensor.is_inference() else version_of(tensor)
+
+
 class ForwardPass:
     """The weights that a forward pass of a network has folded, each once.
 
@@ -41,8 +78,7 @@ class ForwardPass:
     def __init__(self, wanted: Iterable[Parameters]) -> None:
         """Fold those that the last pass folded as a whole."""
         self.is_open = True
-        self._folded: dict[FisherLayer, tuple[Parameters, tuple[int, int], Pair]] = {}
-        self._taken: set[FisherLayer] = set()
+        self._folded: dict[FisherLayer, Folded] = {}
         trained: list[Parameters] = []
         frozen: list[Parameters] = []
         for parameters in wanted:
@@ -60,46 +96,29 @@ class ForwardPass:
 
     def fold(self, fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the folded weight and bias."""
-        parameters = fisher, weight, bias
-        pair = self._known(parameters)
-        if pair is None:
+        known = self._folded.get(fisher)
+        if known is None or not known.is_of(weight, bias):
             # Kept for the next use in this pass: sums of gradients are then the same, to the bit,
             # whether the weight was folded ahead or not.
-            (pair,) = self._fold([parameters])
-        fisher.ties.is_folded_whole = True
-        self._taken.add(fisher)
-        return pair
+            self._fold([(fisher, weight, bias)])
+            known = self._folded[fisher]
+        known.is_taken = True
+        return known.pair
 
     def close(self) -> None:
-        """Keep nothing; a layer that was not asked for is not folded ahead the next time."""
+        """Keep nothing; what was asked for, and only that, is folded ahead the next time."""
         self.is_open = False
-        # Copies, since another thread may be in a forward pass of the same network.
-        for fisher in {*self._folded} - {*self._taken}:
-            fisher.ties.is_folded_whole = False
-        self._folded.clear()
+        # A copy, since another thread may be in a forward pass of the same network.
+        for fisher, known in [*self._folded.items()]:
+            fisher.ties.is_folded_whole = known.is_taken
         # Each layer holds its last pass, and none may keep the others alive.
-        self._taken.clear()
+        self._folded.clear()
 
-    def _fold(self, some: Sequence[Parameters]) -> list[Pair]:
+    def _fold(self, some: Sequence[Parameters]) -> None:
         layers, weights, biases = zip(*some, strict=True)
         pairs = fold_together(layers, weights, biases)
         for parameters, pair in zip(some, pairs, strict=True):
-            self._folded[parameters[0]] = parameters, _versions(parameters), pair
-        return pairs
-
-    def _known(self, parameters: Parameters) -> Pair | None:
-        """Return what was folded; None where these parameters have to be folded now."""
-        fisher, weight, bias = parameters
-        known = self._folded.get(fisher)
-        if known is None:
-            return None
-        (_, known_weight, known_bias), versions, pair = known
-        # `functional_call` puts other tensors in, and hooks may write to those that are there.
-        if known_weight is not weight or known_bias is not bias:
-            return None
-        # What was folded without a gradient has none.
-        is_blind = weight.requires_grad and torch.is_grad_enabled() and not pair[0].requires_grad
-        return None if is_blind or versions != _versions(parameters) else pair
+            self._folded[parameters[0]] = Folded(parameters, pair)
 
 
 def leave_unfolded(fisher: FisherLayer) -> None:
@@ -120,12 +139,3 @@ def fold_in_pass(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> Pa
 
 def _is_large(weight: Tensor) -> bool:
     return weight.numel() > LARGEST_FOLDED_AHEAD
-
-
-def _versions(parameters: Parameters) -> tuple[int, int]:
-    _, weight, bias = parameters
-    return _version(weight), 0 if bias is None else _version(bias)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else version_of(tensor)

@@ -68,7 +68,7 @@ def local_linear(
     """
     if not _on_rows(fisher, input, weight_prime):
         weight, bias = fold(fisher, weight_prime, bias_prime)
-        return F.linear(input, fisher.layout.matrices(weight), bias)
+        return F.linear(input, fisher.spec.layout.matrices(weight), bias)
     leave_unfolded(fisher)
     rows = input.reshape(-1, input.shape[-1])
     matrix = fisher.layout.matrices(weight_prime)
@@ -118,17 +118,15 @@ def _reads_most(indices: Tensor, table: Tensor) -> bool:
 
 def _on_rows(fisher: FisherLayer, input: Tensor, weight_prime: Tensor) -> bool:
     """Choose the activation side: full precision throughout, and fewer rows than outputs."""
-    if not isinstance(input, Tensor):
-        return False  # F.linear says what is wrong with it
-    outputs, width = fisher.layout.matrix
-    same = input.dtype == weight_prime.dtype == fisher.factor.dtype
-    # A nested tensor may have no sizes to ask for.
-    if not same or input.is_nested or input.dim() == 0 or input.shape[-1] != width:
+    # F.linear says what is wrong with it, and a nested tensor may have no sizes to ask for.
+    if not isinstance(input, Tensor) or input.is_nested or input.dim() == 0:
         return False
-    if is_autocast_on(input.device.type):
-        return False
+    outputs, width = fisher.spec.layout.matrix
     rows = input.numel() // width if width else 0
     fewer: bool = rows * (2 if input.requires_grad else 1) < 2 * outputs
     # A dynamic number of rows may grow: a guard on it would compile every regime anew.
     fewer = statically_known_true(fewer) if torch.compiler.is_compiling() else fewer
-    return fewer and is_strided(input)
+    if not fewer or input.shape[-1] != width:
+        return False
+    same = input.dtype == weight_prime.dtype == fisher.factor.dtype
+    return same and not is_autocast_on(input.device.type) and is_strided(input)

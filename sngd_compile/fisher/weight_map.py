@@ -106,10 +106,15 @@ def mapped_in_full(
     name: str, root: Root, layout: Layout, weight: Tensor, bias: Tensor | None
 ) -> Pair:
     """Apply one of `MAPS` in the dtype of the root or a wider one; the caller has autocast off."""
+    dtype, wide, dims = weight.dtype, root.dtype, weight.dim()
+    # Calls that change nothing are left out: the maps of small weights take no longer than those.
+    if layout.is_one_matrix and dims > 1 and dtype is wide and _is_vector(bias, dtype):
+        matrix = weight if dims == 2 else weight.reshape(layout.matrix)
+        changed, vector = MAPS[name](root, matrix, bias)
+        changed = changed if dims == 2 else changed.reshape(weight.shape)
+        return changed, None if vector is None else vector.contiguous()
     # An ill-conditioned root multiplies the rounding of what it is applied to: bfloat16 weights
     # are widened first.
-    dtype, wide = weight.dtype, root.dtype
-    # Calls that change nothing are left out here: the maps of small weights take no longer.
     if dtype is not wide:
         wide = torch.promote_types(dtype, wide)
     matrices, vectors = as_matrices(layout, weight, bias, wide)
@@ -124,6 +129,11 @@ def as_matrices(layout: Layout, weight: Tensor, bias: Tensor | None, dtype: torc
     """Return a weight as `[*, O, K]` and its bias as `[*, O]`, `*` being the groups axis if any."""
     matrices = _of_dtype(layout.matrices(weight), dtype)
     return matrices, None if bias is None else _of_dtype(layout.vectors(bias), dtype)
+
+
+def _is_vector(bias: Tensor | None, dtype: torch.dtype) -> bool:
+    """Say whether a bias, if there is one, is what the maps take."""
+    return bias is None or (bias.dtype is dtype and bias.dim() == 1)
 
 
 def _of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -60,16 +60,19 @@ class Program:
 
 
 def _with_quoted_names(graph: fx.Graph) -> fx.Graph:
-    """Copy a graph, with a call of `attribute` for each name that is not a plain identifier.
+    """Return a graph that calls `attribute` for each name, if one is not a plain identifier.
 
     FX prints `self.heads.class`, and a name between quotes without escaping what it holds.
     """
+    if all(is_plain(node.target) for node in graph.nodes if _reads_attribute(node)):
+        return graph
+    # Plain names too: FX lets go of an argument, as `self` is one here, after its last reader.
     printed = fx.Graph()
     # FX adds this argument where the graph has none of that name.
     module = printed.placeholder("self")
     copied: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        if node.op not in ("get_attr", "call_module") or is_plain(node.target):
+        if not _reads_attribute(node):
             copied[node] = printed.node_copy(node, lambda n: copied[n])
             continue
         value = module
@@ -80,6 +83,10 @@ def _with_quoted_names(graph: fx.Graph) -> fx.Graph:
             value = printed.call_function(call, (value, *args), kwargs)
         copied[node] = value
     return printed
+
+
+def _reads_attribute(node: fx.Node) -> bool:
+    return node.op in ("get_attr", "call_module")
 
 
 def attribute(owner: nn.Module, name: str) -> Any:

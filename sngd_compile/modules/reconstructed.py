@@ -84,22 +84,20 @@ class Reconstructed(nn.Module):
         Raises:
             ModelError: Other code took a parameter or a Fisher layer away, or reshaped it.
         """
+        run = self.program.forward or Reconstructed.run_own
         # A compiler cannot go on in the middle of a `try` after a graph break.
         if torch.compiler.is_compiling():
-            return self.run_reconstructed(*args, **kwargs)
+            return run(self, *args, **kwargs)
         try:
-            return self.run_reconstructed(*args, **kwargs)
+            return run(self, *args, **kwargs)
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             # Looked at only now, so that a forward pass that succeeds costs no more.
             if not isinstance(error, ModelError):
                 check_intact(self, self.names)
             raise
 
-    def run_reconstructed(self, *args: Any, **kwargs: Any) -> Any:
-        """Do what `forward` says, without a word on damage."""
-        forward = self.program.forward
-        if forward is not None:
-            return forward(self, *args, **kwargs)
+    def run_own(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's own forward, on folded weights."""
         # A compiler finds common subexpressions itself, and takes no attribute that comes and goes.
         if torch.compiler.is_compiling() or not runs_known_forward(self.original_class):
             return super().forward(*args, **kwargs)

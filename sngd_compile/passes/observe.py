@@ -22,11 +22,11 @@ def observe_(graph: fx.Graph, places: Sequence[Place]) -> None:
     """
     for place in places:
         for call in place.uses or ():
+            # The one that the fold reads, before all calls.
+            fisher = next(n for n in graph.nodes if n.target == place.fisher_name)
             with graph.inserting_after(call.node):
                 training = graph.get_attr("observing")
             with graph.inserting_after(training):
-                fisher = graph.get_attr(place.fisher_name)
-            with graph.inserting_after(fisher):
                 _observe_inputs_(graph, place, call, fisher, training)
             if place.definition.has_output_side:
                 _observe_gradient_(graph, call, fisher, training)
@@ -46,6 +46,6 @@ def _observe_inputs_(
 def _observe_gradient_(graph: fx.Graph, call: GraphUse, fisher: fx.Node, training: fx.Node) -> None:
     """Let whoever reads a call read `observe_gradient` of it, the call's output itself."""
     arguments = (fisher, call.node, call.rule, call.use.geometry, training)
-    with graph.inserting_after(fisher):
+    with graph.inserting_after(training):
         seen = graph.call_function(observe_gradient, arguments)
     call.node.replace_all_uses_with(seen, lambda user: user is not seen)

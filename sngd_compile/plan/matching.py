@@ -32,7 +32,7 @@ RESERVED_NAMES = (
     "observing",
     "local_sites",
     "original_class",
-    "run_reconstructed",
+    "run_own",
 )
 """Attributes that a module gets when it is reconstructed."""
 

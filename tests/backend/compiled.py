@@ -6,6 +6,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ SETTING = Config(
     damping_rel_trace=1e-2,
     max_rows=None,
 )
-INNER = ["eager", "aot_eager", "inductor"]
+INNER = ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 Batch = tuple[Tensor, Tensor]
 
 

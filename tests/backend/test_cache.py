@@ -60,8 +60,13 @@ def run(folder: Path, backend: bool, factor: int) -> tuple[int, list[float]]:
     return hits, sums
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", [True, False], ids=["backend", "reconstruct"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(True, id="backend", marks=pytest.mark.nightly),
+        pytest.param(False, id="reconstruct", marks=pytest.mark.slow),
+    ],
+)
 def test_a_second_process_computes_the_same(tmp_path, backend):
     _, first = run(tmp_path, backend, 1)
     hits, second = run(tmp_path, backend, 1)

@@ -39,8 +39,13 @@ def test_the_trajectory_is_that_of_the_reconstructed_network(network, inner, sgd
         torch.testing.assert_close(layer.factor, others[name].factor, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in (MLP, Block) else pytest.mark.nightly)
+        for n in NETWORKS
+    ],
+)
 def test_inductor_walks_the_same_path(network):
     model, net = pair(network())
     shape = shape_of(model)

@@ -210,7 +210,7 @@ def test_names_to_which_python_gives_a_meaning_are_left(name):
     assert f"{name!r} is no name for a parameter" in str(sngd.explain(model))
 
 
-@pytest.mark.parametrize("name", ["run_reconstructed", "program", "names", "observing"])
+@pytest.mark.parametrize("name", ["run_own", "program", "names", "observing"])
 def test_names_that_a_reconstructed_module_needs_are_left(name):
     model, x = Own("parameter", name), torch.randn(2, 3)
     _same(sngd.reconstruct(model), model, x)

@@ -14,7 +14,10 @@ MODES = ["default", "reduce-overhead", "max-autotune-no-cudagraphs"]
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("network", "shape"), [(mlp, (5,)), (Block, (4, 6))])
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [(mlp, (5,)), pytest.param(Block, (4, 6), marks=pytest.mark.nightly)],
+)
 def test_training_follows_eager(network, shape, mode):
     model = network()
     eager = sngd.reconstruct(copy.deepcopy(model), SETTING)

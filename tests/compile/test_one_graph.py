@@ -14,6 +14,7 @@ from backend.compiled import INNER, SETTING, Block, Tied, mlp, sample, train
 from theorem.networks import MLP, ConvNet, Residual
 
 pytestmark = pytest.mark.usefixtures("float64", "fresh")
+slow, nightly = pytest.mark.slow, pytest.mark.nightly
 NETWORKS = [MLP, ConvNet, Residual, Block, Tied]
 
 
@@ -52,8 +53,10 @@ def test_training_equals_eager_in_one_graph(network, backend):
     assert counter.frame_count == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param(n, marks=slow if n in (MLP, Block) else nightly) for n in NETWORKS],
+)
 def test_inductor_equals_eager_in_one_graph(network):
     net, eager, counter = pair(network(), "inductor")
     shape = shape_of(eager)
@@ -101,7 +104,7 @@ def test_dynamic_shapes_need_one_graph(backend):
 
 
 # Run in eager, the graph's checkpoint refuses statistics that its own region has changed.
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", INNER[1:])
 def test_a_checkpoint_inside_counts_once(backend):
     net, eager, counter = pair(Block(checkpointed=True), backend)
     for one in (net, eager):

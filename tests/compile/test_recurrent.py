@@ -69,6 +69,13 @@ MODELS = {
 }
 
 
+WIDELY_USED = ("LSTM", "GRU")
+COMPILED = [
+    pytest.param(n, marks=pytest.mark.slow if n in WIDELY_USED else pytest.mark.nightly)
+    for n in MODELS
+]
+
+
 def assert_trains_like_eager(model: nn.Module, backend: str) -> None:
     """Compare losses, weights, factors and roots; count the graphs."""
     net, eager, counter = pair(model, backend)
@@ -79,14 +86,13 @@ def assert_trains_like_eager(model: nn.Module, backend: str) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 def test_training_equals_eager_in_one_graph(name, backend):
     assert_trains_like_eager(MODELS[name](), backend)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", COMPILED)
 def test_inductor_equals_eager_in_one_graph(name):
     assert_trains_like_eager(MODELS[name](), "inductor")
 
@@ -128,7 +134,7 @@ def test_lengths_that_change_need_two_graphs_at_most(backend):
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_eval_computes_the_same_and_observes_nothing(kind):
-    net, eager, _ = pair(Reader(kind, **BOTH), "aot_eager")
+    net, eager, _ = pair(Reader(kind, **BOTH), "eager")
     for one in (net, eager):
         train(one, lambda step: [sample((4, 6), step)], steps=4)
         one.eval()

@@ -19,7 +19,16 @@ pytestmark = [
 OPTIONS = {"early_refreshes": (1, 2), "observe_every": 1, "max_rows": None}
 
 
-@pytest.fixture(params=ZOO, ids=lambda case: case.name)
+IN_EVERY_CHECK = ("BERT", "T5", "ResNet", "U-Net", "control flow")
+CASES = [
+    pytest.param(
+        case, id=case.name, marks=[] if case.name in IN_EVERY_CHECK else pytest.mark.nightly
+    )
+    for case in ZOO
+]
+
+
+@pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> ZooCase:
     """One model."""
     return request.param

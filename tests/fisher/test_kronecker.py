@@ -99,7 +99,7 @@ def test_the_plan_the_graph_and_the_layer_show_it():
     assert "kronecker 6" in text
     assert "notes on" not in text
     net = sngd.reconstruct(model, CONFIG)
-    assert "observe_gradient(weight_fisher_1, local_linear, linear" in str(sngd.graph(net))
+    assert "observe_gradient(weight_fisher, local_linear, linear" in str(sngd.graph(net))
     fisher = sngd.fisher_layers(net)["0.weight"]
     assert "kronecker" in repr(fisher)
     torch.testing.assert_close(fisher.output_root, torch.eye(7))

@@ -35,8 +35,7 @@ weight_prime = self.weight_prime                                               #
 bias_prime = self.bias_prime                                                   # reparameterise_
 local_linear = local_linear(weight_fisher, input_1, weight_prime, bias_prime)  # associate_
 observing = self.observing                                                     # observe_
-weight_fisher_1 = self.weight_fisher                                           # observe_
-observe = observe(weight_fisher_1, linear, (input_1,), (), observing)          # observe_
+observe = observe(weight_fisher, linear, (input_1,), (), observing)            # observe_
 return local_linear
 
 [2]
@@ -46,8 +45,7 @@ weight_prime = self.weight_prime                                               #
 bias_prime = self.bias_prime                                                   # reparameterise_
 local_linear = local_linear(weight_fisher, input_1, weight_prime, bias_prime)  # associate_
 observing = self.observing                                                     # observe_
-weight_fisher_1 = self.weight_fisher                                           # observe_
-observe = observe(weight_fisher_1, linear, (input_1,), (), observing)          # observe_
+observe = observe(weight_fisher, linear, (input_1,), (), observing)            # observe_
 return local_linear""",
         )
 
@@ -58,14 +56,13 @@ return local_linear""",
             """\
 [.]
 input_1 = argument input
-weight_fisher = self.weight_fisher                                                                         # reparameterise_
-weight_prime = self.weight_prime                                                                           # reparameterise_
-fold = fold(weight_fisher, weight_prime, None)                                                             # reparameterise_
-weight = getitem(fold, 0)                                                                                  # reparameterise_
+weight_fisher = self.weight_fisher                                                                       # reparameterise_
+weight_prime = self.weight_prime                                                                         # reparameterise_
+fold = fold(weight_fisher, weight_prime, None)                                                           # reparameterise_
+weight = getitem(fold, 0)                                                                                # reparameterise_
 conv2d = conv2d(input_1, weight, None, (1, 1), same, (1, 1), 2)
-observing = self.observing                                                                                 # observe_
-weight_fisher_1 = self.weight_fisher                                                                       # observe_
-observe = observe(weight_fisher_1, convolution, (input_1,), (2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1), observing)  # observe_
+observing = self.observing                                                                               # observe_
+observe = observe(weight_fisher, convolution, (input_1,), (2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1), observing)  # observe_
 return conv2d""",  # noqa: E501
         )
 
@@ -81,13 +78,11 @@ weight_prime = self.weight_prime                                             # r
 bias_prime = self.bias_prime                                                 # reparameterise_
 local_linear = local_linear(weight_fisher, x, weight_prime, bias_prime)      # associate_
 observing = self.observing                                                   # observe_
-weight_fisher_1 = self.weight_fisher                                         # observe_
-observe = observe(weight_fisher_1, linear, (x,), (), observing)              # observe_
+observe = observe(weight_fisher, linear, (x,), (), observing)                # observe_
 act = self.act(local_linear)
 local_linear_1 = local_linear(weight_fisher, act, weight_prime, bias_prime)  # associate_
 observing_1 = self.observing                                                 # observe_
-weight_fisher_2 = self.weight_fisher                                         # observe_
-observe_1 = observe(weight_fisher_2, linear, (act,), (), observing_1)        # observe_
+observe_1 = observe(weight_fisher, linear, (act,), (), observing_1)          # observe_
 mul_ = mul_(local_linear_1, scale)
 return mul_""",
         )
@@ -100,15 +95,14 @@ return mul_""",
             """\
 [.]
 input_1 = argument input
-weight_fisher = self.weight_fisher                                     # reparameterise_
-weight_prime = self.weight_prime                                       # reparameterise_
-fold = fold(weight_fisher, weight_prime, None)                         # reparameterise_
-weight = getitem(fold, 0)                                              # reparameterise_
+weight_fisher = self.weight_fisher                                   # reparameterise_
+weight_prime = self.weight_prime                                     # reparameterise_
+fold = fold(weight_fisher, weight_prime, None)                       # reparameterise_
+weight = getitem(fold, 0)                                            # reparameterise_
 bias = self.bias
 linear = linear(input_1, weight, bias)
-observing = self.observing                                             # observe_
-weight_fisher_1 = self.weight_fisher                                   # observe_
-observe = observe(weight_fisher_1, linear, (input_1,), (), observing)  # observe_
+observing = self.observing                                           # observe_
+observe = observe(weight_fisher, linear, (input_1,), (), observing)  # observe_
 return linear""",
         )
 
@@ -127,8 +121,7 @@ return linear""",
 - local_linear = local_linear(weight_fisher, input_1, weight_prime, None)  # associate_
 + local_linear = local_linear(weight_fisher, input_1, weight_prime, bias_prime)  # associate_
   observing = self.observing  # observe_
-  weight_fisher_1 = self.weight_fisher  # observe_
-  observe = observe(weight_fisher_1, linear, (input_1,), (), observing)  # observe_
+  observe = observe(weight_fisher, linear, (input_1,), (), observing)  # observe_
   return local_linear""",
         )
         assert difference_report(plain, plain).splitlines() == [

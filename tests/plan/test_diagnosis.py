@@ -112,7 +112,8 @@ def test_a_compiled_model_has_notes_too():
     torch._dynamo.reset()
     model = mlp()
     config = {"refresh_every": 2, "early_refreshes": (1,), "observe_every": 1, "damping_abs": 1e4}
-    net = torch.compile(model, backend="sngd", options={**config, "max_rows": None})
+    config |= {"max_rows": None, "inner_backend": "eager"}
+    net = torch.compile(model, backend="sngd", options=config)
     train(net, torch.optim.SGD(model.parameters(), lr=0.03))
     assert "above the whole factor" in notes(net)["0.weight"]
     torch._dynamo.reset()

@@ -10,9 +10,9 @@ have a leading groups axis. With `w = [W b]`, `w' = [W' b']`, a root gives four 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +162,18 @@ class FactorRoot(Root):
     def sides(self) -> Sequence[FactorRoot]:
         """Itself."""
         return [self]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of its numbers."""
+        return next(iter(self.numbers())).dtype
+
+    def numbers(self) -> Iterable[Tensor]:
+        """Return its buffers in the order of their registration.
+
+        Every fold asks for them, and `nn.Module` looks for an attribute in three other places.
+        """
+        return cast(Iterable[Tensor], self._buffers.values())
 
     @classmethod
     @abstractmethod

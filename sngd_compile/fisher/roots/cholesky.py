@@ -81,21 +81,20 @@ class CholeskyRoot(FactorRoot):
 
     def channel_numbers(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Return the three buffers as vectors, where there is one weight a group."""
-        inverse, gain, shift = self._buffers.values()
-        if inverse is None or inverse.shape[-1] != 1 or inverse.dim() != 3:
+        inverse, gain, shift = self.numbers()
+        if inverse.shape[-1] != 1 or inverse.dim() != 3:
             return None
-        assert gain is not None
-        assert shift is not None
         return inverse.view(-1), gain.view(-1), shift.view(-1)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
-        folded = _times(weight, self.inverse)
+        inverse, gain, shift = self.numbers()
+        folded = _times(weight, inverse)
         if bias is None:
             return folded, None
         if weight.dim() == 2:
-            return folded, torch.addmv(bias * self.gain, weight, self.shift, alpha=-1)
-        return folded, bias * self.gain - _times_vector(weight, self.shift)
+            return folded, torch.addmv(bias * gain, weight, shift, alpha=-1)
+        return folded, bias * gain - _times_vector(weight, shift)
 
     def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
@@ -108,13 +107,14 @@ class CholeskyRoot(FactorRoot):
 
     def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
-        prime = _times(weight, self.inverse.mT)
+        inverse, gain, shift = self.numbers()
+        prime = _times(weight, inverse.mT)
         if bias is None:
             return prime, None
         if weight.dim() == 2:
-            return torch.addr(prime, bias, self.shift, alpha=-1), bias * self.gain
-        moved = torch.addcmul(prime, bias[..., None], self.shift[..., None, :], value=-1)
-        return moved, bias * self.gain
+            return torch.addr(prime, bias, shift, alpha=-1), bias * gain
+        moved = torch.addcmul(prime, bias[..., None], shift[..., None, :], value=-1)
+        return moved, bias * gain
 
     def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""

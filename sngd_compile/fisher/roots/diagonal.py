@@ -52,7 +52,8 @@ class DiagonalRoot(SelfAdjointRoot):
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
-        gain = self.gain[..., None, :]
+        (gain,) = self.numbers()
+        gain = gain[..., None, :] if gain.dim() > 1 else gain
         if bias is None:
             return weight * gain, None
         return weight * gain[..., :-1], bias * gain[..., -1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -54,23 +55,28 @@ class SketchRoot(FactorRoot):
         self.register_buffer("middle", shape.full(0.0, columns, columns))
         self.register_buffer("inverse_middle", shape.full(0.0, columns, columns))
         self.register_buffer("tail", shape.full(1.0, 1))
-        self.known_columns: tuple[Tensor, int, int] | None = None
+        self.known: _Known | None = None
 
     @property
     def columns(self) -> int:
         """Columns of B that need to be multiplied; l, if others may have written to it."""
-        if not torch.compiler.is_compiling() and self.known_columns is not None:
-            basis, version, columns = self.known_columns
-            if basis is self._buffers["basis"] and version == version_of(basis):
-                return columns
-            self.known_columns = None  # a basis that was moved elsewhere is not held here
-        return self.basis.shape[-1]
+        return self._parts().basis.shape[-1]
+
+    def _parts(self) -> _Parts:
+        """Return what is multiplied."""
+        numbers = tuple(self.numbers())
+        if torch.compiler.is_compiling() or self.known is None:
+            return _Parts.of(numbers, self.has_bias, numbers[0].shape[-1])
+        if not self.known.is_of(numbers):
+            self.known = None  # what was moved elsewhere is not held here
+            return self._parts()
+        return self.known.parts
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy it with what is known of its columns: numbers of copies are equal to the bit."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy({**self.__dict__, "known_columns": None}, memo))
+        copied.__dict__.update(copy.deepcopy({**self.__dict__, "known": None}, memo))
         copied.note_columns(self.columns)
         return copied
 
@@ -82,10 +88,10 @@ class SketchRoot(FactorRoot):
             self.note_columns(int(used.max()) + 1 if len(used) else self.basis.shape[-1])
 
     def note_columns(self, columns: int) -> None:
-        """Remember that the columns behind these are zeros, until somebody writes to B."""
-        self.known_columns = None
-        if not self.basis.is_inference():  # which counts no versions
-            self.known_columns = (self.basis, version_of(self.basis), columns)
+        """Remember that the columns behind these are zeros, until somebody writes to the root."""
+        numbers = tuple(self.numbers())
+        is_counted = not any(tensor.is_inference() for tensor in numbers)  # those count no versions
+        self.known = _Known.of(numbers, self.has_bias, columns) if is_counted else None
 
     @classmethod
     def decompose(cls, damped: Tensor, roots: Sequence[Any]) -> Decomposition:
@@ -142,19 +148,19 @@ class SketchRoot(FactorRoot):
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
-        return self._changed(weight, bias, self.tail, self.middle, -1)
+        return self._parts().changed(weight, bias, False, False)
 
     def unfold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w R^-1` for `W [*, O, K]`, `b [*, O]`."""
-        return self._changed(weight, bias, self.tail.reciprocal(), self.inverse_middle, 1)
+        return self._parts().changed(weight, bias, True, False)
 
     def to_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g R^T` that `w'` has where `w` has `g`."""
-        return self._changed(weight, bias, self.tail, self.middle.mT, -1)
+        return self._parts().changed(weight, bias, False, True)
 
     def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
-        return self._changed(weight, bias, self.tail.reciprocal(), self.inverse_middle.mT, 1)
+        return self._parts().changed(weight, bias, True, True)
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
@@ -163,31 +169,96 @@ class SketchRoot(FactorRoot):
         output = F.linear(rotated, weight)
         return output if last is None or bias is None else output + last[:, None] * bias
 
-    def _changed(
-        self, weight: Tensor, bias: Tensor | None, tail: Tensor, middle: Tensor, sign: int
-    ) -> Pair:
-        """Return `t w + sign w B middle B^T`; the last row of B is the bias's."""
-        basis, columns = self.basis, self.columns
+
+@dataclass(frozen=True)
+class _Parts:
+    """What is multiplied: views of the buffers, without columns of zeros.
+
+    Args:
+        basis: Rows of B, `[*, K, l]`.
+        last: The row of B that is the bias's, `[*, l]`; None without a bias.
+        middles: K and M.
+        tail: s, `[*, 1]`.
+        number: s, where it is known: a product takes it for nothing.
+    """
+
+    basis: Tensor
+    last: Tensor | None
+    middles: tuple[Tensor, Tensor]
+    tail: Tensor
+    number: float | None
+
+    @classmethod
+    def of(
+        cls,
+        numbers: Sequence[Tensor],
+        has_bias: bool,
+        columns: int,
+        number: float | None = None,
+    ) -> Self:
+        """Take the buffers of a root apart."""
+        basis, *middles, tail = numbers
         if columns < basis.shape[-1]:
-            basis, middle = basis[..., :columns], middle[..., :columns, :columns]
-        if bias is not None and weight.dim() == 2:
-            # Without a groups axis every step is one call, which is what small weights take.
-            basis, last = basis[:-1], basis[-1]
-            inner = torch.addr(weight @ basis, bias, last) @ middle
-            changed = torch.addmm(weight * tail, inner, basis.mT, alpha=sign)
-            return changed, torch.addmv(bias * tail, inner, last, alpha=sign)
-        if bias is None:
-            inner = weight @ basis @ middle
-            return _plus(weight * tail[..., None], inner, basis.mT, sign), None
-        basis, last = basis[..., :-1, :], basis[..., -1, :, None]
-        inner = weight @ basis + bias[..., None] * last.mT
-        inner = inner @ middle
-        changed_bias = bias * tail + sign * (inner @ last)[..., 0]
-        return _plus(weight * tail[..., None], inner, basis.mT, sign), changed_bias
+            basis = basis[..., :columns]
+            middles = [middle[..., :columns, :columns] for middle in middles]
+        last = basis[..., -1, :] if has_bias else None
+        rows = basis[..., :-1, :] if has_bias else basis
+        return cls(rows, last, (middles[0], middles[1]), tail, number)
+
+    def changed(self, weight: Tensor, bias: Tensor | None, inverse: bool, transposed: bool) -> Pair:
+        """Return `w A` for A one of R and R^-1, or for the transpose of that."""
+        middle, sign = self.middles[inverse], 1 if inverse else -1
+        middle = middle.mT if transposed else middle
+        inner = weight @ self.basis
+        if weight.dim() == 2:
+            return self._changed_matrix(weight, bias, inner, middle, inverse)
+        scale = self.tail.reciprocal() if inverse else self.tail
+        if bias is None or self.last is None:
+            inner, changed_bias = inner @ middle, None
+        else:
+            inner = (inner + bias[..., None] * self.last[..., None, :]) @ middle
+            changed_bias = bias * scale + sign * (inner @ self.last[..., None])[..., 0]
+        scaled = weight * scale[..., None]
+        return torch.baddbmm(scaled, inner, self.basis.mT, alpha=sign), changed_bias
+
+    def _changed_matrix(
+        self, weight: Tensor, bias: Tensor | None, inner: Tensor, middle: Tensor, inverse: bool
+    ) -> Pair:
+        """Return `w A` without a groups axis: every step is one call, as small weights want it."""
+        sign, factor = 1 if inverse else -1, 1.0
+        base, base_of_bias = weight, bias
+        if self.number is not None:
+            factor = 1.0 / self.number if inverse else self.number
+        else:
+            scale = self.tail.reciprocal() if inverse else self.tail
+            base, base_of_bias = weight * scale, None if bias is None else bias * scale
+        if bias is None or base_of_bias is None or self.last is None:
+            inner = inner @ middle
+            return torch.addmm(base, inner, self.basis.mT, beta=factor, alpha=sign), None
+        inner = torch.addr(inner, bias, self.last) @ middle
+        changed = torch.addmm(base, inner, self.basis.mT, beta=factor, alpha=sign)
+        return changed, torch.addmv(base_of_bias, inner, self.last, beta=factor, alpha=sign)
 
 
-def _plus(base: Tensor, left: Tensor, right: Tensor, sign: int) -> Tensor:
-    """Return `base + sign left right` in one call, with or without a groups axis."""
-    added = torch.addmm if base.dim() == 2 else torch.baddbmm
-    total: Tensor = added(base, left, right, alpha=sign)
-    return total
+@dataclass(frozen=True)
+class _Known:
+    """What was found out about buffers, and which versions of them that holds for."""
+
+    buffers: tuple[Tensor, ...]
+    versions: list[int]
+    parts: _Parts
+
+    @classmethod
+    def of(cls, numbers: tuple[Tensor, ...], has_bias: bool, columns: int) -> Self:
+        """Note how many columns are used; and the tail, where nothing has to be waited for."""
+        tail = numbers[-1]
+        is_here = tail.device.type == "cpu" and tail.dim() == 1
+        parts = _Parts.of(numbers, has_bias, columns, float(tail) if is_here else None)
+        return cls(numbers, [version_of(tensor) for tensor in numbers], parts)
+
+    def is_of(self, numbers: Sequence[Tensor]) -> bool:
+        """Say whether these are the buffers, and nobody has written to them since."""
+        return all(
+            one is other and version_of(one) == version
+            for one, other, version in zip(self.buffers, numbers, self.versions, strict=True)
+        )

@@ -8,8 +8,8 @@ from ops.ahead_of_time.compiler import TARGETS, compile_launches
 from ops.ahead_of_time.launches import LAUNCHES, Launch
 from sngd_kernels.gpu.target import SHARED_MEMORY
 
-QUICK = "sm_90"
-FAMILIES = [pytest.param(f, marks=[] if f == QUICK else pytest.mark.slow) for f in TARGETS]
+MARKS = {"sm_90": [], "sm_80": pytest.mark.slow, "gfx942": pytest.mark.slow}
+FAMILIES = [pytest.param(f, marks=MARKS.get(f, pytest.mark.nightly)) for f in TARGETS]
 
 
 @pytest.mark.parametrize("launch", LAUNCHES, ids=lambda launch: launch.name)
