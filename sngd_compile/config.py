@@ -208,6 +208,14 @@ class Config:
         """Say whether a refresh follows once `steps` optimizer steps (from 1) are done."""
         return steps % self.refresh_every == 0 or steps in self.early_refreshes
 
+    def next_event(self, steps: int) -> int:
+        """Return the first number of steps after `steps` at which one of the two is so."""
+        regular = [
+            steps - steps % every + every for every in (self.observe_every, self.refresh_every)
+        ]
+        early = [step for step in (*self.early_observations, *self.early_refreshes) if step > steps]
+        return min(regular + early)
+
 
 def _require(config: Config, name: str, valid: bool, expected: str) -> None:
     if not valid:

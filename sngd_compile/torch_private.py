@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -54,9 +55,8 @@ def name_of_operator(packet: Any) -> str:
     return str(packet._qualified_op_name)
 
 
-def version_of(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place; an inference tensor does not count it."""
-    return tensor._version
+version_of: Callable[[Tensor], int] = attrgetter("_version")
+"""Return how often a tensor was changed in place; an inference tensor does not count it."""
 
 
 def stored_values(gradient: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.roots.base import Pair, Root
+from sngd_compile.fisher.roots.base import Pair
 from sngd_compile.fisher.weight_map import autocast_off, mapped_in_full, visibly_mapped
 from sngd_compile.torch_private import foreach_addcmul_, foreach_mul
 
@@ -88,7 +88,7 @@ def _completed(
 def _mapped_together(
     name: str, layers: Sequence[FisherLayer], flat: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Apply one of `MAPS` to the pairs of layers, `[w, b, w, b, ...]`; to none where w is None."""
+    """Apply a map to the pairs of layers, `[w, b, w, b, ...]`; to none where w is None."""
     found: list[Tensor | None] = [None] * len(flat)
     channels: dict[Form, list[tuple[int, Numbers]]] = defaultdict(list)
     device = next((half.device.type for half in flat if half is not None), "cpu")
@@ -97,7 +97,7 @@ def _mapped_together(
             weight, bias = flat[2 * index], flat[2 * index + 1]
             if weight is None:
                 continue
-            root = cast(Root, layer._modules["root_buffers"])  # `__getattr__` takes longer
+            root: Any = layer._modules["root_buffers"]  # `__getattr__` takes longer
             numbers = root.channel_numbers() if weight.dim() == 1 else None
             if numbers is not None and weight.dtype is numbers[0].dtype:
                 channels[weight.dtype, weight.device, bias is None].append((index, numbers))
@@ -120,7 +120,7 @@ def _map_channels(
     The root of a channel is `[[a, 0], [-s, g]]`: `w = a w'`, `b = g b' - s w'`, and for gradients
     `w = a w' - s b'`, `b = g b'`.
     """
-    weights = [cast(Tensor, flat[2 * index]) for index, _ in several]
+    weights: Any = [flat[2 * index] for index, _ in several]
     inverses, gains, shifts = zip(*(numbers for _, numbers in several), strict=True)
     mapped = foreach_mul(weights, inverses)
     biases = [flat[2 * index + 1] for index, _ in several]

@@ -43,8 +43,11 @@ class Folded:
 
     def __init__(self, parameters: Parameters, pair: Pair) -> None:
         """Note which versions of the parameters were folded."""
-        _, self.weight, self.bias = parameters
-        self.weight_version, self.bias_version = _version(self.weight), _version(self.bias)
+        _, weight, bias = parameters
+        self.weight, self.bias = weight, bias
+        # Written out, since every weight of every step comes here; None where none is counted.
+        self.weight_version = None if weight.is_inference() else version_of(weight)
+        self.bias_version = None if bias is None or bias.is_inference() else version_of(bias)
         self.pair, self.is_taken = pair, False
 
     def is_of(self, weight: Tensor, bias: Tensor | None) -> bool:
@@ -58,11 +61,6 @@ class Folded:
             return False
         # What was folded without a gradient has none.
         return not weight.requires_grad or self.pair[0].requires_grad or not torch.is_grad_enabled()
-
-
-def _version(tensor: Tensor | None) -> int | None:
-    """Return the version of a parameter; None where none is counted."""
-    return None if tensor is None or tensor.is_inference() else version_of(tensor)
 
 
 class ForwardPass:
@@ -96,14 +94,22 @@ class ForwardPass:
 
     def fold(self, fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the folded weight and bias."""
-        known = self._folded.get(fisher)
-        if known is None or not known.is_of(weight, bias):
-            # Kept for the next use in this pass: sums of gradients are then the same, to the bit,
-            # whether the weight was folded ahead or not.
-            self._fold([(fisher, weight, bias)])
-            known = self._folded[fisher]
-        known.is_taken = True
-        return known.pair
+        if _is_large(weight):
+            return fold_together([fisher], [weight], [bias])[0]
+        # Kept for the next use in this pass: sums of gradients are then the same, to the bit,
+        # whether the weight was folded ahead or not.
+        self._fold([(fisher, weight, bias)])
+        folded = self._folded[fisher]
+        folded.is_taken = True
+        return folded.pair
+
+    def known(self, fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> Pair | None:
+        """Return what was folded; None where these parameters have to be folded now."""
+        folded = self._folded.get(fisher)
+        if folded is None or not folded.is_of(weight, bias):
+            return None
+        folded.is_taken = True
+        return folded.pair
 
     def close(self) -> None:
         """Keep nothing; what was asked for, and only that, is folded ahead the next time."""
@@ -128,11 +134,19 @@ def leave_unfolded(fisher: FisherLayer) -> None:
         fisher.ties.is_folded_whole = False
 
 
-def fold_in_pass(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> Pair:
-    """Return `w' R`, from the forward pass that is running where there is one."""
+def folded_ahead(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> Pair | None:
+    """Return `w' R` if the forward pass that is running has folded these; None in a graph."""
+    if torch.compiler.is_compiling():
+        return None
     running: ForwardPass | None = fisher.ties.forward_pass
-    if running is not None and running.is_open and not _is_large(weight):
-        return running.fold(fisher, weight, bias)
+    return None if running is None or not running.is_open else running.known(fisher, weight, bias)
+
+
+def fold_in_pass(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> Pair:
+    """Return `w' R`, and keep it for the forward pass that is running where there is one."""
+    running: ForwardPass | None = fisher.ties.forward_pass
+    if running is not None and running.is_open:
+        return running.known(fisher, weight, bias) or running.fold(fisher, weight, bias)
     (pair,) = fold_together([fisher], [weight], [bias])
     return pair
 

@@ -95,7 +95,8 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
         return
     seen = samples if output is None else [*samples, statistics.output_rows(output, geometry)]
     # Drawn before anything is widened or unfolded, which is what costs.
-    seen = draw(seen, int(gate[MOST_ROWS]), rows_each, statistics.least_samples, gate)
+    least = max(statistics.least_samples, -(-statistics.least_rows // rows_each))
+    seen = draw(seen, int(gate[MOST_ROWS]), rows_each, least, gate)
     # The kinds that see outputs weigh the rows in float32 or wider.
     takes_halves = statistics.takes_halves and output is None
     seen, finite = finite_samples(seen, sum.dtype, takes_halves)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from sngd_compile.fisher.forward_pass import fold_in_pass, leave_unfolded
+from sngd_compile.fisher.forward_pass import fold_in_pass, folded_ahead, leave_unfolded
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.roots.base import Pair
 from sngd_compile.fisher.samples import is_strided
@@ -30,6 +30,9 @@ def fold(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | None) -
 
     Source: arXiv 2412.07441, `w = G^(-1/2) w'`. Law 1 and law 3 test it.
     """
+    ahead = folded_ahead(fisher, weight_prime, bias_prime)
+    if ahead is not None:
+        return ahead
     if is_seen_through():
         return mapped("fold", fisher.root_buffers, fisher.spec, weight_prime, bias_prime)
     return fold_in_pass(fisher, weight_prime, bias_prime)

@@ -44,15 +44,19 @@ class Schedule:
         self.steps, self.observed_steps = steps, observed_steps
         self.observing = self.config.is_observed(steps)
         self._write_gate()
+        self._look_ahead()
 
     def advance(self) -> bool:
         """Count one optimizer step; return whether a refresh is due."""
         self.observed_steps += self.observing
         self.steps += 1
+        if self.steps < self._next_event:
+            return False  # as in most steps of most layers
         observing = self.config.is_observed(self.steps)
         if observing or self.observing:
             self.observing = observing
             self._write_gate()
+        self._look_ahead()
         return self.config.is_refreshed(self.steps)
 
     @property
@@ -65,6 +69,10 @@ class Schedule:
     def state(self) -> Tensor:
         """Return steps and observed steps, as a tensor that every checkpoint format takes."""
         return torch.tensor([self.steps, self.observed_steps], device="cpu")
+
+    def _look_ahead(self) -> None:
+        """Note until which step nothing changes: one that is observed ends with it."""
+        self._next_event = self.steps + 1 if self.observing else self.config.next_event(self.steps)
 
     def _write_gate(self) -> None:
         self.gate[OBSERVING] = int(self.observing)

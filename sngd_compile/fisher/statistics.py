@@ -17,6 +17,11 @@ class Statistics(Protocol):
         ...
 
     @property
+    def least_rows(self) -> int:
+        """Fewest rows that stand for a batch, in as many samples as have them."""
+        ...
+
+    @property
     def takes_halves(self) -> bool:
         """Whether rows are entries of the samples, so that sums of halves are exact in float32."""
         ...

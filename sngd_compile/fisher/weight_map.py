@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
@@ -17,22 +17,6 @@ from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.transforms import carrying_tangents, takes_opaque_ops
 from sngd_compile.layout import Layout
 
-Map = Callable[[Root, Tensor, Tensor | None], Pair]
-
-
-def _natural(root: Root, weight: Tensor, bias: Tensor | None) -> Pair:
-    return root.fold(*root.to_prime(weight, bias))
-
-
-MAPS: Mapping[str, Map] = {
-    "fold": lambda root, weight, bias: root.fold(weight, bias),
-    "unfold": lambda root, weight, bias: root.unfold(weight, bias),
-    "to_prime": lambda root, weight, bias: root.to_prime(weight, bias),
-    "from_prime": lambda root, weight, bias: root.from_prime(weight, bias),
-    "natural": _natural,
-}
-"""`w' R`, `w R^-1`, `g R^T`, `g' R^-T` and `g R^T R`."""
-
 ADJOINT = {
     "fold": "to_prime",
     "to_prime": "fold",
@@ -40,11 +24,11 @@ ADJOINT = {
     "from_prime": "unfold",
     "natural": "natural",
 }
-"""The map that each one's gradients take; the root is a constant."""
+"""The maps, methods of a root, and the one that each one's gradients take; it is a constant."""
 
 
 def mapped(name: str, root: Root, spec: FisherSpec, weight: Tensor, bias: Tensor | None) -> Pair:
-    """Apply one of `MAPS` to a weight and its bias, float32 or wider, autocast or not.
+    """Apply one of the maps to a weight and its bias, float32 or wider, autocast or not.
 
     A compiler that sees what the map does writes a kernel for every slice and sum of every
     weight, forward and backward, and compiles each. So a graph gets one opaque op a map, but for
@@ -84,7 +68,7 @@ def _buffers_of(root: nn.Module) -> list[Tensor]:
 def visibly_mapped(
     name: str, root: Root, layout: Layout, weight: Tensor, bias: Tensor | None
 ) -> Pair:
-    """Apply one of `MAPS` as `mapped` does, in a graph too by nodes that a compiler sees."""
+    """Apply one of the maps as `mapped` does, in a graph too by nodes that a compiler sees."""
     # Autocast would narrow the products again.
     with autocast_off(weight.device.type):
         return mapped_in_full(name, root, layout, weight, bias)
@@ -105,12 +89,13 @@ def autocast_off(device: str) -> AbstractContextManager[None]:
 def mapped_in_full(
     name: str, root: Root, layout: Layout, weight: Tensor, bias: Tensor | None
 ) -> Pair:
-    """Apply one of `MAPS` in the dtype of the root or a wider one; the caller has autocast off."""
+    """Apply a map in the dtype of the root or a wider one; the caller has autocast off."""
     dtype, wide, dims = weight.dtype, root.dtype, weight.dim()
     # Calls that change nothing are left out: the maps of small weights take no longer than those.
-    if layout.is_one_matrix and dims > 1 and dtype is wide and _is_vector(bias, dtype):
+    is_vector = bias is None or (bias.dtype is dtype and bias.dim() == 1)
+    if is_vector and layout.is_one_matrix and dims > 1 and dtype is wide:
         matrix = weight if dims == 2 else weight.reshape(layout.matrix)
-        changed, vector = MAPS[name](root, matrix, bias)
+        changed, vector = getattr(root, name)(matrix, bias)
         changed = changed if dims == 2 else changed.reshape(weight.shape)
         return changed, None if vector is None else vector.contiguous()
     # An ill-conditioned root multiplies the rounding of what it is applied to: bfloat16 weights
@@ -118,7 +103,7 @@ def mapped_in_full(
     if dtype is not wide:
         wide = torch.promote_types(dtype, wide)
     matrices, vectors = as_matrices(layout, weight, bias, wide)
-    found, found_bias = MAPS[name](root, matrices, vectors)
+    found, found_bias = getattr(root, name)(matrices, vectors)
     changed = _dense(_of_dtype(layout.parameter(found, weight.shape), dtype))
     if bias is None or found_bias is None:
         return changed, None
@@ -129,11 +114,6 @@ def as_matrices(layout: Layout, weight: Tensor, bias: Tensor | None, dtype: torc
     """Return a weight as `[*, O, K]` and its bias as `[*, O]`, `*` being the groups axis if any."""
     matrices = _of_dtype(layout.matrices(weight), dtype)
     return matrices, None if bias is None else _of_dtype(layout.vectors(bias), dtype)
-
-
-def _is_vector(bias: Tensor | None, dtype: torch.dtype) -> bool:
-    """Say whether a bias, if there is one, is what the maps take."""
-    return bias is None or (bias.dtype is dtype and bias.dim() == 1)
 
 
 def _of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -152,7 +132,7 @@ def _dense(parameter: Tensor) -> Tensor:
 def map_weight(
     weight: Tensor, bias: Tensor | None, root: Sequence[Tensor], name: str, encoded: str
 ) -> list[Tensor]:
-    """Apply one of `MAPS`; see `mapped`. `root` are its buffers, `encoded` is the record."""
+    """Apply one of the maps; see `mapped`. `root` are its buffers, `encoded` is the record."""
     spec = FisherSpec.decode(encoded)
     # The record says whether the local Fisher has a bias, the call whether one is mapped with it.
     held = filled_root(spec, bias is not None, root)

@@ -154,6 +154,7 @@ def _for_fully_shard(module: Any, name: str) -> Tensor:
 
 def _raw(weight: str, name: str) -> property:
     def read(self: nn.Module) -> Tensor:
-        return prime_of(self, weight, name)
+        held = self._parameters.get(name)
+        return prime_of(self, weight, name) if held is None else held
 
     return property(read, doc=f"The parameter {name}, `w'`.")

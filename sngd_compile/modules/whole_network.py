@@ -47,9 +47,8 @@ def begin_forward(network: nn.Module, inputs: Any) -> None:
     if is_in_process_group() or is_replica(network):
         return
     members = _members_of(network)
-    if any(
-        fisher.ties.forward_pass.is_open for fisher, _, _ in members if fisher.ties.forward_pass
-    ):
+    before = members[0][0].ties.forward_pass if members else None
+    if before is not None and before.is_open:
         return  # it is a part of a network whose forward pass has begun
     _running[network] = ForwardPass(members)
 
@@ -81,7 +80,9 @@ def _members_of(network: nn.Module) -> list[Parameters]:
         bias = None if bias_name is None else module._parameters.get(bias_name)
         fisher = module._modules.get(f"{weight_name}_fisher")
         is_gone = weight is None or (bias_name is not None and bias is None)
-        if weight is None or is_gone or is_sharded(weight) or not isinstance(fisher, FisherLayer):
+        if weight is None or is_gone or not isinstance(fisher, FisherLayer):
+            continue
+        if type(weight) is not nn.Parameter and is_sharded(weight):
             continue
         found[fisher] = fisher, weight, bias
     return list(found.values())

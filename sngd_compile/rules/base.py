@@ -72,6 +72,7 @@ class Rule(ABC):
     targets: ClassVar[tuple[Callable[..., Any] | str, ...]]
     signature: ClassVar[inspect.Signature]
     least_samples: ClassVar[int] = 1
+    least_rows: ClassVar[int] = 1
     takes_halves: ClassVar[bool] = False
     kind: ClassVar[str] = "shared"
 

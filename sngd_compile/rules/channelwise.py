@@ -20,7 +20,7 @@ class ChannelwiseRule(Rule):
     Source: docs/method.md, local Fishers: per channel `E[(xhat, 1)(xhat, 1)^T]`.
     """
 
-    least_samples = 256
+    least_samples, least_rows = 16, 256
 
     def rows_per_sample(self, samples: Sequence[Tensor], geometry: Sequence[int]) -> int:
         """Return P, rows of one sample."""

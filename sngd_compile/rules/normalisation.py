@@ -55,14 +55,34 @@ class Normalisation(ChannelwiseRule):
         return (call.arguments["input"],)
 
     @abstractmethod
-    def normalised(self, inputs: Sequence[Tensor], number: int, epsilon: float | None) -> Tensor:
-        """Return `xhat`, `[N, C, *]`, of inputs in float32 or wider."""
+    def normalised(self, samples: Tensor, number: int, epsilon: float | None) -> Tensor:
+        """Return `xhat`, `[N, C, P]`, of activations in float32 or wider."""
 
     def samples(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> list[Tensor]:
-        """Return `xhat` as `[N, C, P]`, made of the whole batch before any of it is drawn."""
+        """Return the activations, `[N, C, P]`: what is not drawn is not normalised."""
+        return [_by_channel(inputs[0])]
+
+    def rows(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
+        """Return `xhat`, `[C, N * P, 1]`."""
+        return super().rows([self._normalised(inputs, geometry)], geometry)
+
+    def second_moment(
+        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
+    ) -> Tensor:
+        """Add every channel's sums to `out`, `[C, 1, 1]` or, with a bias, `[C, 2, 2]`."""
+        return super().second_moment([self._normalised(samples, geometry)], geometry, bias, out)
+
+    def diagonal(
+        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
+    ) -> Tensor:
+        """Add every channel's squares, and for its bias the rows' number, to `out` `[C, D]`."""
+        size = out.shape[-1]
+        moments = self.second_moment(samples, geometry, bias, out.new_zeros(*out.shape, size))
+        return out.add_(moments.diagonal(dim1=-2, dim2=-1))
+
+    def _normalised(self, samples: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
         number, bits = geometry
-        normalised = self.normalised([widened(t) for t in inputs], number, _epsilon(bits))
-        return [normalised.reshape(*normalised.shape[:2], -1)]
+        return self.normalised(widened(samples[0]), number, _epsilon(bits))
 
 
 @register_rule
@@ -79,11 +99,15 @@ class LayerNorm(Normalisation):
         """Return the number of normalised axes."""
         return weight.dim()
 
-    def normalised(self, inputs: Sequence[Tensor], number: int, epsilon: float | None) -> Tensor:
-        """Return `[N, C]`."""
-        shape = inputs[0].shape[-number:]
+    def samples(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> list[Tensor]:
+        """Return the activations, `[N, C, 1]`."""
+        channels = inputs[0].shape[-geometry[0] :].numel()
+        return [inputs[0].reshape(-1, channels, 1)]
+
+    def normalised(self, samples: Tensor, number: int, epsilon: float | None) -> Tensor:
+        """Return `[N, C, 1]`."""
         assert epsilon is not None
-        return F.layer_norm(inputs[0], shape, eps=epsilon).reshape(-1, shape.numel())
+        return F.layer_norm(samples[..., 0], samples.shape[1:2], eps=epsilon)[..., None]
 
 
 @register_rule
@@ -94,10 +118,9 @@ class RMSNorm(LayerNorm):
     targets = (F.rms_norm, torch.rms_norm)
     signature = inspect.signature(lambda input, normalized_shape, weight=None, eps=None: ...)
 
-    def normalised(self, inputs: Sequence[Tensor], number: int, epsilon: float | None) -> Tensor:
-        """Return `[N, C]`."""
-        shape = inputs[0].shape[-number:]
-        return F.rms_norm(inputs[0], shape, eps=epsilon).reshape(-1, shape.numel())
+    def normalised(self, samples: Tensor, number: int, epsilon: float | None) -> Tensor:
+        """Return `[N, C, 1]`."""
+        return F.rms_norm(samples[..., 0], samples.shape[1:2], eps=epsilon)[..., None]
 
 
 @register_rule
@@ -117,10 +140,10 @@ class GroupNorm(Normalisation):
         assert isinstance(groups, int)
         return groups
 
-    def normalised(self, inputs: Sequence[Tensor], number: int, epsilon: float | None) -> Tensor:
-        """Return `[N, C, *]`."""
+    def normalised(self, samples: Tensor, number: int, epsilon: float | None) -> Tensor:
+        """Return `[N, C, P]`."""
         assert epsilon is not None
-        return F.group_norm(inputs[0], number, eps=epsilon)
+        return F.group_norm(samples, number, eps=epsilon)
 
 
 @register_rule
@@ -135,6 +158,7 @@ class BatchNorm(Normalisation):
     signature = inspect.signature(F.batch_norm)
     flag: ClassVar[str] = "training"
     static = ("training", "eps")
+    is_over_batch: ClassVar[bool] = True
 
     def number(self, call: Call, weight: Tensor) -> int:
         """Return whether the statistics are those of the input."""
@@ -145,22 +169,43 @@ class BatchNorm(Normalisation):
         running = () if call.arguments[self.flag] else ("running_mean", "running_var")
         return tuple(call.arguments[name] for name in ("input", *running))
 
-    def normalised(self, inputs: Sequence[Tensor], number: int, epsilon: float | None) -> Tensor:
-        """Return `[N, C, *]`."""
+    def samples(self, inputs: Sequence[Tensor], geometry: Sequence[int]) -> list[Tensor]:
+        """Return the activations, `[N, C, P]`; normalised by running statistics, where used."""
+        number, bits = geometry
+        if number:
+            return super().samples(inputs, geometry)
+        activations, mean, variance = map(widened, inputs)
+        epsilon = _epsilon(bits)
         assert epsilon is not None
-        if not number:
-            activations, mean, variance = inputs
-            return F.batch_norm(activations, mean, variance, eps=epsilon)
-        return self.of_the_batch(inputs[0], epsilon)
+        return [_by_channel(F.batch_norm(activations, mean, variance, eps=epsilon))]
 
-    def of_the_batch(self, activations: Tensor, epsilon: float) -> Tensor:
-        """Normalise by the statistics of the input."""
-        # In steps, since `F.batch_norm` takes a CPU four times as long.
-        channels = activations.flatten(2) if activations.dim() > 2 else activations[..., None]
-        count = max(1, channels.shape[0] * channels.shape[2])
-        centred = channels - channels.sum((0, 2))[:, None] / count
-        squares = sngd_kernels.channel_second_moment(centred, bias=False).flatten()
-        return centred * (squares / count + epsilon).rsqrt()[:, None]
+    def normalised(self, samples: Tensor, number: int, epsilon: float | None) -> Tensor:
+        """Return `[N, C, P]`."""
+        assert epsilon is not None
+        return self.of_the_batch(samples, epsilon) if number else samples
+
+    def second_moment(
+        self, samples: Sequence[Tensor], geometry: Sequence[int], bias: bool, out: Tensor
+    ) -> Tensor:
+        """Add the sums of the rows to `out`: by the batch's statistics they have a closed form.
+
+        Of N P rows of a channel with the variance v, `sum xhat = 0` and
+        `sum xhat^2 = N P v / (v + epsilon)`.
+        """
+        number, bits = geometry
+        if not number or not self.is_over_batch:
+            return super().second_moment(samples, geometry, bias, out)
+        _, variance, count = _about_a_sample(widened(samples[0]))
+        diagonal = out.diagonal(dim1=-2, dim2=-1)
+        diagonal[:, 0].add_(count * variance / (variance + (_epsilon(bits) or 0.0)))
+        if bias:
+            diagonal[:, 1].add_(count)
+        return out
+
+    def of_the_batch(self, samples: Tensor, epsilon: float) -> Tensor:
+        """Normalise by the statistics of what was drawn of the input."""
+        mean, variance, _ = _about_a_sample(samples)
+        return (samples - mean[:, None]) * (variance + epsilon).rsqrt()[:, None]
 
 
 @register_rule
@@ -184,10 +229,11 @@ class InstanceNorm(BatchNorm):
     signature = inspect.signature(F.instance_norm)
     flag = "use_input_stats"
     static = ("use_input_stats", "eps")
+    is_over_batch = False
 
-    def of_the_batch(self, activations: Tensor, epsilon: float) -> Tensor:
+    def of_the_batch(self, samples: Tensor, epsilon: float) -> Tensor:
         """Normalise by the statistics of every sample."""
-        return F.instance_norm(activations, eps=epsilon)
+        return F.instance_norm(samples, eps=epsilon)
 
 
 @register_rule
@@ -212,6 +258,25 @@ def batch_norm_weights(module: nn.Module) -> dict[str, Planned]:
 def instance_norm_weights(module: nn.Module) -> dict[str, Planned]:
     """Describe the weight of a layer whose forward branches on the input's dimensions."""
     return _planned(module, InstanceNorm.name)
+
+
+def _by_channel(activations: Tensor) -> Tensor:
+    """View activations `[N, C, *]` as `[N, C, P]`."""
+    return activations.flatten(2) if activations.dim() > 2 else activations[..., None]
+
+
+def _about_a_sample(samples: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return mean and variance of every channel, and of how many numbers.
+
+    In steps, since torch's own take a CPU many times as long: squares about one of the numbers,
+    which is as far from the mean as the others, lose nothing where the mean is large.
+    """
+    first = samples[0, :, :1]
+    moments = sngd_kernels.channel_second_moment(samples - first, bias=True)
+    count = samples.shape[0] * samples.shape[2]
+    mean = moments[:, 0, 1] / count
+    variance = (moments[:, 0, 0] / count - mean.square()).clamp_min(0)
+    return mean + first[:, 0], variance, count
 
 
 def _planned(module: nn.Module, rule: str) -> dict[str, Planned]:

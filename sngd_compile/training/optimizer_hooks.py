@@ -329,7 +329,8 @@ def _learns_unobserved(site: Site) -> bool:
 def _drop_non_finite(optimizer: Optimizer, binding: Binding) -> None:
     """Take all gradients away if one is not finite, as GradScaler skips such a step."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = [stored_values(p.grad) for p in parameters if p.grad is not None]
+    given = [p.grad for p in parameters if p.grad is not None]
+    gradients = [g if type(g) is Tensor and not g.is_sparse else stored_values(g) for g in given]
     if not gradients or _all_finite(gradients):
         return
     names = [
@@ -363,15 +364,17 @@ def _all_finite(gradients: list[Tensor]) -> bool:
 def _one_number(gradients: list[Tensor]) -> Tensor:
     """Return what is not finite if one element is not, in few launches on a GPU."""
     device = gradients[0].device
-    # What is cut into parts has a type of its own.
-    if all(type(gradient) is Tensor and gradient.device == device for gradient in gradients):
-        if gradients[0].is_cuda:
-            return get_total_norm(gradients)
-        # A copy of small ones, one after another, takes less time than a call for each.
-        small = [gradient for gradient in gradients if gradient.numel() <= SMALL_GRADIENT]
-        large = [gradient for gradient in gradients if gradient.numel() > SMALL_GRADIENT]
-        gradients = [*large, flattened(small)] if small else large
-    sums = [whole(gradient.sum()).float().to(device) for gradient in gradients]
+    small: list[Tensor] = []
+    others: list[Tensor] = []
+    for gradient in gradients:
+        # What is cut into parts has a type of its own.
+        is_small = type(gradient) is Tensor and gradient.numel() <= SMALL_GRADIENT
+        (small if is_small and gradient.device == device else others).append(gradient)
+    if device.type == "cuda" and all(type(gradient) is Tensor for gradient in others):
+        return get_total_norm(gradients)
+    if small:  # a copy of them, one after another, takes less time than a call for each
+        others.append(flattened(small))
+    sums = [whole(gradient.sum()).float().to(device) for gradient in others]
     return torch.stack(sums).sum()
 
 

@@ -1,5 +1,7 @@
 """Normalisations keep their running statistics; what is observed of them, and what is said."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,14 +35,20 @@ def test_running_statistics_are_those_of_the_plain_model(name):
         assert torch.equal(sngd.fold(net).get_buffer(buffer), expected)
 
 
-def test_batch_statistics_are_those_of_the_whole_batch_even_if_rows_are_drawn():
-    layer, x = nn.BatchNorm1d(2), torch.randn(600, 2) * 3 + 5
-    net = sngd.reconstruct(layer, Config(max_rows=1))
-    net(x)
-    fisher = sngd.fisher_layers(sngd.refresh_(net))["weight"]
-    assert fisher.rows_seen == 256
-    assert (fisher.factor - torch.eye(2)).abs().max() < 0.3
-    assert not torch.allclose(fisher.factor[:, 0, 0], torch.ones(2), atol=1e-4)
+@pytest.mark.parametrize("shape", [(600, 2), (40, 2, 5, 3)])
+def test_drawn_rows_say_of_batch_statistics_what_all_of_them_do(shape):
+    layer, x = nn.BatchNorm1d(2) if len(shape) == 2 else nn.BatchNorm2d(2), torch.randn(shape)
+    factors = []
+    for most in (1, None):
+        net = sngd.reconstruct(copy.deepcopy(layer), Config(max_rows=most))
+        net(x * 3 + 5)
+        fisher = sngd.fisher_layers(sngd.refresh_(net))["weight"]
+        assert fisher.rows_seen == (
+            x.numel() // 2 if most is None else 256 if len(shape) == 2 else 270
+        )
+        factors.append(fisher.factor)
+    # By their own mean and variance the rows have the moments 1 and 0, but for epsilon.
+    torch.testing.assert_close(*factors, rtol=0, atol=1e-5)
 
 
 def test_narrow_activations_are_normalised_in_float32():

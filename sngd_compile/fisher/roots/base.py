@@ -5,6 +5,8 @@ have a leading groups axis. With `w = [W b]`, `w' = [W' b']`, a root gives four 
 
     fold            w  = w' R           unfold            w' = w R^-1
     to_prime        g' = g R^T          from_prime        g  = g' R^-T        (gradients)
+
+and `natural`, `g R^T R`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +83,10 @@ class Root(nn.Module):
     @abstractmethod
     def from_prime(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return the gradient `g' R^-T` that `w` has where `w'` has `g'`."""
+
+    def natural(self, weight: Tensor, bias: Tensor | None) -> Pair:
+        """Return `g R^T R`, the natural gradient."""
+        return self.fold(*self.to_prime(weight, bias))
 
     @abstractmethod
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -166,14 +172,14 @@ class FactorRoot(Root):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of its numbers."""
-        return next(iter(self.numbers())).dtype
+        return next(iter(self._buffers.values())).dtype  # type: ignore[union-attr]
 
     def numbers(self) -> Iterable[Tensor]:
         """Return its buffers in the order of their registration.
 
         Every fold asks for them, and `nn.Module` looks for an attribute in three other places.
         """
-        return cast(Iterable[Tensor], self._buffers.values())
+        return self._buffers.values()  # type: ignore[return-value]
 
     @classmethod
     @abstractmethod

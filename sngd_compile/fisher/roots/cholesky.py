@@ -153,17 +153,21 @@ class CholeskyRoot(FactorRoot):
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
-        whitened = _times(rows, self.inverse.mT)
+        inverse, gain, shift = self.numbers()
         if bias is None:
-            return F.linear(whitened, weight)
-        return F.linear(whitened - self.shift, weight, bias * self.gain)
+            return F.linear(_times(rows, inverse.mT), weight)
+        whitened = torch.addmm(shift, rows, inverse.mT, beta=-1)
+        return F.linear(whitened, weight, bias * gain)
 
 
 def _times(x: Tensor, lower: Tensor) -> Tensor:
     """Return `x A` for rows `[*, N, K]` and a triangle `[*, K, K]`."""
     # One weight per output is a number for every group. Where K is larger, the zeros that a product
     # by blocks would spare are worth less than its calls: wide layers have sketches.
-    return x * lower if lower.shape[-1] == 1 else x @ lower
+    if lower.shape[-1] == 1:
+        return x * lower
+    # `matmul` would first find out that it is this.
+    return torch.mm(x, lower) if lower.dim() == 2 else x @ lower
 
 
 def _solved(x: Tensor, lower: Tensor) -> Tensor:

@@ -164,10 +164,7 @@ class SketchRoot(FactorRoot):
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return `W' (R x~)` for rows `[N, K]`: the activation side."""
-        ones = None if bias is None else rows.new_ones(rows.shape[0])
-        rotated, last = self.to_prime(rows, ones)
-        output = F.linear(rotated, weight)
-        return output if last is None or bias is None else output + last[:, None] * bias
+        return self._parts().linear(rows, weight, bias)
 
 
 @dataclass(frozen=True)
@@ -209,9 +206,9 @@ class _Parts:
         """Return `w A` for A one of R and R^-1, or for the transpose of that."""
         middle, sign = self.middles[inverse], 1 if inverse else -1
         middle = middle.mT if transposed else middle
-        inner = weight @ self.basis
         if weight.dim() == 2:
-            return self._changed_matrix(weight, bias, inner, middle, inverse)
+            return self._changed_matrix(weight, bias, middle, inverse)
+        inner = weight @ self.basis
         scale = self.tail.reciprocal() if inverse else self.tail
         if bias is None or self.last is None:
             inner, changed_bias = inner @ middle, None
@@ -222,7 +219,7 @@ class _Parts:
         return torch.baddbmm(scaled, inner, self.basis.mT, alpha=sign), changed_bias
 
     def _changed_matrix(
-        self, weight: Tensor, bias: Tensor | None, inner: Tensor, middle: Tensor, inverse: bool
+        self, weight: Tensor, bias: Tensor | None, middle: Tensor, inverse: bool
     ) -> Pair:
         """Return `w A` without a groups axis: every step is one call, as small weights want it."""
         sign, factor = 1 if inverse else -1, 1.0
@@ -232,12 +229,23 @@ class _Parts:
         else:
             scale = self.tail.reciprocal() if inverse else self.tail
             base, base_of_bias = weight * scale, None if bias is None else bias * scale
+        inner = torch.mm(weight, self.basis)
         if bias is None or base_of_bias is None or self.last is None:
-            inner = inner @ middle
+            inner = torch.mm(inner, middle)
             return torch.addmm(base, inner, self.basis.mT, beta=factor, alpha=sign), None
-        inner = torch.addr(inner, bias, self.last) @ middle
+        inner = torch.mm(torch.addr(inner, bias, self.last), middle)
         changed = torch.addmm(base, inner, self.basis.mT, beta=factor, alpha=sign)
         return changed, torch.addmv(base_of_bias, inner, self.last, beta=factor, alpha=sign)
+
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return `W' (R x~)`: the rows take the map of gradients, each with a bias of 1."""
+        if bias is None or self.last is None:
+            return F.linear(self.changed(rows, None, False, True)[0], weight)
+        inner = torch.addmm(self.last, rows, self.basis) @ self.middles[0].mT
+        base, factor = (rows * self.tail, 1.0) if self.number is None else (rows, self.number)
+        rotated = torch.addmm(base, inner, self.basis.mT, beta=factor, alpha=-1)
+        ones = self.tail - torch.mv(inner, self.last)  # what became of them
+        return torch.addr(F.linear(rotated, weight), ones, bias)
 
 
 @dataclass(frozen=True)
@@ -258,7 +266,12 @@ class _Known:
 
     def is_of(self, numbers: Sequence[Tensor]) -> bool:
         """Say whether these are the buffers, and nobody has written to them since."""
-        return all(
-            one is other and version_of(one) == version
-            for one, other, version in zip(self.buffers, numbers, self.versions, strict=True)
+        # Written out, since every fold asks.
+        basis, middle, inverse_middle, tail = numbers
+        known_basis, known_middle, known_inverse, known_tail = self.buffers
+        is_same = basis is known_basis and middle is known_middle and tail is known_tail
+        return (
+            is_same
+            and inverse_middle is known_inverse
+            and [*map(version_of, numbers)] == self.versions
         )
