@@ -60,8 +60,12 @@ version_of: Callable[[Tensor], int] = attrgetter("_version")
 
 
 def stored_values(gradient: Tensor) -> Tensor:
-    """Return what a sparse tensor stores, equal indices not added up; a dense one as it is."""
-    return gradient._values() if gradient.is_sparse else gradient
+    """Return what a sparse tensor stores, equal indices not added up, of a dense one all.
+
+    A complex number is two real ones.
+    """
+    values = gradient._values() if gradient.is_sparse else gradient
+    return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
 
 
 foreach_mul: Any = torch._foreach_mul

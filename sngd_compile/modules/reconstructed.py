@@ -16,6 +16,7 @@ from sngd_compile.errors import ModelError
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.modules.attributes import Names, attributes_of, weights_held
 from sngd_compile.modules.composites import members_of
+from sngd_compile.modules.partial_state import keep_together_
 from sngd_compile.modules.portable_state import (
     fold_in_state_,
     is_for_plain_models,
@@ -220,6 +221,7 @@ class Reconstructed(nn.Module):
                 self._take_form_of(site, fisher_prefix, state_dict)
                 site.fisher.require_sound(state_dict, fisher_prefix)  # before w' is taken
                 unfold_in_state_(site, state_dict, prefix)
+                keep_together_(site, state_dict, prefix)
                 continue
             # A partial checkpoint may hold neither: then w' stays, and with it its root.
             if any(n and f"{prefix}{n}" in state_dict for n in (site.weight_name, site.bias_name)):

@@ -330,7 +330,7 @@ def _drop_non_finite(optimizer: Optimizer, binding: Binding) -> None:
     """Take all gradients away if one is not finite, as GradScaler skips such a step."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     given = [p.grad for p in parameters if p.grad is not None]
-    gradients = [g if type(g) is Tensor and not g.is_sparse else stored_values(g) for g in given]
+    gradients = [stored_values(g) if g.is_sparse or g.is_complex() else g for g in given]
     if not gradients or _all_finite(gradients):
         return
     names = [

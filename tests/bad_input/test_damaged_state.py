@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import sngd_compile as sngd
-from api import mlp, train, trained
+from api import EVERY_STEP, mlp, train, trained
 from sngd_compile import ModelError
 from sngd_compile.registry import KINDS
 
@@ -56,3 +56,43 @@ def test_the_state_beside_a_compiled_model_is_taken_whole_or_not_at_all():
         for name, entry in sngd.state_dict(model).items():
             for part, value in entry["fisher"].items():
                 assert torch.equal(value, good[name]["fisher"][part])
+
+
+def _missing(key: str) -> Callable[[dict[str, Tensor]], object]:
+    return lambda state: state.pop(key)
+
+
+def _misfitting(key: str) -> Callable[[dict[str, Tensor]], object]:
+    return lambda state: state.update({key: torch.ones(2, 2)})
+
+
+PARTS = {
+    "no weight": _missing("2.weight"),
+    "no bias": _missing("2.bias"),
+    "no root": _missing("2.weight_fisher.root_buffers.inverse"),
+    "no schedule": _missing("2.weight_fisher._extra_state"),
+    "another weight": _misfitting("2.weight"),
+    "another bias": _misfitting("2.bias"),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_weight_its_bias_and_their_root_are_loaded_together_or_not_at_all(part, strict):
+    net, other = trained(mlp(), EVERY_STEP), trained(mlp(), EVERY_STEP)
+    train(other)
+    before, state = copy.deepcopy(net), copy.deepcopy(other.state_dict())
+    PARTS[part](state)
+    given = dict(state)
+    if strict or "another" in part:
+        with pytest.raises(RuntimeError, match=r"2\."):
+            net.load_state_dict(state, strict=strict)
+    else:
+        assert [key[:2] for key in net.load_state_dict(state, strict=False).missing_keys] == ["2."]
+    for name, value in before[2].state_dict().items():
+        assert torch.equal(net[2].state_dict()[name], value), name
+    # What is whole is loaded, as it is into a plain network; and the caller's state is his.
+    for name, value in other[0].state_dict().items():
+        assert torch.equal(net[0].state_dict()[name], value), name
+    assert state.keys() == given.keys()
+    assert all(state[name] is given[name] for name in given)

@@ -191,3 +191,33 @@ def test_inputs_too_large_to_square_are_not_observed():
     with pytest.warns(SngdWarning, match="too large to square"):
         sngd.refresh_(net)
     assert finite(net)
+
+
+class Complex(nn.Module):
+    """A linear layer, and a parameter of complex numbers beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 4)
+        self.factor = nn.Parameter(torch.randn(4, 3, dtype=torch.complex128))
+
+    def forward(self, x):
+        """Return real numbers."""
+        return torch.view_as_real(self.layer(x).to(torch.complex128) @ self.factor)
+
+
+@pytest.mark.parametrize("part", [NAN, complex(0, INFINITY)])
+def test_complex_gradients_are_two_real_ones(part):
+    net = sngd.reconstruct(Complex())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    for step in range(3):
+        optimizer.zero_grad()
+        net(torch.randn(7, 5)).square().sum().backward()
+        if step < 2:
+            optimizer.step()
+    net.factor.grad[1, 2] = part
+    before = copy.deepcopy(net.state_dict())
+    with pytest.warns(SngdWarning, match="is not finite"):
+        optimizer.step()
+    for name, value in net.named_parameters():
+        assert torch.equal(value, before[name])

@@ -5,6 +5,7 @@ from typing import Any
 from bug import caught_by, wrap
 from sngd_compile.fisher.layer import ROWS, FisherLayer
 from sngd_compile.fisher.output_side import OutputSide
+from sngd_compile.modules import reconstructed
 from sngd_compile.modules.reconstructed import Program
 from sngd_compile.training import optimizer_hooks
 
@@ -41,3 +42,9 @@ def nothing_was_read() -> None:
         original(program, graph, frozenset())
 
     wrap(Program, "__init__", init)
+
+
+@caught_by(("tests/bad_input/test_damaged_state.py", "-k", "together"))
+def half_a_state_is_loaded() -> None:
+    """A root is loaded without its weight."""
+    reconstructed.keep_together_ = lambda site, state, prefix: None

@@ -93,7 +93,7 @@ def root_one_percent_off() -> None:
     wrap_decomposition(lambda damped: damped / 1.01**2)
 
 
-@caught_by(("tests/fisher/test_sketch.py",))
+@caught_by(("tests/fisher/roots/test_maps.py",))
 def a_middle_taken_for_symmetric() -> None:
     """The gradient of a sketched layer is mapped by `R`, not by `R^T`."""
     SketchRoot.to_prime, SketchRoot.from_prime = SketchRoot.fold, SketchRoot.unfold
