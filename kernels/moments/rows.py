@@ -55,7 +55,15 @@ def check_out(out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, li
 def row_moment(x: Tensor, bias: bool) -> Tensor:
     """Return the second moment `[D + bias, D + bias]` of rows `x` `[N, D]`, exactly symmetric."""
     count, width = x.shape
-    rows = x.to(ACCUMULATION_DTYPE[x.dtype]).unsqueeze(0)
+    rows = x.to(ACCUMULATION_DTYPE[x.dtype])
+    if rows.device.type == "cpu" and width <= 2 * PANEL:
+        # In as few calls as there can be, which is what small matrices take their time for.
+        with_ones = torch.cat([rows, rows.new_ones(count, 1)], 1) if bias else rows
+        product = rows.new_empty(width + bias, width + bias)
+        with exact_products(x.device):
+            torch.mm(with_ones.mT, with_ones, out=product)  # with `out` no autocast narrows it
+        return (product + product.mT).mul_(0.5)
+    rows = rows.unsqueeze(0)
     moment = rows.new_empty(1, width + bias, width + bias)
     with exact_products(x.device):
         complete_(upper_product_(moment[:, :width, :width], rows))

@@ -10,7 +10,6 @@ from torch import Tensor
 from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import REJECTED, ROWS, FisherLayer
 from sngd_compile.fisher.samples import draw, finite_samples, strided
-from sngd_compile.fisher.schedule import MOST_ROWS, OBSERVING
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.statistics import Statistics
 from sngd_compile.registry import RULES
@@ -85,7 +84,10 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     pass with a number that is not finite adds to `tally[REJECTED]` alone. The arithmetic is float32
     or wider whatever the activations are: what takes halves multiplies them exactly.
     """
-    if not _is_shown(gate, inputs):
+    observing, seed, most_rows = gate.tolist()
+    # Not every rule can make rows of nothing.
+    is_shown = backward_pass() == OUTSIDE_BACKWARD and all(tensor.numel() for tensor in inputs)
+    if not observing or not is_shown:
         return
     # By name: an op's arguments are tensors, numbers and strings.
     statistics: Statistics = RULES[rule]
@@ -96,31 +98,31 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     seen = samples if output is None else [*samples, statistics.output_rows(output, geometry)]
     # Drawn before anything is widened or unfolded, which is what costs.
     least = max(statistics.least_samples, -(-statistics.least_rows // rows_each))
-    seen = draw(seen, int(gate[MOST_ROWS]), rows_each, least, gate)
+    seen = draw(seen, most_rows, rows_each, least, seed)
     # The kinds that see outputs weigh the rows in float32 or wider.
-    takes_halves = statistics.takes_halves and output is None
-    seen, finite = finite_samples(seen, sum.dtype, takes_halves)
+    seen, finite = finite_samples(seen, sum.dtype, statistics.takes_halves and output is None)
     samples, outputs = (seen, None) if output is None else (seen[:-1], seen[-1])
     spec = FisherSpec.decode(encoded)
 
     def add_(total: Tensor) -> None:
-        if swapped:
-            squares = statistics.diagonal(samples, geometry, False, total.new_zeros(swapped))
-            kind_of(spec).add_to_diagonal(spec, total, squares.sum() / swapped)
-        else:
+        if not swapped:
             kind_of(spec).add_rows(spec, statistics, samples, outputs, geometry, total)
+            return
+        squares = statistics.diagonal(samples, geometry, False, total.new_zeros(swapped))
+        kind_of(spec).add_to_diagonal(spec, total, squares.sum() / swapped)
 
     add_if_finite_(sum, finite, add_)
+    _count_(tally, finite, samples[0].shape[0] * rows_each)
+
+
+def _count_(tally: Tensor, finite: Tensor, rows: int) -> None:
+    """Count the rows of a pass, or that it was rejected."""
+    if reads_without_sync(tally.device):
+        tally[ROWS if finite else REJECTED].add_(rows if finite else 1)
+        return
     # Products, not branches: `finite` may still be on its way from the device.
-    tally[ROWS].add_(finite * (samples[0].shape[0] * rows_each))
+    tally[ROWS].add_(finite * rows)
     tally[REJECTED].add_(~finite)
-
-
-def _is_shown(gate: Tensor, inputs: Sequence[Tensor]) -> bool:
-    """Say whether the gate is open, and to something; not every rule can make rows of nothing."""
-    if not int(gate[OBSERVING]) or backward_pass() != OUTSIDE_BACKWARD:
-        return False
-    return all(tensor.numel() for tensor in inputs)
 
 
 def add_if_finite_(sum: Tensor, finite: Tensor, add_: Callable[[Tensor], None]) -> None:

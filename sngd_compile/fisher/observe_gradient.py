@@ -13,7 +13,6 @@ import sngd_kernels
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.output_side import SAMPLES, OutputSide
 from sngd_compile.fisher.samples import draw, strided
-from sngd_compile.fisher.schedule import MOST_ROWS, OBSERVING
 from sngd_compile.registry import RULES
 
 
@@ -94,14 +93,15 @@ def observe_gradient_(
     gradient that is not finite adds nothing. The products are float32 or wider, of rows that are
     divided by their largest entry.
     """
-    if not int(gate[OBSERVING]):
+    observing, seed, most_rows = gate.tolist()
+    if not observing:
         return
     statistics = RULES[rule]
     rows = statistics.output_rows(gradient, geometry)
     if rows.numel() == 0:
         return
     samples, positions = rows.shape[:2]
-    (drawn,) = draw([rows], int(gate[MOST_ROWS]), positions, statistics.least_samples, gate)
+    (drawn,) = draw([rows], most_rows, positions, statistics.least_samples, seed)
     wide = drawn.to(torch.promote_types(drawn.dtype, torch.float32))
     largest = wide.abs().amax()
     finite = largest.isfinite()

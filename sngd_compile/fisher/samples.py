@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sngd_compile.fisher.schedule import ALL_ROWS, SEED
+from sngd_compile.fisher.schedule import ALL_ROWS
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -32,14 +32,14 @@ def strided(tensor: Tensor) -> Tensor:
 
 
 def draw(
-    samples: list[Tensor], most_rows: int, rows_each: int, least: int, gate: Tensor
+    samples: list[Tensor], most_rows: int, rows_each: int, least: int, seed: int
 ) -> list[Tensor]:
     """Draw whole samples without replacement, at least `least`, to get about `most_rows` rows."""
     available = samples[0].shape[0]
     wanted = max(-(-most_rows // rows_each), least)
     if most_rows == ALL_ROWS or wanted >= available:
         return samples
-    generator = torch.Generator().manual_seed(int(gate[SEED]))
+    generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(available, generator=generator)[:wanted]
     if samples[0].is_cuda:
         chosen = chosen.pin_memory()  # from there it is copied without waiting
@@ -69,4 +69,6 @@ def _square_sum(samples: Sequence[Tensor]) -> Tensor:
         else torch.dot(tensor, tensor)
         for tensor in flat
     ]
+    if len(squares) == 1:
+        return squares[0]
     return torch.stack(squares).sum() if squares else torch.zeros((), device=samples[0].device)

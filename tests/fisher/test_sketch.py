@@ -13,6 +13,7 @@ from sngd_compile import Config, ConfigError, ModelError, SngdWarning
 from sngd_compile.fisher.carry_over import carry_over_
 from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.roots.sketch import SketchRoot
 from sngd_compile.layout import Layout
 from sngd_kernels import sketch_basis
 from sngd_kernels.moments.sketch import TRACE
@@ -278,3 +279,34 @@ def test_the_root_of_nystroem_asks_for_a_sketch_by_its_name():
     (unit,) = sngd.explain(model, Config(root="nystrom", fisher="unit")).sites
     assert (unit.kind, unit.spec.root) == ("unit", "cholesky")
     assert '"nystrom" is that of a sketch' in unit.note
+
+
+def forgotten(root: SketchRoot) -> SketchRoot:
+    root = copy.deepcopy(root)
+    root.known = None
+    return root
+
+
+def loaded(root: SketchRoot) -> SketchRoot:
+    own = copy.deepcopy(root)
+    for buffer in own.buffers():
+        buffer.fill_(7.0)
+    own.load_state_dict(root.state_dict())
+    return own
+
+
+WAYS = {"copied": copy.deepcopy, "forgotten": forgotten, "loaded": loaded}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize("count", [9, 400])
+def test_equal_roots_give_equal_products_to_the_bit(way, is_new, count):
+    torch.set_default_dtype(torch.float32)
+    net = observed(rows(count=count).float(), SKETCH.replace(rank=20, step_budget=0.25))
+    root = net.weight_fisher.new_root(torch.float32) if is_new else net.weight_fisher.root_buffers
+    other, pair = WAYS[way](root), (torch.randn(3, WIDTH), torch.randn(3))
+    for name in ("fold", "unfold", "to_prime", "from_prime"):
+        assert all(map(torch.equal, getattr(root, name)(*pair), getattr(other, name)(*pair)))
+    assert torch.equal(*(some.linear(rows().float(), *pair) for some in (root, other)))
+    assert root.columns == other.columns

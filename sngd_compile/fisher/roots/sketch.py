@@ -17,6 +17,7 @@ from torch import Tensor
 
 import sngd_kernels
 from sngd_compile.fisher.roots.base import Decomposition, FactorRoot, Pair, Root, RootShape
+from sngd_compile.fisher.transforms import are_transforms_active
 from sngd_compile.torch_private import version_of
 
 SCALARS = 3
@@ -59,17 +60,21 @@ class SketchRoot(FactorRoot):
 
     @property
     def columns(self) -> int:
-        """Columns of B that need to be multiplied; l, if others may have written to it."""
+        """Columns of B that need to be multiplied."""
         return self._parts().basis.shape[-1]
 
     def _parts(self) -> _Parts:
-        """Return what is multiplied."""
+        """Return what is multiplied: of equal numbers the same, to the bit of the product."""
         numbers = tuple(self.numbers())
-        if torch.compiler.is_compiling() or self.known is None:
+        is_compiling = torch.compiler.is_compiling()
+        if not is_compiling and self.known is not None and self.known.is_of(numbers):
+            return self.known.parts
+        # Tensors of a transform of functions, or fake ones, have no numbers to look at.
+        if is_compiling or type(numbers[0]) is not Tensor or are_transforms_active():
             return _Parts.of(numbers, self.has_bias, numbers[0].shape[-1])
-        if not self.known.is_of(numbers):
-            self.known = None  # what was moved elsewhere is not held here
-            return self._parts()
+        self.note_columns(_used_columns(numbers[0]))
+        if self.known is None:
+            return _Parts.of(numbers, self.has_bias, numbers[0].shape[-1], _number(numbers[-1]))
         return self.known.parts
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -80,12 +85,14 @@ class SketchRoot(FactorRoot):
         copied.note_columns(self.columns)
         return copied
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of files what is found again."""
+        return {**self.__dict__, "known": None}
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Take a checkpoint, and leave out the zeros in it."""
         super()._load_from_state_dict(*args, **kwargs)
-        if not self.basis.is_meta:
-            used = self.basis.reshape(-1, self.basis.shape[-1]).any(0).nonzero()
-            self.note_columns(int(used.max()) + 1 if len(used) else self.basis.shape[-1])
+        self.note_columns(_used_columns(self.basis))
 
     def note_columns(self, columns: int) -> None:
         """Remember that the columns behind these are zeros, until somebody writes to the root."""
@@ -259,9 +266,7 @@ class _Known:
     @classmethod
     def of(cls, numbers: tuple[Tensor, ...], has_bias: bool, columns: int) -> Self:
         """Note how many columns are used; and the tail, where nothing has to be waited for."""
-        tail = numbers[-1]
-        is_here = tail.device.type == "cpu" and tail.dim() == 1
-        parts = _Parts.of(numbers, has_bias, columns, float(tail) if is_here else None)
+        parts = _Parts.of(numbers, has_bias, columns, _number(numbers[-1]))
         return cls(numbers, [version_of(tensor) for tensor in numbers], parts)
 
     def is_of(self, numbers: Sequence[Tensor]) -> bool:
@@ -275,3 +280,20 @@ class _Known:
             and inverse_middle is known_inverse
             and [*map(version_of, numbers)] == self.versions
         )
+
+
+def _number(tail: Tensor) -> float | None:
+    """Return s of one group where nothing has to be waited for."""
+    return float(tail) if tail.device.type == "cpu" and tail.dim() == 1 else None
+
+
+def _used_columns(basis: Tensor) -> int:
+    """Return how many columns are left without those of zeros at the end; all of a basis of zeros.
+
+    On a device that has to be waited for, and on `meta`, all too.
+    """
+    columns = basis.shape[-1]
+    if basis.device.type != "cpu":
+        return columns
+    used = basis.reshape(-1, columns).any(0).nonzero()
+    return int(used.max()) + 1 if len(used) else columns
