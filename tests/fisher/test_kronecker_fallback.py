@@ -54,3 +54,17 @@ def test_a_model_compiled_with_the_backend_says_why():
     sites = sngd.explain(compiled).sites
     assert [site.kind for site in sites] == ["shared", "shared"]
     assert all("use reconstruct" in site.note for site in sites)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.filterwarnings("ignore:weight. its damped factor is not positive definite")
+@pytest.mark.parametrize("size", [1e-150, 1e-80, 1e80, 1e150])
+def test_gradients_of_any_size_leave_a_root_and_the_function(size):
+    layer = nn.Linear(4, 3, bias=False)
+    net = sngd.reconstruct(layer, sngd.Config(fisher="kronecker", observe_every=1))
+    x = torch.randn(7, 4) / 1e13
+    (net(x).sum() * size).backward()
+    before = net(x).detach()
+    torch.optim.SGD(net.parameters(), lr=0.0).step()
+    assert all(value.isfinite().all() for value in net.weight_fisher.root_buffers.buffers())
+    torch.testing.assert_close(net(x), before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import hypot, sqrt
 
 import torch
 from torch import Tensor
@@ -57,14 +57,15 @@ class Kronecker(FisherKind):
         assert outputs is not None  # since `has_output_side`
         sides = (factor * spec.scale, outputs.factor)
         traces = [float(_traces_of(side).mean()) for side in sides]
-        if 0.0 in traces:
+        means = [trace / side.shape[-1] for trace, side in zip(traces, sides, strict=True)]
+        if 0.0 in means:
             return ()
         # Squared, since two factors share it: else each would get its square root, 3 % of the trace
         # by default, which is more than the largest eigenvalue of most factors (decision 11).
-        relative = config.damping_rel_trace**2 * traces[0] * traces[1]
-        means = [trace / side.shape[-1] for trace, side in zip(traces, sides, strict=True)]
-        damping = sqrt(relative + config.damping_abs * means[1])
-        pi = sqrt(means[0] / means[1])
+        # Roots first: a product or a quotient of traces of hostile batches leaves float64.
+        relative = config.damping_rel_trace * sqrt(traces[0]) * sqrt(traces[1])
+        damping = hypot(relative, sqrt(config.damping_abs) * sqrt(means[1]))
+        pi = sqrt(means[0]) / sqrt(means[1])
         damped = []
         for side, part in zip(sides, (damping * pi, damping / pi), strict=True):
             # B is float64 already: without a copy its running average would be damped.
