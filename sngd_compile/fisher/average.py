@@ -52,7 +52,7 @@ def absorb_(
     if old > 0.0:
         known, given = trace(average), trace(sum) / count
         # In the first steps inputs often grow by far more, so a young average takes it all.
-        if old >= YOUNG and given > OUTLIER * known > 0.0 and not outlier:
+        if float(weight) >= YOUNG and given > OUTLIER * known > 0.0 and not outlier:
             bound, ratio = OUTLIER * known / given, given / known
         elif old < YOUNG and known > OUTLIER * given > 0.0:
             average.mul_(max(OUTLIER * given / known, 1 / FASTEST))
