@@ -13,7 +13,7 @@ YOUNG = 0.25
 """Weight of an average up to which it may itself be an outlier's."""
 
 FASTEST = 1e4
-"""Times by which a young average is lowered at once, at the most."""
+"""Times by which a young average grows or is lowered at once, at the most."""
 
 
 def absorb_(
@@ -28,9 +28,9 @@ def absorb_(
     """Move a sum into an average: `G <- a G + (1 - a) sum / count`, over the weights given so far.
 
     The first mean counts in full, and no identity or zero lingers. No batch can stop the training
-    for long: a mean whose trace is more than `OUTLIER` times that of an average that is not young
-    counts as that many times, unless the one before was so too, for then the inputs have grown; and
-    a young average that is so many times the mean is lowered to that.
+    for long: a mean whose trace is more than `OUTLIER` times the average's, or `FASTEST` times that
+    of a young one, counts as that many times, unless the one before was so too, for then the inputs
+    have grown; and a young average that is `OUTLIER` times the mean is lowered to that.
 
     Args:
         average: G, corrected.
@@ -51,9 +51,11 @@ def absorb_(
     bound, ratio = 1.0, 0.0
     if old > 0.0:
         known, given = trace(average), trace(sum) / count
-        # In the first steps inputs often grow by far more, so a young average takes it all.
-        if float(weight) >= YOUNG and given > OUTLIER * known > 0.0 and not outlier:
-            bound, ratio = OUTLIER * known / given, given / known
+        # In the first steps inputs often grow by far more, so a young average takes what it can be
+        # lowered by again.
+        most = FASTEST if float(weight) < YOUNG else OUTLIER
+        if given > most * known > 0.0 and not outlier:
+            bound, ratio = most * known / given, given / known
         elif old < YOUNG and known > OUTLIER * given > 0.0:
             average.mul_(max(OUTLIER * given / known, 1 / FASTEST))
     outlier.fill_(ratio > 0.0)

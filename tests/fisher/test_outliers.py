@@ -158,3 +158,13 @@ def test_training_goes_on_after_an_outlier():
         for at in (0, 2, 30):
             for size in (1e3, 1e7):
                 assert moved(size, at) > 0.1 * usual
+
+
+@pytest.mark.parametrize("size", [1e3, 1e5, 1e8])
+def test_a_young_average_takes_no_more_than_it_can_be_lowered_by_again(size):
+    net = absorb(network(), rows(0))
+    before = trace(net)
+    absorb(net, rows(1, size))
+    assert trace(net) < FASTEST * before
+    absorb(net, rows(2))
+    assert trace(net) < 2 * OUTLIER * before
