@@ -108,7 +108,7 @@ class Layout:
             # Asked at every fold: one view, or none, in the place of three calls.
             same = self.is_plain and len(parameter.shape) == 2
             return parameter if same else parameter.reshape(self.matrix)
-        if self.order == (1, 0) and len(self.matrix) == len(parameter.shape) == 2:
+        if self._is_transpose(parameter.shape):
             return parameter.mT
         return parameter.reshape(self.view).permute(self.order).reshape(self.matrix)
 
@@ -117,11 +117,16 @@ class Layout:
         if self.keeps_order:
             same = self.is_plain and len(shape) == 2
             return matrices if same else matrices.reshape(tuple(shape))
-        if self.order == (1, 0) and len(self.matrix) == len(shape) == 2:
+        if self._is_transpose(shape):
             return matrices.mT
         sizes = [self.view[axis] for axis in self.order]
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
         return matrices.reshape(sizes).permute(inverse).reshape(tuple(shape))
+
+    def _is_transpose(self, shape: Sequence[int]) -> bool:
+        """Say whether the matrices are those of a parameter of this shape, transposed."""
+        has_as_many_axes = len(self.matrix) == len(self.view)
+        return self.is_transposed and has_as_many_axes and self.view == tuple(shape)
 
     def vectors(self, bias: Tensor) -> Tensor:
         """Return a bias, one number per output of every group, as `[*, O]`."""

@@ -146,7 +146,7 @@ def fold_in_pass(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> Pa
     """Return `w' R`, and keep it for the forward pass that is running where there is one."""
     running: ForwardPass | None = fisher.ties.forward_pass
     if running is not None and running.is_open:
-        return running.known(fisher, weight, bias) or running.fold(fisher, weight, bias)
+        return running.fold(fisher, weight, bias)
     (pair,) = fold_together([fisher], [weight], [bias])
     return pair
 

@@ -45,7 +45,7 @@ def fold_half(fisher: FisherLayer, weight_prime: Tensor, bias_prime: Tensor | No
     map the weight once for each half, and zeros for its gradient.
     """
     if not is_seen_through():
-        return fold_in_pass(fisher, weight_prime, bias_prime)
+        return fold(fisher, weight_prime, bias_prime)
     layout = fisher.layout
     return visibly_mapped("fold", fisher.root_buffers, layout, weight_prime, bias_prime)
 

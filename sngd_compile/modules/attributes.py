@@ -154,7 +154,7 @@ def _for_fully_shard(module: Any, name: str) -> Tensor:
 
 def _raw(weight: str, name: str) -> property:
     def read(self: nn.Module) -> Tensor:
-        held = self._parameters.get(name)
+        held = self._parameters.get(name)  # every forward reads it: no call where it is there
         return prime_of(self, weight, name) if held is None else held
 
     return property(read, doc=f"The parameter {name}, `w'`.")

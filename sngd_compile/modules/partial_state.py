@@ -20,10 +20,6 @@ def keep_together_(site: LocalSite, state: State, prefix: str) -> None:
     pairs = zip((site.weight_name, site.bias_name), (site.weight, site.bias), strict=True)
     own = {f"{prefix}{name}": p for name, p in pairs if name is not None and p is not None}
     own |= site.fisher.state_dict(prefix=f"{prefix}{site.weight_name}_fisher.", keep_vars=True)
-    fitting = [key for key, value in own.items() if _shape_of(state.get(key)) == value.shape]
+    fitting = [k for k, value in own.items() if getattr(state.get(k), "shape", None) == value.shape]
     if len(fitting) < len(own):
         state.update((key, own[key]) for key in fitting)
-
-
-def _shape_of(value: object) -> object:
-    return getattr(value, "shape", None)

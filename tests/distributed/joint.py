@@ -103,34 +103,32 @@ def file_of(parts: tuple, rank: int) -> bytes:
     return held[0]
 
 
-def resumed(rank: int, fisher: str, readers: int) -> list[float]:
-    """Train in two processes, save in the first, and go on in as many processes as read it."""
+def saved(rank: int, fisher: str) -> tuple[list, nn.Module, Optimizer]:
+    """Train in two processes; return the states of the first, and what shall go on."""
     net = start(fisher)
     optimizer = descent(net.parameters())
     train(DistributedDataParallel(net), optimizer, rank, range(SAVED))
     file = file_of((net, optimizer), rank)
     again = start(fisher)
-    other = descent(again.parameters())
+    states = torch.load(io.BytesIO(file), weights_only=True)
+    return states, again, descent(again.parameters())
+
+
+def resumed(rank: int, fisher: str, readers: int) -> list[float]:
+    """Save in the first of two processes, and go on in both, of which `readers` read the file."""
+    states, again, other = saved(rank, fisher)
     # Where the first alone reads the file, DistributedDataParallel gives it to the other.
     if rank < readers:
-        states = torch.load(io.BytesIO(file), weights_only=True)
         again.load_state_dict(states[0])
-    other.load_state_dict(optimizer.state_dict())
+    other.load_state_dict(states[1])
     train(DistributedDataParallel(again), other, rank, range(SAVED, STEPS))
     return weights(again, fisher)
 
 
 def resumed_alone(rank: int, fisher: str) -> list[float]:
     """Save in two processes, and go on in one on all rows."""
-    net = start(fisher)
-    optimizer = descent(net.parameters())
-    train(DistributedDataParallel(net), optimizer, rank, range(SAVED))
-    file = file_of((net, optimizer), rank)
-    again = start(fisher)
-    other = descent(again.parameters())
-    for part, state in zip(
-        (again, other), torch.load(io.BytesIO(file), weights_only=True), strict=True
-    ):
+    states, again, other = saved(rank, fisher)
+    for part, state in zip((again, other), states, strict=True):
         part.load_state_dict(state)
     train(again, other, ALONE, range(SAVED, STEPS), 1.0)
     return weights(again, fisher)
