@@ -98,8 +98,7 @@ class ForwardPass:
             return fold_together([fisher], [weight], [bias])[0]
         # Kept for the next use in this pass: sums of gradients are then the same, to the bit,
         # whether the weight was folded ahead or not.
-        self._fold([(fisher, weight, bias)])
-        folded = self._folded[fisher]
+        (folded,) = self._fold([(fisher, weight, bias)])
         folded.is_taken = True
         return folded.pair
 
@@ -120,11 +119,13 @@ class ForwardPass:
         # Each layer holds its last pass, and none may keep the others alive.
         self._folded.clear()
 
-    def _fold(self, some: Sequence[Parameters]) -> None:
+    def _fold(self, some: Sequence[Parameters]) -> list[Folded]:
         layers, weights, biases = zip(*some, strict=True)
         pairs = fold_together(layers, weights, biases)
-        for parameters, pair in zip(some, pairs, strict=True):
-            self._folded[parameters[0]] = Folded(parameters, pair)
+        made = [Folded(parameters, pair) for parameters, pair in zip(some, pairs, strict=True)]
+        # Not read again here: another thread may end its pass, and with it this one, meanwhile.
+        self._folded.update(zip(layers, made, strict=True))
+        return made
 
 
 def leave_unfolded(fisher: FisherLayer) -> None:

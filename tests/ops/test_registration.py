@@ -1,5 +1,8 @@
 """What torch.library, torch.compile and vmap see of the operations."""
 
+import importlib
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,3 +109,11 @@ def test_vmap_of_roots_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(root_ops, "invert_factor", lambda *a: calls.append(1) or invert(*a))
     torch.vmap(lambda matrix: kernels.cholesky_inverse_ex(matrix, 0.1)[0])(FACTORS)
     assert calls == [1]
+
+
+def test_the_folder_by_its_own_name_takes_no_operation_away(monkeypatch):
+    monkeypatch.syspath_prepend(Path(kernels.__file__).parents[1])
+    assert not hasattr(importlib.import_module("kernels"), "second_moment")
+    registered = ops.second_moment(ROWS, True)
+    torch.testing.assert_close(registered, kernels.second_moment(ROWS, bias=True))
+    assert not [name for name in sys.modules if name.startswith("kernels.")]
