@@ -9,10 +9,12 @@ from torch import nn
 from sngd_compile.config import Config
 from sngd_compile.errors import AlreadyReconstructedError, ConfigError, ModelError
 from sngd_compile.modules.copying import copied
+from sngd_compile.modules.portable_state import let_saver_fold
 from sngd_compile.modules.reconstructed import reconstruct_, reconstructed_modules
 from sngd_compile.modules.whole_network import watch_forward
 from sngd_compile.plan.planner import Overrides, make_plan
 from sngd_compile.training.data_parallel import keep_out_of_broadcast
+from sngd_compile.training.refresh import LocalSite
 from sngd_compile.training.sharding import sharded_name
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -71,4 +73,11 @@ def reconstruct(
     keep_out_of_broadcast(model)
     if plan.sites:
         watch_forward(model)
+        let_saver_fold(type(model), _sites_by_prefix)
     return model
+
+
+def _sites_by_prefix(net: nn.Module) -> list[tuple[str, LocalSite]]:
+    """List the sites of a network, each with what its keys in a state begin with."""
+    modules = reconstructed_modules(net).items()
+    return [(f"{name}." if name else "", s) for name, m in modules for s in m.local_sites()]

@@ -2,16 +2,20 @@
 
 `save_pretrained`, as transformers, diffusers and the Hugging Face hub have it, writes what
 `from_pretrained` loads into a plain model, which takes what it knows by name and leaves the rest.
-So what it gets are folded weights, with the Fisher layers beside them and a mark. A reconstructed
-network that loads it has its `w'` again, under the root that is in the file.
+So what it gets are folded weights, with the Fisher layers beside them and a mark, whether it asks
+for a state or is handed one. A reconstructed network that loads it has its `w'` again, under the
+root that is in the file.
 """
 
 from __future__ import annotations
 
+import copy
+import inspect
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from functools import wraps
 from typing import Any, cast
-from weakref import WeakValueDictionary, ref
+from weakref import WeakSet, WeakValueDictionary, ref
 
 import torch
 from torch import Tensor
@@ -24,6 +28,9 @@ from sngd_compile.training.sharding import is_sharded, whole
 
 SAVER = "save_pretrained"
 """The name of the functions whose files are loaded into plain models."""
+
+HANDED = "state_dict"
+"""The name of the argument by which they are handed a state."""
 
 MARK = "fisher.folded"
 """Ends the key, after the name of a weight, that says of a state that the weight is folded."""
@@ -40,6 +47,7 @@ class _Last:
 
 
 _last = _Last()
+_folding_savers: WeakSet[Any] = WeakSet()
 
 
 def is_for_plain_models() -> bool:
@@ -77,20 +85,69 @@ def fold_in_state_(site: LocalSite, state: State, prefix: str) -> None:
     state[f"{prefix}{site.weight_name}_{MARK}"] = torch.ones((), dtype=torch.int64)
 
 
+def let_saver_fold(
+    model: type[Any], sites: Callable[[Any], Iterable[tuple[str, LocalSite]]]
+) -> None:
+    """Let `save_pretrained` of a class fold the state of a network that is handed to it.
+
+    Args:
+        model: The class; one whose method takes no state stays as it is.
+        sites: Returns the sites of a network, each with the prefix of its module in a state.
+    """
+    owner = next((kind for kind in model.__mro__ if SAVER in vars(kind)), None)
+    save = None if owner is None else vars(owner)[SAVER]
+    if not inspect.isfunction(save) or save in _folding_savers:
+        return
+    signature = inspect.signature(save)
+    if HANDED not in signature.parameters:
+        return
+
+    @wraps(save)
+    def save_pretrained(*args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(*args, **kwargs)
+        if isinstance(call.arguments.get(HANDED), MutableMapping):
+            state = call.arguments[HANDED] = copy.copy(call.arguments[HANDED])
+            known: dict[int, Tensor] = {}
+            for prefix, site in sites(call.args[0]):
+                _fold_handed_(site, state, prefix, known)
+        return save(*call.args, **call.kwargs)
+
+    _folding_savers.add(save_pretrained)
+    setattr(owner, SAVER, save_pretrained)
+
+
+@torch.no_grad()
+def _fold_handed_(site: LocalSite, state: State, prefix: str, known: dict[int, Tensor]) -> None:
+    """Fold a site in a state that somebody else made, under the root that is in it."""
+    mark = f"{prefix}{site.weight_name}_{MARK}"
+    if mark not in state and (values := _mapped_in("fold", site, state, prefix)) is not None:
+        for parameter, (key, value) in zip((site.weight, site.bias), values.items(), strict=False):
+            state[key] = known.setdefault(id(parameter), value)
+        state[mark] = torch.ones((), dtype=torch.int64)
+
+
 @torch.no_grad()
 def unfold_in_state_(site: LocalSite, state: State, prefix: str) -> None:
     """Put `w'` and `b'`, under the root in the state, in the place of a folded weight and bias."""
-    if state.pop(f"{prefix}{site.weight_name}_{MARK}", None) is None:
-        return
+    if state.pop(f"{prefix}{site.weight_name}_{MARK}", None) is not None:
+        state.update(_mapped_in("unfold", site, state, prefix) or {})
+
+
+def _mapped_in(name: str, site: LocalSite, state: State, prefix: str) -> dict[str, Tensor] | None:
+    """Map the weight and the bias that are in a state under the root that is in it.
+
+    Returns:
+        Both by their keys; None where a part is missing or of another shape, as loading says.
+    """
     root = _root_of(site, state, f"{prefix}{site.weight_name}_fisher.root_buffers.")
     names = [f"{prefix}{name}" for name in (site.weight_name, site.bias_name) if name is not None]
     given = [state.get(name) for name in names]
     shapes = [p.shape for p in (site.weight, site.bias) if p is not None]
     if root is None or [getattr(value, "shape", None) for value in given] != shapes:
-        return  # loading says what does not fit
+        return None
     pair = cast(tuple[Tensor, Tensor | None], (*given, None)[:2])
-    values = visibly_mapped("unfold", root, site.fisher.layout, *pair)
-    state.update(zip(names, values, strict=False))
+    values = visibly_mapped(name, root, site.fisher.layout, *pair)
+    return dict(zip(names, cast(Sequence[Tensor], values), strict=False))
 
 
 def refuse_prime(site: LocalSite, state: State, prefix: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from sngd_compile.fisher.average import OUTLIER
+from sngd_compile.fisher.average import FASTEST, OUTLIER
 from sngd_compile.fisher.layer import REJECTED, FisherLayer
 from sngd_compile.fisher.next_roots import warn_once_of
 
@@ -39,9 +39,9 @@ def warn_of_outliers(fishers: Sequence[FisherLayer]) -> None:
             hit,
             "outlier",
             f"the squares of the inputs since the last refresh were up to {most:.2g} times as "
-            f"large as before. They count as {OUTLIER:g} times, so that an outlier does not stop "
-            "the training. Look for the batch; inputs that have grown for good count in full at "
-            "the next refresh",
+            f"large as before. They count as {OUTLIER:g} times, in the first steps as "
+            f"{FASTEST:g} times, so that an outlier does not stop the training. Look for the "
+            "batch; inputs that have grown for good count in full at the next refresh",
         )
 
 

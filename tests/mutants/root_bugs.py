@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+import sngd_compile.modules.portable_state
 import sngd_compile.modules.reconstructed
 import sngd_compile.modules.writable_weight
 from bug import CONVOLUTION, LINEAR, TRAJECTORY, caught_by, wrap
@@ -245,6 +246,12 @@ def gradient_of_the_prime_for_that_of_the_weight() -> None:
 def other_states_stay() -> None:
     """Only the momenta of torch's own optimizers move along at a refresh."""
     refresh._is_signed = lambda state: False
+
+
+@caught_by(("tests/modules/test_portable_state.py", "-k", "handed_over"))
+def primes_in_states_that_are_handed_over() -> None:
+    """`save_pretrained` writes w' where it is handed a state."""
+    sngd_compile.modules.portable_state._fold_handed_ = lambda *arguments: None
 
 
 @caught_by(("tests/modules/test_portable_state.py", "-k", "plain_model"))
