@@ -17,6 +17,7 @@ from sngd_compile.errors import (
 )
 from sngd_compile.explain import explain, fisher_layers, graph
 from sngd_compile.fold import fold, fold_, refresh_
+from sngd_compile.metrics import metrics
 from sngd_compile.reconstruct import reconstruct
 from sngd_compile.rules import Rule, register_rule
 
@@ -37,6 +38,7 @@ __all__ = [
     "follow",
     "graph",
     "load_state_dict",
+    "metrics",
     "reconstruct",
     "refresh_",
     "register_rule",

@@ -20,6 +20,7 @@ from sngd_compile.plan.records import Plan, qualified
 from sngd_compile.plan.report import graph_report, plan_report
 from sngd_compile.plan.totals import totals_of
 from sngd_compile.training.diagnosis import notes_of
+from sngd_compile.training.refresh import Site
 
 
 class Explanation:
@@ -108,11 +109,22 @@ def fisher_layers(net: nn.Module) -> dict[str, FisherLayer]:
 
     Of a model compiled with `backend="sngd"`: of each weight that a frame has used.
     """
+    return {name: site.fisher for name, site in sites_by_name(net).items()}
+
+
+def sites_by_name(net: nn.Module) -> dict[str, Site]:
+    """Map the qualified name of each reconstructed weight to where it and its Fisher layer are."""
     modules = reconstructed_modules(net)
     states = [(names, state_of(parameter)) for parameter, names in parameters_of(net).items()]
-    compiled = {name: state.fisher for names, state in states if state for name in names}
-    return compiled | {
-        qualified(name, site.weight_name): site.fisher
+    found: dict[str, Site] = {
+        name: site
+        for names, state in states
+        if state
+        for site in state.local_sites()
+        for name in names
+    }
+    return found | {
+        qualified(name, site.weight_name): site
         for name, module in modules.items()
         for site in module.local_sites()
     }

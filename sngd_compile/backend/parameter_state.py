@@ -25,6 +25,7 @@ from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.roots.base import Root, copy_root_
 from sngd_compile.fisher.schedule import GATE_ENTRIES
 from sngd_compile.fisher.spec import FisherSpec
+from sngd_compile.fisher.weight_map import mapped
 from sngd_compile.training.optimizer_hooks import register_owner
 from sngd_compile.training.refresh import move_
 from sngd_compile.training.transaction import all_or_nothing
@@ -109,6 +110,18 @@ class NaturalSite:
     def holds(self, weight: Tensor) -> bool:
         """Say whether its weight is this one; it holds all that it needs itself."""
         return self.weight is weight
+
+    @torch.no_grad()
+    def prime_gradients(self) -> list[Tensor]:
+        """Return `n R^-1` of the natural gradient `n = g' R` that the parameters hold."""
+        spec, gradient = self.fisher.spec, self.weight.grad
+        bias = self.bias if spec.has_bias else None
+        if gradient is None:
+            return []
+        of_bias = torch.zeros_like(bias) if bias is not None and bias.grad is None else None
+        of_bias = of_bias if bias is None or bias.grad is None else bias.grad
+        pair = mapped("unfold", self.fisher.root_buffers, spec, gradient, of_bias)
+        return [part for part in pair if part is not None]
 
     @torch.no_grad()
     def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:

@@ -272,6 +272,7 @@ class FisherLayer(WideBuffers):
         self.schedule.configure_(
             self.config, self.size, self.schedule.steps, self.schedule.observed_steps
         )
+        self.schedule.root_step = other.schedule.root_step
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy it, and remember of what."""

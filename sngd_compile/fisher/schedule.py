@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,10 @@ class Schedule:
             recompiles a graph nor waits for a device.
         steps: Optimizer steps done.
         observed_steps: Of these, how many were observed since the last refresh.
+        root_step: After how many steps the present root was made; None where a file does not say.
     """
+
+    root_step: int | None = None
 
     def __init__(self, config: Config, size: int) -> None:
         """Start before step 0."""
@@ -42,6 +47,7 @@ class Schedule:
     def restore(self, steps: int, observed_steps: int) -> None:
         """Continue after `steps` optimizer steps."""
         self.steps, self.observed_steps = steps, observed_steps
+        self.root_step = None if steps else 0
         self.observing = self.config.is_observed(steps)
         self._write_gate()
         self._look_ahead()
@@ -65,6 +71,26 @@ class Schedule:
         every = self.config.observe_every
         early = (step for step in self.config.early_observations if step % every)
         return -(-self.steps // every) + sum(step < self.steps for step in early)
+
+    @property
+    def root_age(self) -> int:
+        """Optimizer steps since the present root was made; all, where none was made yet."""
+        if self.root_step is None:
+            self.root_step = self._dated_root()
+        return self.steps - self.root_step
+
+    def note_root(self) -> None:
+        """Note that the present root was made now."""
+        self.root_step = self.steps
+
+    def _dated_root(self) -> int:
+        """Find when the root was made that a file holds: it was between two observed steps."""
+        observed = (s for s in range(self.steps - 1, -1, -1) if self.config.is_observed(s))
+        since = [*islice(observed, self.observed_steps)]
+        latest, before = since[-1] if since else self.steps, next(observed, -1)
+        # The first refresh after an observed step made it; one by hand is taken to be the latest.
+        planned = (s for s in range(before + 1, latest + 1) if self.config.is_refreshed(s))
+        return next(planned, latest)
 
     def state(self) -> Tensor:
         """Return steps and observed steps, as a tensor that every checkpoint format takes."""

@@ -6,7 +6,6 @@ lambda the damping; R the root.
 
 from __future__ import annotations
 
-from itertools import islice
 from math import isclose
 
 from sngd_compile.fisher.kinds.base import kind_of
@@ -37,10 +36,10 @@ def notes_of(site: Site) -> str:
     layer = site.fisher
     if layer.schedule.steps == 0:
         return _by_hand(site)
-    found = [_unobserved(layer), _optimizer(site), _age(layer)]
+    found = [_unobserved(layer), _optimizer(site)]
     # Before the first refresh there is a factor of zeros, of which nothing can be said.
     if float(layer.average_weight):
-        found += [_rows(layer), _damping(layer)]
+        found += [_age(layer), _rows(layer), _damping(layer)]
     return noted_together(*found)
 
 
@@ -74,15 +73,10 @@ def _optimizer(site: Site) -> str:
 
 
 def _age(layer: FisherLayer) -> str:
-    """Date the root by the observed steps since then: a manual refresh counts too."""
-    schedule, config = layer.schedule, layer.config
-    steps = range(schedule.steps - 1, -1, -1)
-    observed = (step for step in steps if config.is_observed(step))
-    since = list(islice(observed, schedule.observed_steps))
-    age = schedule.steps - since[-1] if since else 0
+    age = layer.schedule.root_age
     if age <= LARGEST_AGE:
         return ""
-    return f"its root is {age} steps old: lower refresh_every (now {config.refresh_every})"
+    return f"its root is {age} steps old: lower refresh_every (now {layer.config.refresh_every})"
 
 
 def _rows(layer: FisherLayer) -> str:

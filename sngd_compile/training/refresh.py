@@ -54,6 +54,10 @@ class Site(Protocol):
         """Say whether the site is as it was, and its weight this one."""
         ...
 
+    def prime_gradients(self) -> list[Tensor]:
+        """Return the present `g' = g R^T`, of the weight and of a bias in its local Fisher."""
+        ...
+
     def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
         """Give the layer another root; the function stays."""
         ...
@@ -110,6 +114,11 @@ class LocalSite:
             and hasattr(self.module, "local_sites")
         )
 
+    def prime_gradients(self) -> list[Tensor]:
+        """Return what the last backward pass left."""
+        held = (self.weight, self.bias if self.is_bias_joined else None)
+        return [p.grad for p in held if p is not None and p.grad is not None]
+
     def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
         """Give the layer another root and move `w'` along, if that keeps the function."""
         change_root_(self, root, optimizers, ChangeGuard(self.fisher, self.weight, self.bias))
@@ -154,6 +163,7 @@ def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
                     group = fisher.ties.process_group
                     with whole_states(site.weight, site.bias, group, optimizers) as holders:
                         site.change_root_(root, holders)
+                fisher.schedule.note_root()
             except FunctionChangedError as error:
                 refused[fisher] = error.change
         elif fisher.damped():

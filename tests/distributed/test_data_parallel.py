@@ -13,7 +13,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Weights and rows of one process on whole batches."""
+    """Weights, rows and metrics of one process on whole batches."""
     ((expected,), _) = run("worker.py", "eager", 1, tmp_path_factory.mktemp("alone"))
     return expected
 
@@ -43,10 +43,11 @@ def test_gradients_of_outputs_add_up(kind, tmp_path):
 
 def assert_same_walk(kind, alone, folder):
     """Compare the weights of two processes with those of one."""
-    expected, rows = alone
+    expected, rows, numbers = alone
     found, errors = run("worker.py", kind, 2, folder)
-    for weights, seen in found:
+    for weights, seen, measured in found:
         assert seen == rows
+        assert measured == pytest.approx(numbers, rel=1e-9, abs=1e-12)
         for one, other in zip(weights, expected, strict=True):
             pair = [torch.tensor(values, dtype=torch.float64) for values in (one, other)]
             torch.testing.assert_close(*pair, rtol=1e-10, atol=1e-12)
@@ -56,7 +57,7 @@ def assert_same_walk(kind, alone, folder):
 @pytest.mark.parametrize("kind", ["backend_around", "sharded_backend"])
 def test_plain_gradients_are_warned_of_by_name(kind, tmp_path):
     found, errors = run("worker.py", kind, 2, tmp_path)
-    assert [seen for _, seen in found] == [[], []]
+    assert [seen for _, seen, _ in found] == [[], []]
     assert "SngdWarning: 4 parameters compiled with backend='sngd' receive plain" in errors
 
 

@@ -90,7 +90,9 @@ def main(kind: str, rank: int, size: int, meeting: str) -> None:
         optimizer.step()
     plain = sngd.fold(whole(net, kind))
     rows = [layer.rows_seen for layer in sngd.fisher_layers(net).values()]
-    print(json.dumps([[p.flatten().tolist() for p in plain.parameters()], rows]))
+    # Names apart: DistributedDataParallel puts one in front.
+    numbers = list(sngd.metrics(trained).values())
+    print(json.dumps([[p.flatten().tolist() for p in plain.parameters()], rows, numbers]))
     if size > 1:
         dist.destroy_process_group()
 

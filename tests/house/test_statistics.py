@@ -29,10 +29,14 @@ ALLOWED = {
     "fisher/samples.py:_square_sum": {"dot", "sum"},  # whether any product of two would overflow
     "fisher/observe.py:observe_": {"sum"},  # the trace of what `diagonal` has summed
     "fisher/observe.py:add_": {"sum"},  # the same function, inside
-    "kinds/base.py:trace": {"sum"},
+    "kinds/base.py:trace": {"mean"},  # of the traces of groups
+    "kinds/base.py:traces": {"sum"},
+    "kinds/base.py:_by_group": {"sum"},
+    "kinds/sketch.py:effective_rank": {"sum"},  # asked by metrics, as the next two
+    "kinds/sketch.py:residual": {"sum"},
+    "kinds/sketch.py:_known": {"sum"},
     "kinds/base.py:large_eigenvalue": {"sum"},  # asked by a diagnosis, as those below
     "kinds/sketch.py:large_eigenvalue": {"@"},
-    "kinds/sketch.py:trace": {"mean"},  # of the traces of groups
     "kinds/sketch.py:without_bias": {"@", "sum"},  # a change of form, no observation
     "kinds/base.py:metric_of": {"inv", "@"},
     "roots/base.py:squared_norm": {"sum"},

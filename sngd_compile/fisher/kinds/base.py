@@ -169,13 +169,33 @@ class FisherKind:
         return factor
 
     def trace(self, spec: FisherSpec, factor: Tensor) -> float:
-        """Return the trace of a factor from the diagonals of its parts, for groups their mean."""
-        diagonals = [self.diagonal(part) for part in self.parts(spec, factor)]
-        # Of blocks the last part alone has one matrix for each group.
-        groups = diagonals[-1][..., 0].numel()
+        """Return the trace of a factor, for groups their mean."""
         # Not each its own: a fraction of the trace of a saturated unit, which is next to nothing,
         # would give it steps without bound (decision 13).
-        return sum(float(diagonal.sum(-1).double().sum()) for diagonal in diagonals) / groups
+        return float(self.traces(spec, factor).mean())
+
+    def traces(self, spec: FisherSpec, factor: Tensor) -> Tensor:
+        """Return the trace of each group `[*]`, float64, from the diagonals of the parts."""
+        diagonals = [self.diagonal(part) for part in self.parts(spec, factor)]
+        return _by_group([diagonal.sum(-1).double() for diagonal in diagonals])
+
+    def effective_rank(self, spec: FisherSpec, factor: Tensor, root: Root) -> Tensor:
+        """Return `trace(G)^2 / trace(G^2)`, `[*]`, float64: D where all eigenvalues are equal.
+
+        Args:
+            spec: Of the layer.
+            factor: G.
+            root: Over the inputs, for a kind that keeps less than G in its factor.
+
+        Returns:
+            For each group; 0 for a factor of zeros.
+        """
+        parts = self.parts(spec, factor)
+        return effective_rank(parts, [self.diagonal(part) for part in parts])
+
+    def residual(self, spec: FisherSpec, factor: Tensor, root: Root) -> Tensor:
+        """Return the share of the trace that the root knows only the mean of, `[*]`, float64."""
+        return torch.zeros_like(self.traces(spec, factor))
 
     def strength(
         self, spec: FisherSpec, factor: Tensor, config: Config
@@ -276,6 +296,38 @@ class FisherKind:
         other = spec.layout.outputs if self.has_output_side else 0
         cubes = sum(size**3 for size in sizes) + other**3
         return self.factor_count(spec) * cubes // 3 + 9 * elements * (max(sizes) + other) // 2
+
+
+def _by_group(numbers: Sequence[Tensor]) -> Tensor:
+    """Add up what the parts of a factor give: of blocks the last alone has one for each group."""
+    groups = numbers[-1].numel()
+    return torch.stack([part.reshape(groups, -1).sum(-1) for part in numbers]).sum(0)
+
+
+def effective_rank(parts: Sequence[Tensor], diagonals: Sequence[Tensor]) -> Tensor:
+    """Return `trace(G)^2 / trace(G^2)`, `[*]`, float64; 0 for zeros.
+
+    Args:
+        parts: The matrices of a factor, or a factor's diagonal.
+        diagonals: The diagonal `[*, D]` of each.
+    """
+    # Relative to the largest number, whose square alone may leave float64.
+    largest = torch.stack([diagonal.double().amax() for diagonal in diagonals]).amax()
+    unit = _or_one(largest)
+    traces = [(diagonal.double() / unit).sum(-1) for diagonal in diagonals]
+    groups = traces[-1].numel()
+    squares = [(part.double() / unit).square().reshape(groups, -1).sum(-1) for part in parts]
+    return rank_of(_by_group(traces), _by_group(squares))
+
+
+def rank_of(trace: Tensor, squares: Tensor) -> Tensor:
+    """Return the effective rank, of the sum of the eigenvalues and that of their squares."""
+    return trace.square() / _or_one(squares)
+
+
+def _or_one(divisor: Tensor) -> Tensor:
+    """Return a divisor, 1 where it is 0: zeros over it stay zeros."""
+    return torch.where(divisor > 0, divisor, 1.0)
 
 
 def metric_of(root: Tensor) -> Tensor:

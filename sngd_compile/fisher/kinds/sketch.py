@@ -18,7 +18,7 @@ from torch import Tensor
 
 import sngd_kernels
 from sngd_compile.config import RANK, Config
-from sngd_compile.fisher.kinds.base import Choice, Damped, FisherKind, Uses
+from sngd_compile.fisher.kinds.base import Choice, Damped, FisherKind, Uses, rank_of
 from sngd_compile.fisher.output_side import OutputSide
 from sngd_compile.fisher.roots.base import Root, RootShape
 from sngd_compile.fisher.roots.sketch import SketchRoot
@@ -83,9 +83,38 @@ class Sketch(FisherKind):
             columns = (columns + 1) // 2
         return factor[..., :columns]
 
-    def trace(self, spec: FisherSpec, factor: Tensor) -> float:
-        """Read it, for groups their mean."""
-        return float(factor[TRACE].double().mean())
+    def traces(self, spec: FisherSpec, factor: Tensor) -> Tensor:
+        """Read them."""
+        return factor[TRACE].double()
+
+    def effective_rank(self, spec: FisherSpec, factor: Tensor, root: Root) -> Tensor:
+        """Return that of what stands for G: `N + rest I`, N the Nystroem approximation."""
+        squares, unknown, columns = self._known(spec, factor, root)
+        size, kept = spec.size, squares.shape[-1]
+        # Columns that a root does without are directions like those outside of all columns.
+        rest = unknown / (size - columns).clamp_min(1)
+        values = squares + rest[..., None]
+        trace = values.sum(-1) + (size - kept) * rest
+        rank = rank_of(trace, values.square().sum(-1) + (size - kept) * rest.square())
+        return torch.where(self.traces(spec, factor) > 0, rank, 0.0)
+
+    def residual(self, spec: FisherSpec, factor: Tensor, root: Root) -> Tensor:
+        """Return `(trace(G) - trace(N)) / trace(G)`; 0 for a factor of zeros."""
+        squares, unknown, _ = self._known(spec, factor, root)
+        trace = self.traces(spec, factor)
+        return torch.where(trace > 0, unknown / (squares.sum(-1) + unknown), 0.0)
+
+    def _known(self, spec: FisherSpec, factor: Tensor, root: Root) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the eigenvalues of N, the trace of what it leaves, and how many columns it has.
+
+        In units of rho, see docs/method.md; nothing of a tail is found as a difference to the
+        damping, which may be far larger.
+        """
+        (sketched,) = root.sides
+        assert isinstance(sketched, SketchRoot)
+        squares, tail, columns = sketched.spectrum()
+        trace = self.traces(spec, factor) * spec.scale * tail.square()
+        return squares, (trace - squares.sum(-1)).clamp_min(0.0), columns
 
     def damped(
         self, spec: FisherSpec, factor: Tensor, outputs: OutputSide | None, config: Config

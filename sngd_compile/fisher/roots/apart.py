@@ -45,6 +45,10 @@ class ApartRoot(Root):
         """Return that of the weight's root."""
         return self.of_weight.squared_norm()
 
+    def singular_range(self) -> tuple[Tensor, Tensor]:
+        """Return those of the weight's root."""
+        return self.of_weight.singular_range()
+
     def output_matrix(self) -> Tensor | None:
         """Return that of the weight's root."""
         return self.of_weight.output_matrix()

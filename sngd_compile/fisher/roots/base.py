@@ -57,6 +57,11 @@ class Root(nn.Module):
         """Return `|R|^2`, `[*]`, float64."""
         return self.matrix().double().square().sum((-2, -1))
 
+    def singular_range(self) -> tuple[Tensor, Tensor]:
+        """Return the least and the largest singular value of R, `[*]` each, float64."""
+        values = torch.linalg.svdvals(self.matrix().double())
+        return values[..., -1], values[..., 0]
+
     def output_matrix(self) -> Tensor | None:
         """Return `R_B` `[*, O, O]`, where a root acts on the outputs too."""
         return None

@@ -45,6 +45,15 @@ class BlockRoot(Root):
         """Return the sum of the squares of all blocks, `[*]`, float64."""
         return self.matrix().double().square().sum(-1)
 
+    def singular_range(self) -> tuple[Tensor, Tensor]:
+        """Return the least and the largest of all blocks of a group."""
+        head, tail = self.head.singular_range(), self.tail.singular_range()
+        least, largest = (
+            torch.cat([inner.reshape(*last.shape, self.count), last[..., None]], -1)
+            for inner, last in zip(head, tail, strict=True)
+        )
+        return least.amin(-1), largest.amax(-1)
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
         return self._by_block(self.head.fold, self.tail.fold, weight, bias)

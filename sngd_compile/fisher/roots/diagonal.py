@@ -50,6 +50,11 @@ class DiagonalRoot(SelfAdjointRoot):
         """Return the sum of the squares, `[*]`, float64."""
         return self.gain.double().square().sum(-1)
 
+    def singular_range(self) -> tuple[Tensor, Tensor]:
+        """Return the least and the largest number."""
+        least, largest = self.gain.double().aminmax(dim=-1)
+        return least, largest
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
         (gain,) = self.numbers()

@@ -154,6 +154,23 @@ class SketchRoot(FactorRoot):
         rest: Tensor = size - columns + inverse.square().sum((-2, -1))
         return self.tail[..., 0].double().square() * rest
 
+    def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the squares of the singular values of B `[*, l]`, s and B's columns `[*]`.
+
+        The metric `(I + B B^T) / s^2` has the eigenvalues `(1 + square) / s^2`, and `1 / s^2`
+        outside of the columns. In float64; columns of zeros do not count.
+        """
+        basis = self.basis.double()
+        used = (basis != 0).any(-2).sum(-1)
+        return torch.linalg.svdvals(basis).square(), self.tail[..., 0].double(), used
+
+    def singular_range(self) -> tuple[Tensor, Tensor]:
+        """Return `s / sqrt(1 + square)` of the largest square, and of the least."""
+        squares, tail, _ = self.spectrum()
+        size, columns = self.basis.shape[-2:]
+        least = squares[..., -1] if columns == size else torch.zeros_like(tail)
+        return tail * (1.0 + squares[..., 0]).rsqrt(), tail * (1.0 + least).rsqrt()
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> Pair:
         """Return `w' R` for `W' [*, O, K]`, `b' [*, O]`."""
         return self._parts().changed(weight, bias, False, False)
