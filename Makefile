@@ -16,7 +16,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-torch test-slow nightly fuzz test-interpreter test-gpu test-triton-matrix lint format types docs bench
 .PHONY: bench-peers bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
-.PHONY: bench-gpu bench-gpu-steps bench-layers bench-compiled
+.PHONY: bench-metrics monitoring bench-gpu bench-gpu-steps bench-layers bench-compiled
 .PHONY: kernel-table mutants mutants-only wheel check clean FORCE
 
 help:  ## this list
@@ -128,6 +128,12 @@ bench-kernels: $(STAMP)  ## the kernels' CPU paths against unfold and eigh
 
 bench-roots: $(STAMP)  ## time of each kind of root; on a GPU with ARGS="--device cuda"
 	$(BENCHMARK) micro.root_times $(ARGS)
+
+bench-metrics: $(STAMP)  ## time of a call of sngd.metrics; on a GPU with ARGS="--device cuda"
+	$(BENCHMARK) micro.metrics_cost $(ARGS)
+
+monitoring: $(STAMP)  ## draw the picture of docs/monitoring.md: metrics over a short training
+	$(BENCHMARK) micro.metrics_over_time
 
 bench-gpu-steps: $(STAMP)  ## step time against plain SGD, on this machine's GPU
 	$(BENCHMARK) gpu.gpu_steps $(ARGS)

@@ -22,6 +22,8 @@ TARGETS += [
     "bench-compiled",
     "bench-kernels",
     "bench-roots",
+    "bench-metrics",
+    "monitoring",
     "bench-gpu-steps",
     "bench-gpu",
     "kernel-table",

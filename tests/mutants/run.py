@@ -30,6 +30,7 @@ import diagnosis_bugs
 import fisher_kind_bugs
 import fuzz_bugs
 import layer_bugs
+import metrics_bugs
 import output_bugs
 import pass_bugs
 import plan_bugs
@@ -43,6 +44,7 @@ __all__ = [
     "fisher_kind_bugs",
     "fuzz_bugs",
     "layer_bugs",
+    "metrics_bugs",
     "output_bugs",
     "pass_bugs",
     "plan_bugs",

@@ -221,9 +221,9 @@ def test_the_age_counts_from_the_refresh_that_made_the_root():
 def test_a_resumed_run_knows_the_age_of_its_roots(observe_every, refresh_every):
     config = sngd.Config(refresh_every=refresh_every, observe_every=observe_every)
     net, optimizer = sngd.reconstruct(mlp(), config), None
+    resumed = sngd.reconstruct(mlp(), config)
     for step in range(45):
         optimizer = train(net, optimizer, steps=1, first=step)
-        resumed = sngd.reconstruct(mlp(), config)
         resumed.load_state_dict(net.state_dict())
         assert ages(resumed) == ages(net) == ages(copy.deepcopy(net))
 
