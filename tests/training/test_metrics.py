@@ -4,6 +4,7 @@ import copy
 import gc
 import importlib
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -147,6 +148,19 @@ def test_a_residual_is_what_the_columns_leave_of_the_trace(rank):
     residual = 1 - float(known.trace() / exact.trace())
     assert_close(sngd.metrics(net)["weight/residual"], residual)
     assert (residual > 0.01) == (rank < 8)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_root_of_fewer_columns_than_its_sketch(bias):
+    config = EVERY_STEP.replace(fisher="sketch", rank=20, step_budget=0.05)
+    net = sngd.reconstruct(nn.Linear(29, 3, bias=bias), config)
+    net(batch(0, 30, 29) * torch.linspace(1, 0.1, 29))
+    sngd.refresh_(net)
+    (layer,) = sngd.fisher_layers(net).values()
+    assert layer.root_buffers.columns < 20
+    stand_in = torch.linalg.eigvalsh(layer.metric()) - layer.damping
+    rank = stand_in.sum().square() / stand_in.square().sum()
+    assert_close(sngd.metrics(net)["weight/effective_rank"], rank)
 
 
 def test_all_columns_say_what_an_exact_factor_says():
@@ -337,17 +351,7 @@ def test_a_model_compiled_with_the_backend_says_what_its_reconstruction_says(fis
     config = EVERY_STEP.replace(fisher=fisher, rank=2)
     model = Odd()
     net = sngd.reconstruct(model, config)
-    options = {
-        "fisher": fisher,
-        "rank": 2,
-        "refresh_every": 2,
-        "early_refreshes": (1,),
-        "observe_every": 1,
-        "early_observations": (),
-        "max_rows": None,
-        "step_budget": math.inf,
-        "inner_backend": "eager",
-    }
+    options = {**asdict(config), "inner_backend": "eager"}
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="sngd", options=options)
     assert sngd.metrics(compiled)["total/layers"] == 0.0  # no frame has run
