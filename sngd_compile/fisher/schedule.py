@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from sngd_compile.config import Config
 
@@ -65,10 +64,6 @@ class Schedule:
         every = self.config.observe_every
         early = (step for step in self.config.early_observations if step % every)
         return -(-self.steps // every) + sum(step < self.steps for step in early)
-
-    def state(self) -> Tensor:
-        """Return steps and observed steps, as a tensor that every checkpoint format takes."""
-        return torch.tensor([self.steps, self.observed_steps], device="cpu")
 
     def _look_ahead(self) -> None:
         """Note until which step nothing changes: one that is observed ends with it."""

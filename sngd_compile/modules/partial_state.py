@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sngd_compile.modules.portable_state import State
+from sngd_compile.torch_private import EXTRA_STATE
 from sngd_compile.training.refresh import LocalSite
 
 
@@ -20,6 +23,11 @@ def keep_together_(site: LocalSite, state: State, prefix: str) -> None:
     pairs = zip((site.weight_name, site.bias_name), (site.weight, site.bias), strict=True)
     own = {f"{prefix}{name}": p for name, p in pairs if name is not None and p is not None}
     own |= site.fisher.state_dict(prefix=f"{prefix}{site.weight_name}_fisher.", keep_vars=True)
-    fitting = [k for k, value in own.items() if getattr(state.get(k), "shape", None) == value.shape]
+    fitting = [k for k, value in own.items() if k in state and _fits(k, state[k], value)]
     if len(fitting) < len(own):
         state.update((key, own[key]) for key in fitting)
+
+
+def _fits(key: str, given: Any, own: Any) -> bool:
+    """Say whether a part is of the shape that it should have; records have any length."""
+    return key.endswith(EXTRA_STATE) or getattr(given, "shape", None) == own.shape

@@ -282,6 +282,7 @@ def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) ->
         fisher = layers[id(site)]
         # A new module is in train mode, whatever the mode of the model is.
         fisher.train(module.training)
+        fisher.bias_name = place.bias_name or fisher.bias_name
         module.add_module(place.fisher_name, fisher)
     names = tuple((place.weight_name, place.bias_name) for place in places)
     module.__dict__["program"] = program
