@@ -179,7 +179,7 @@ class Record:
 
 
 def packed(steps: int, observed_steps: int, record: Record) -> Tensor:
-    """Return what a state holds of a Fisher layer beside its buffers; who has no network folds by it.
+    """Return what a state holds of a Fisher layer beside its buffers, enough to fold without it.
 
     It is a tensor of integers, which every format of checkpoints takes: `[steps, observed steps,
     format, bytes of text, text...]`, the text as JSON, padded with zeros so that the records of
