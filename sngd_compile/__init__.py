@@ -17,6 +17,7 @@ from sngd_compile.errors import (
 )
 from sngd_compile.explain import explain, fisher_layers, graph
 from sngd_compile.fold import fold, fold_, refresh_
+from sngd_compile.fold_checkpoint import fold_checkpoint
 from sngd_compile.metrics import metrics
 from sngd_compile.reconstruct import reconstruct
 from sngd_compile.rules import Rule, register_rule
@@ -35,6 +36,7 @@ __all__ = [
     "fisher_layers",
     "fold",
     "fold_",
+    "fold_checkpoint",
     "follow",
     "graph",
     "load_state_dict",

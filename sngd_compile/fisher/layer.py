@@ -18,7 +18,14 @@ from sngd_compile.fisher.output_side import OutputSide
 from sngd_compile.fisher.processes import is_in_process_group
 from sngd_compile.fisher.roots.base import Root, copy_root_
 from sngd_compile.fisher.schedule import Schedule
-from sngd_compile.fisher.spec import FisherSpec
+from sngd_compile.fisher.spec import (
+    OBSERVED_STEPS,
+    STEPS,
+    FisherSpec,
+    Record,
+    fault,
+    packed,
+)
 from sngd_compile.fisher.ties import Ties
 from sngd_compile.layout import Layout
 from sngd_compile.torch_private import EXTRA_STATE
@@ -40,6 +47,7 @@ class FisherLayer(WideBuffers):
 
     Attributes:
         spec: As given.
+        bias_name: Attribute name of the bias that is mapped with the weight, or None.
         factor: G as estimated, without damping, `[D, D]` or `[groups, D, D]`, in the order of
             `weight.flatten(1)`, the bias last; of a diagonal kind `[D]` or `[groups, D]`; of a
             block kind flat, `[L]` or `[groups, L]`: the blocks, one after the other, each row by
@@ -72,6 +80,7 @@ class FisherLayer(WideBuffers):
         """Start with the identity as root and no rows seen."""
         super().__init__()
         self.name, self.spec, self.config = name, spec, config
+        self.bias_name: str | None = None
         shape = kind_of(spec).factor_shape(spec)
         for buffer in ("sum", "factor"):
             self.register_buffer(buffer, torch.zeros(shape, dtype=spec.dtype, device=device))
@@ -308,12 +317,17 @@ class FisherLayer(WideBuffers):
         self.share_all_()
 
     def get_extra_state(self) -> Tensor:
-        """Return the schedule, so that a resumed run refreshes when the first would have."""
-        return self.schedule.state()
+        """Return the schedule, so that a resumed run refreshes when the first would have.
+
+        And what this layer is, by which `fold_checkpoint` folds without a network.
+        """
+        schedule = self.schedule
+        record = Record(self.spec, self.bias_name)
+        return packed(schedule.steps, schedule.observed_steps, record)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the schedule."""
-        self.schedule.restore(*(int(value) for value in state))
+        self.schedule.restore(int(state[STEPS]), int(state[OBSERVED_STEPS]))
         self.ties.expect_change()
 
     def extra_repr(self) -> str:
@@ -323,14 +337,14 @@ class FisherLayer(WideBuffers):
         return f"{self.kind}, {groups}{blocks}D={self.size}, rows_seen={self.rows_seen}"
 
 
-def _mismatch(given: object, own: Tensor, is_schedule: bool) -> str | None:
+def _mismatch(given: object, own: Tensor, is_record: bool) -> str | None:
     """Say what is wrong with a tensor of a checkpoint; None where nothing is."""
     if not isinstance(given, Tensor):
         return f"is a {type(given).__name__}, no tensor"
+    if is_record:
+        return fault(given)
     if given.shape != own.shape:
         return f"has the shape {tuple(given.shape)} instead of {tuple(own.shape)}"
-    if is_schedule:
-        return "counts steps below 0" if bool((given < 0).any()) else None
     if given.is_meta or bool(given.isfinite().all()):
         return None
     return "holds numbers that are not finite"

@@ -87,6 +87,11 @@ class OutputSide(nn.Module):
         self.sum.zero_()
         self.tally[SAMPLES].zero_()
 
+    def keep_step_(self, kept: Tensor) -> None:
+        """Forget the present step where `kept` is False, without waiting for a device."""
+        self.sum.mul_(kept)
+        self.tally[SAMPLES].mul_(kept)
+
     @torch.no_grad()
     def absorb_(self, kept: float) -> None:
         """Move the mean over steps into the running average, whose past counts `kept`."""

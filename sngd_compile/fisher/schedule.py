@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import islice
 
 import torch
-from torch import Tensor
 
 from sngd_compile.config import Config
 
@@ -91,10 +90,6 @@ class Schedule:
         # The first refresh after an observed step made it; one by hand is taken to be the latest.
         planned = (s for s in range(before + 1, latest + 1) if self.config.is_refreshed(s))
         return next(planned, latest)
-
-    def state(self) -> Tensor:
-        """Return steps and observed steps, as a tensor that every checkpoint format takes."""
-        return torch.tensor([self.steps, self.observed_steps], device="cpu")
 
     def _look_ahead(self) -> None:
         """Note until which step nothing changes: one that is observed ends with it."""

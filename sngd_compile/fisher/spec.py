@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sngd_compile.config import Config
 from sngd_compile.fisher.roots.base import FactorRoot, RootShape
@@ -17,6 +18,13 @@ from sngd_compile.registry import KINDS, ROOTS
 
 FEW = 16
 """Outputs of a weight for which a map takes no longer than calling an op for it does."""
+
+FORMAT = 1
+"""Of the state of a Fisher layer; raised when one that is written now could not be read before."""
+
+STEPS, OBSERVED_STEPS, FORMAT_ENTRY, LENGTH, TEXT = range(5)  # entries; the text is the rest
+BYTES = 8  # of an entry
+PADDING = 64  # entries of which the text takes a multiple
 
 
 @dataclass(frozen=True)
@@ -155,3 +163,62 @@ class FisherSpec:
     def decode(text: str) -> FisherSpec:
         """Return the record of an `encoded`; cached, since ops of small weights ask often."""
         return FisherSpec.from_fields(json.loads(text))
+
+
+@dataclass(frozen=True)
+class Record:
+    """Describe a Fisher layer.
+
+    Args:
+        spec: The record of the local Fisher.
+        bias_name: Name of the bias that is mapped with the weight, in the module of the weight.
+    """
+
+    spec: FisherSpec
+    bias_name: str | None
+
+
+def packed(steps: int, observed_steps: int, record: Record) -> Tensor:
+    """Return what a state holds of a Fisher layer beside its buffers, enough to fold without it.
+
+    It is a tensor of integers, which every format of checkpoints takes: `[steps, observed steps,
+    format, bytes of text, text...]`, the text as JSON, padded with zeros so that the records of
+    like layers have one length.
+    """
+    fields = {"spec": record.spec.fields(), "bias_name": record.bias_name}
+    text = json.dumps(fields, separators=(",", ":")).encode("ascii")
+    padded = text.ljust(-(-len(text) // (BYTES * PADDING)) * BYTES * PADDING, b"\0")
+    head = torch.tensor([steps, observed_steps, FORMAT, len(text)], device="cpu")
+    return torch.cat([head, torch.frombuffer(bytearray(padded), dtype=torch.int64)])
+
+
+def fault(state: Tensor) -> str | None:
+    """Say what is wrong with such a tensor; None where nothing is."""
+    if state.dtype != torch.int64 or state.dim() != 1 or len(state) < TEXT:
+        return f"is no record of a Fisher layer, but {state.dtype}, {tuple(state.shape)}"
+    if bool((state < 0).any()):
+        return "counts steps below 0"
+    if int(state[FORMAT_ENTRY]) > FORMAT:
+        return (
+            f"has format {int(state[FORMAT_ENTRY])}, of a newer sngd_compile than this one, which "
+            f"reads up to format {FORMAT}"
+        )
+    return None
+
+
+def unpacked(state: Tensor) -> Record:
+    """Return what `packed` was given.
+
+    Raises:
+        ValueError: It is damaged, or of a newer format.
+    """
+    reason = fault(state)
+    if reason is not None:
+        raise ValueError(reason)
+    text = state[TEXT:].cpu().contiguous().view(torch.uint8)[: int(state[LENGTH])]
+    try:
+        fields = json.loads(bytes(text.tolist()))
+        spec, name = FisherSpec.from_fields(fields["spec"]), fields["bias_name"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"is damaged: {error}") from error
+    return Record(spec, None if name is None else str(name))

@@ -2,8 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from sngd_compile.fisher.carry_over import in_form
+from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.modules.portable_state import State
-from sngd_compile.training.refresh import LocalSite
+from sngd_compile.torch_private import EXTRA_STATE
+from sngd_compile.training.optimizer_hooks import known_optimizers, register_owner
+from sngd_compile.training.refresh import LocalSite, change_form_
+
+
+def take_form_(site: LocalSite, state: State, prefix: str) -> None:
+    """Part or join the bias of a site, as it is in a state.
+
+    Args:
+        site: The reconstructed weight.
+        state: What is loaded.
+        prefix: Of the module, in the state.
+
+    Raises:
+        ModelError: The Fisher layer in the state is damaged; the site stays as it was.
+    """
+    of_layer = f"{prefix}{site.weight_name}_fisher."
+    roots = [key for key in state if key.startswith(f"{of_layer}root_buffers.")]
+    is_apart = any(key.startswith(f"{of_layer}root_buffers.of_weight.") for key in roots)
+    # Of names that share one layer a file may hold all tensors under one, as with safetensors: what
+    # is left under another says nothing of the form.
+    if site.bias_name is None or not roots or is_apart is not site.fisher.spec.has_bias:
+        return
+    form = in_form(site.fisher, not is_apart)
+    form.require_sound(state, of_layer)
+    own = _parts(site, form, prefix)
+    # Momenta belong to the w' that is loaded, and may have been loaded before it; those of a w'
+    # that stays move along.
+    is_whole = len(_fitting(own, state)) == len(own)
+    change_form_(site, not is_apart, () if is_whole else known_optimizers())
+    register_owner(site.module)  # optimizers look again how they train the bias
 
 
 def keep_together_(site: LocalSite, state: State, prefix: str) -> None:
@@ -17,9 +52,25 @@ def keep_together_(site: LocalSite, state: State, prefix: str) -> None:
         state: What is loaded, a copy of the caller's; parts that fit become the present ones.
         prefix: Of the module, in the state.
     """
-    pairs = zip((site.weight_name, site.bias_name), (site.weight, site.bias), strict=True)
-    own = {f"{prefix}{name}": p for name, p in pairs if name is not None and p is not None}
-    own |= site.fisher.state_dict(prefix=f"{prefix}{site.weight_name}_fisher.", keep_vars=True)
-    fitting = [k for k, value in own.items() if getattr(state.get(k), "shape", None) == value.shape]
+    own = _parts(site, site.fisher, prefix)
+    fitting = _fitting(own, state)
     if len(fitting) < len(own):
         state.update((key, own[key]) for key in fitting)
+
+
+def _parts(site: LocalSite, fisher: FisherLayer, prefix: str) -> dict[str, Any]:
+    """List what belongs together, by the keys of a state."""
+    pairs = zip((site.weight_name, site.bias_name), (site.weight, site.bias), strict=True)
+    own: dict[str, Any] = {f"{prefix}{n}": p for n, p in pairs if n is not None and p is not None}
+    layer = fisher.state_dict(prefix=f"{prefix}{site.weight_name}_fisher.", keep_vars=True)
+    return own | layer
+
+
+def _fitting(own: Mapping[str, Any], state: State) -> list[str]:
+    """List the keys under which a state has what fits; a record has any length."""
+    shapes = {key: getattr(state.get(key), "shape", None) for key in own}
+    return [
+        key
+        for key, value in own.items()
+        if shapes[key] == value.shape or (shapes[key] and key.endswith(EXTRA_STATE))
+    ]

@@ -16,7 +16,7 @@ from sngd_compile.errors import ModelError
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.modules.attributes import Names, attributes_of, weights_held
 from sngd_compile.modules.composites import members_of
-from sngd_compile.modules.partial_state import keep_together_
+from sngd_compile.modules.partial_state import keep_together_, take_form_
 from sngd_compile.modules.portable_state import (
     fold_in_state_,
     is_for_plain_models,
@@ -34,17 +34,16 @@ from sngd_compile.plan.report import graph_report, plan_report
 from sngd_compile.rules import runs_known_forward
 from sngd_compile.torch_private import trace_artifact
 from sngd_compile.training.averaged_models import install_averaged_model_hook
-from sngd_compile.training.data_parallel import install_data_parallel_hook
+from sngd_compile.training.data_parallel_entry import install_data_parallel_hook
 from sngd_compile.training.intact import check_intact, fisher_of
 from sngd_compile.training.optimizer_hooks import (
-    known_optimizers,
     name_of_layer,
     register_copy,
     register_owner,
     release_owner,
     reset_,
 )
-from sngd_compile.training.refresh import LocalSite, change_form_
+from sngd_compile.training.refresh import LocalSite
 from sngd_compile.training.sharding import check_mesh, is_sharded
 
 
@@ -218,7 +217,7 @@ class Reconstructed(nn.Module):
         for site in self.local_sites():
             fisher_prefix = f"{prefix}{site.weight_name}_fisher."
             if any(key.startswith(fisher_prefix) for key in state_dict):
-                self._take_form_of(site, fisher_prefix, state_dict)
+                take_form_(site, state_dict, prefix)
                 site.fisher.require_sound(state_dict, fisher_prefix)  # before w' is taken
                 unfold_in_state_(site, state_dict, prefix)
                 keep_together_(site, state_dict, prefix)
@@ -245,13 +244,6 @@ class Reconstructed(nn.Module):
         if is_for_plain_models():
             for site in self.local_sites():
                 fold_in_state_(site, destination, prefix)
-
-    def _take_form_of(self, site: LocalSite, prefix: str, state_dict: dict[str, Any]) -> None:
-        """Part or join the bias of a site, as it is in a checkpoint."""
-        is_apart = any(key.startswith(f"{prefix}root_buffers.of_weight.") for key in state_dict)
-        if site.bias_name is not None and is_apart is site.fisher.spec.has_bias:
-            change_form_(site, not is_apart, known_optimizers())
-            register_owner(self)  # optimizers look again how they train the bias
 
 
 def reconstruct_(plan: Plan) -> None:
@@ -282,6 +274,7 @@ def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) ->
         fisher = layers[id(site)]
         # A new module is in train mode, whatever the mode of the model is.
         fisher.train(module.training)
+        fisher.bias_name = place.bias_name or fisher.bias_name
         module.add_module(place.fisher_name, fisher)
     names = tuple((place.weight_name, place.bias_name) for place in places)
     module.__dict__["program"] = program

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -13,7 +14,13 @@ from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.processes import is_in_process_group
 from sngd_compile.fisher.transforms import is_seen_through
 from sngd_compile.modules.reconstructed import Reconstructed, reconstructed_modules
-from sngd_compile.torch_private import forward_pre_hooks, is_replica, remove_forward_hooks
+from sngd_compile.torch_private import (
+    OUTSIDE_BACKWARD,
+    backward_pass,
+    forward_pre_hooks,
+    is_replica,
+    remove_forward_hooks,
+)
 from sngd_compile.training.optimizer_hooks import changes_of_owners
 from sngd_compile.training.sharding import is_sharded
 
@@ -42,11 +49,14 @@ def begin_forward(network: nn.Module, inputs: Any) -> None:
     # A compiler sees each fold where it is, and joins them itself.
     if is_seen_through():
         return
-    # Data parallel wrappers send a gradient as soon as it is there: one node for all would make
-    # them wait for the end of the backward pass. Replicas in threads share the Fisher layers.
-    if is_in_process_group() or is_replica(network):
-        return
+    if is_replica(network):
+        return  # replicas in threads share the Fisher layers
     members = _members_of(network)
+    _forget_abandoned_(members)
+    # Data parallel wrappers send a gradient as soon as it is there: one node for all would make
+    # them wait for the end of the backward pass.
+    if is_in_process_group():
+        return
     before = members[0][0].ties.forward_pass if members else None
     if before is not None and before.is_open:
         return  # it is a part of a network whose forward pass has begun
@@ -60,6 +70,25 @@ def end_forward(network: nn.Module, inputs: Any, output: Any) -> None:
     running = _running.pop(network, None)
     if running is not None:
         running.close()
+
+
+def _forget_abandoned_(members: Iterable[Parameters]) -> None:
+    """Forget gradients at outputs of a step that was given up before the optimizer took it.
+
+    What the next step adds up would be multiplied by the samples of both. The gradients of the
+    weights tell: those of the passes before this one are in them, or nothing was accumulated.
+    """
+    for fisher, weight, _ in members:
+        side = fisher.output_side
+        if side is None or not fisher.schedule.observing:
+            continue
+        # A pass inside a backward pass repeats one. Sharded gradients may wait elsewhere.
+        if backward_pass() != OUTSIDE_BACKWARD or is_sharded(weight):
+            continue
+        if weight.grad is None:
+            side.discard_step_()
+        else:
+            side.keep_step_(weight.grad.any())
 
 
 def _members_of(network: nn.Module) -> list[Parameters]:

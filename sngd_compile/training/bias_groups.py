@@ -5,29 +5,40 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import ReferenceType, ref
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from sngd_compile.training.refresh import Site
 
-Group = dict[str, Any]
+
+class Place(NamedTuple):
+    """Where a parameter group is: an optimizer that loads a state has other groups from then on."""
+
+    optimizer: ReferenceType[Optimizer]
+    number: int
+
+    def group(self) -> dict[str, Any]:
+        """Return the group; nothing where the optimizer is gone."""
+        optimizer = self.optimizer()
+        return {} if optimizer is None else optimizer.param_groups[self.number]
 
 
 @dataclass(frozen=True)
 class Pair:
     """The parameter groups of a weight and of its bias, which are two that say the same."""
 
-    defaults: dict[str, Any]
-    of_weight: Group
-    of_bias: Group
+    of_weight: Place
+    of_bias: Place
+    settings: frozenset[str]
 
     @property
     def is_alike(self) -> bool:
         """Whether both groups are still stepped in one way."""
-        one, other = self.of_weight, self.of_bias
-        return all(_is_same(one.get(name), other.get(name)) for name in self.defaults)
+        one, other = self.of_weight.group(), self.of_bias.group()
+        return all(_is_same(one.get(name), other.get(name)) for name in self.settings)
 
 
 def part_biases_(
@@ -44,24 +55,28 @@ def part_biases_(
     Returns:
         The pairs of groups on which weights and biases that stay together depend.
     """
-    found: dict[int, dict[Optimizer, Group]] = defaultdict(dict)
+    found: dict[int, dict[Optimizer, int]] = defaultdict(dict)
     for optimizer in stepping:
-        for group in optimizer.param_groups:
+        for place, group in enumerate(optimizer.param_groups):
             for parameter in group["params"]:
-                found[id(parameter)][optimizer] = group
-    pairs: dict[tuple[int, int], Pair] = {}
+                found[id(parameter)][optimizer] = place
+    # Of all that step: one around another may know a part of the settings, as ZeRO does.
+    settings = frozenset(name for optimizer in stepping for name in optimizer.defaults)
+    pairs: set[Pair] = set()
     for site in sites:
         if not site.is_bias_joined:
             continue
-        pair = _pair(site, found)
+        pair = _pair(site, found, settings)
         if pair is None or not pair.is_alike:
             site.part_bias_(known)
-        elif pair.of_weight is not pair.of_bias:
-            pairs[id(pair.of_weight), id(pair.of_bias)] = pair
-    return list(pairs.values())
+        elif pair.of_weight != pair.of_bias:
+            pairs.add(pair)
+    return list(pairs)
 
 
-def _pair(site: Site, found: Mapping[int, dict[Optimizer, Group]]) -> Pair | None:
+def _pair(
+    site: Site, found: Mapping[int, dict[Optimizer, int]], settings: frozenset[str]
+) -> Pair | None:
     """Return the groups of a weight and its bias; None where one has none, or another optimizer."""
     weight, bias = found.get(id(site.weight)), found.get(id(site.bias))
     trained = None if site.bias is None else site.bias.requires_grad
@@ -76,7 +91,8 @@ def _pair(site: Site, found: Mapping[int, dict[Optimizer, Group]]) -> Pair | Non
         of_bias = of_weight
     if type(of_weight) is not type(of_bias):
         return None
-    return Pair(of_weight.defaults, weight[of_weight], bias[of_bias])
+    places = Place(ref(of_weight), weight[of_weight]), Place(ref(of_bias), bias[of_bias])
+    return Pair(*places, settings)
 
 
 def _is_same(one: object, other: object) -> bool:

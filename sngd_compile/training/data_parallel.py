@@ -11,12 +11,11 @@ import gc
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from sngd_compile.errors import ModelError
@@ -24,7 +23,6 @@ from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.output_side import SAMPLES
 from sngd_compile.fisher.processes import is_in_process_group
 from sngd_compile.torch_private import (
-    EXTRA_STATE,
     IGNORED_BY_DATA_PARALLEL,
     ORIGINAL_MODULE,
     is_joining,
@@ -41,7 +39,7 @@ def keep_out_of_broadcast(net: nn.Module) -> None:
     It would copy those of the first process over the others before every forward pass. Given both
     for the network and for a compiled one around it.
     """
-    own = _buffers_of_layers(net)
+    own = buffers_of_layers(net)
     # Statistics of the first process alone would be an average over a part of the batch; and the
     # roots are the same everywhere without being sent. What a user ignores stays ignored.
     before = [
@@ -54,7 +52,7 @@ def keep_out_of_broadcast(net: nn.Module) -> None:
         net.__dict__.pop(IGNORED_BY_DATA_PARALLEL, None)
 
 
-def _buffers_of_layers(net: nn.Module) -> list[str]:
+def buffers_of_layers(net: nn.Module) -> list[str]:
     """Name the buffers of all Fisher layers, those that are None for a while too."""
     layers = [(name, m) for name, m in net.named_modules() if isinstance(m, FisherLayer)]
     parts = [(f"{name}.{n}".rstrip("."), m) for name, f in layers for n, m in f.named_modules()]
@@ -78,44 +76,12 @@ def find_groups(layers: Iterable[tuple[Tensor, FisherLayer]]) -> None:
             layer.ties.process_group = group_of(weight)
         elif wrapper is not None:
             layer.ties.process_group = wrapper.process_group
-            _without_join(wrapper, layer)
+            without_join(wrapper, layer)
             if is_joining(wrapper):
                 _refuse_join(layer.name)
 
 
-@cache
-def install_data_parallel_hook() -> None:
-    """Look at every DistributedDataParallel that is made from now on."""
-    register_module_module_registration_hook(_enter_data_parallel)
-
-
-def _enter_data_parallel(module: nn.Module, name: str, child: nn.Module | None) -> None:
-    """Give all processes the Fisher layers of the first, as they get its parameters."""
-    if not isinstance(module, DistributedDataParallel) or child is None:
-        return
-    layers = [layer for layer in child.modules() if isinstance(layer, FisherLayer)]
-    if layers:
-        # What it read of the module says nothing where only a part of that is reconstructed.
-        module.parameters_to_ignore.update(_buffers_of_layers(child))
-        _without_join(module, layers[0])
-        for layer in layers:
-            layer.ties.process_group = module.process_group
-            _broadcast_(layer, module.process_group)
-
-
-def _broadcast_(layer: FisherLayer, group: Any) -> None:
-    """Take the state of the first process: maybe it alone has loaded a checkpoint."""
-    # A file says all that there is: what is joint, and only that.
-    state = layer.state_dict(keep_vars=True)
-    for value in state.values():
-        sent = value.to(layer.sum.device)
-        torch.distributed.broadcast(sent, group=group, group_src=0)
-        value.copy_(sent)
-    layer.set_extra_state(state[EXTRA_STATE])
-    layer.share_all_()
-
-
-def _without_join(wrapper: DistributedDataParallel, layer: FisherLayer) -> None:
+def without_join(wrapper: DistributedDataParallel, layer: FisherLayer) -> None:
     """Let `join()` raise before it waits: a process without batches refreshes nothing."""
     wrapper.__dict__["join"] = partial(_join, layer.name)
     wrapper.__dict__["join_hook"] = partial(_refuse_join, layer.name)

@@ -25,11 +25,17 @@ class StateHolder:
     state: Any = field(default_factory=dict)
 
 
+def states_of(holder: Any, parameter: Any) -> dict[str, Any]:
+    """Return what an optimizer keeps of a parameter in this process, by name."""
+    # ZeRO that has loaded a file says None of what lies in other processes.
+    return holder.state.get(parameter) or {}
+
+
 def linear_state(parameter: Any, name: str, holders: Sequence[Any]) -> Tensor | None:
     """Find the state of a parameter called `name` in this process, if it has the shape of it."""
     for holder in holders:
         if parameter is not None and parameter in holder.state:
-            state = holder.state[parameter].get(name)
+            state = states_of(holder, parameter).get(name)
             if isinstance(state, Tensor) and state.shape == parameter.shape:
                 return state
     return None

@@ -19,7 +19,7 @@ from sngd_compile.fisher.roots.base import Change, Root, copy_root_
 from sngd_compile.fisher.weight_map import as_matrices
 from sngd_compile.training.averaged_copies import followers_of
 from sngd_compile.training.change_guard import ChangeGuard, FunctionChangedError
-from sngd_compile.training.divided_states import LINEAR_STATES, whole_states
+from sngd_compile.training.divided_states import LINEAR_STATES, states_of, whole_states
 from sngd_compile.training.intact import prime_of
 from sngd_compile.training.sharding import put_, whole
 from sngd_compile.training.transaction import all_or_nothing
@@ -328,7 +328,7 @@ def _linear_states(
         if parameter is None:
             continue
         for optimizer in optimizers:
-            for name, state in optimizer.state.get(parameter, {}).items():
+            for name, state in states_of(optimizer, parameter).items():
                 if isinstance(state, Tensor) and _is_like(state, parameter):
                     found[name].append(state)
     # In order, since each optimizer may have both, and each half an optimizer of its own.

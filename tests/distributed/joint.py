@@ -27,13 +27,15 @@ from backend.compiled import mlp
 
 Batches = Callable[[int], Tensor]
 SETTING = sngd.Config(refresh_every=6, observe_every=2, max_rows=None, damping_abs=0.1)
+# The local Fisher, and the decay of weights: with some, biases are parted from their weights.
+KINDS = {"shared": ("shared", 0.0), "kronecker": ("kronecker", 0.0), "apart": ("kronecker", 0.1)}
 ALONE, STEPS, SAVED = 2, 17, 9  # a process with the joint batches; the file lies between refreshes
 
 
-def start(fisher: str) -> nn.Module:
+def start(kind: str) -> nn.Module:
     """Return the same network everywhere."""
     torch.manual_seed(0)
-    return sngd.reconstruct(mlp(), SETTING.replace(fisher=fisher))
+    return sngd.reconstruct(mlp(), SETTING.replace(fisher=KINDS[kind][0]))
 
 
 def rows(step: int, rank: int) -> Tensor:
@@ -54,43 +56,44 @@ def train(
         optimizer.step()
 
 
-def descent(parameters) -> Optimizer:
-    """Return the optimizer."""
-    return SGD(parameters, lr=0.02, momentum=0.9)
+def descent(net: nn.Module, kind: str, divided: bool = False) -> Optimizer:
+    """Return the optimizer, or one whose states are divided among the processes."""
+    weights = [p for name, p in net.named_parameters() if not name.endswith("bias")]
+    biases = [p for name, p in net.named_parameters() if name.endswith("bias")]
+    groups = [{"params": weights, "weight_decay": KINDS[kind][1]}, {"params": biases}]
+    if divided:
+        return ZeroRedundancyOptimizer(groups, SGD, lr=0.02, momentum=0.9)
+    return SGD(groups, lr=0.02, momentum=0.9)
 
 
-def weights(net: nn.Module, fisher: str) -> list[float]:
+def weights(net: nn.Module, kind: str) -> list[float]:
     """Return the plain weights, of a sharded network too."""
     state = get_model_state_dict(net, options=StateDictOptions(full_state_dict=True))
-    whole = start(fisher)
+    whole = start(kind)
     whole.load_state_dict(state)
     return [number for p in sngd.fold(whole).parameters() for number in p.flatten().tolist()]
 
 
-def alone(fisher: str) -> list[float]:
+def alone(kind: str) -> list[float]:
     """Train on all rows in one process."""
-    net = start(fisher)
-    train(net, descent(net.parameters()), ALONE, range(STEPS), 1.0)
-    return weights(net, fisher)
+    net = start(kind)
+    train(net, descent(net, kind), ALONE, range(STEPS), 1.0)
+    return weights(net, kind)
 
 
-def wrapped(net: nn.Module, kind: str) -> nn.Module:
+def wrapped(net: nn.Module, way: str) -> nn.Module:
     """Prepare a network for two processes."""
-    if kind == "sharded":
+    if way == "sharded":
         return fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
     return DistributedDataParallel(net)
 
 
-def walk(rank: int, kind: str, fisher: str) -> list[float]:
+def walk(rank: int, way: str, kind: str) -> list[float]:
     """Train in two processes."""
-    net = start(fisher)
-    trained = wrapped(net, kind)
-    if kind == "zero":
-        optimizer = ZeroRedundancyOptimizer(net.parameters(), SGD, lr=0.02, momentum=0.9)
-    else:
-        optimizer = descent(net.parameters())
-    train(trained, optimizer, rank, range(STEPS))
-    return weights(net, fisher)
+    net = start(kind)
+    trained = wrapped(net, way)
+    train(trained, descent(net, kind, way == "zero"), rank, range(STEPS))
+    return weights(net, kind)
 
 
 def file_of(parts: tuple, rank: int) -> bytes:
@@ -103,52 +106,65 @@ def file_of(parts: tuple, rank: int) -> bytes:
     return held[0]
 
 
-def saved(rank: int, fisher: str) -> tuple[list, nn.Module, Optimizer]:
+def saved(rank: int, kind: str, divided: tuple[bool, bool]) -> tuple[list, nn.Module, Optimizer]:
     """Train in two processes; return the states of the first, and what shall go on."""
-    net = start(fisher)
-    optimizer = descent(net.parameters())
+    net = start(kind)
+    optimizer = descent(net, kind, divided[0])
     train(DistributedDataParallel(net), optimizer, rank, range(SAVED))
+    if isinstance(optimizer, ZeroRedundancyOptimizer):
+        optimizer.consolidate_state_dict(0)
     file = file_of((net, optimizer), rank)
-    again = start(fisher)
+    again = start(kind)
     states = torch.load(io.BytesIO(file), weights_only=True)
-    return states, again, descent(again.parameters())
+    return states, again, descent(again, kind, divided[1])
 
 
-def resumed(rank: int, fisher: str, readers: int) -> list[float]:
+def resumed(rank: int, kind: str, readers: int, divided: bool = False) -> list[float]:
     """Save in the first of two processes, and go on in both, of which `readers` read the file."""
-    states, again, other = saved(rank, fisher)
+    states, again, other = saved(rank, kind, (divided, divided))
     # Where the first alone reads the file, DistributedDataParallel gives it to the other.
     if rank < readers:
         again.load_state_dict(states[0])
     other.load_state_dict(states[1])
     train(DistributedDataParallel(again), other, rank, range(SAVED, STEPS))
-    return weights(again, fisher)
+    return weights(again, kind)
 
 
-def resumed_alone(rank: int, fisher: str) -> list[float]:
+def resumed_alone(rank: int, kind: str, divided: bool = False) -> list[float]:
     """Save in two processes, and go on in one on all rows."""
-    states, again, other = saved(rank, fisher)
+    states, again, other = saved(rank, kind, (divided, False))
     for part, state in zip((again, other), states, strict=True):
         part.load_state_dict(state)
     train(again, other, ALONE, range(SAVED, STEPS), 1.0)
-    return weights(again, fisher)
+    return weights(again, kind)
 
 
-def resumed_sharded(rank: int, fisher: str) -> list[float]:
+def resumed_in_place(rank: int, kind: str) -> list[float]:
+    """Go on in a network that has trained otherwise since; the optimizer is loaded first."""
+    states, again, other = saved(rank, kind, (False, False))
+    trained = DistributedDataParallel(again)
+    train(trained, SGD(again.parameters(), lr=0.01, momentum=0.5), rank, range(3))
+    other.load_state_dict(states[1])
+    again.load_state_dict(states[0])
+    train(trained, other, rank, range(SAVED, STEPS))
+    return weights(again, kind)
+
+
+def resumed_sharded(rank: int, kind: str) -> list[float]:
     """Save parts with torch.distributed.checkpoint, and go on."""
-    net = wrapped(start(fisher), "sharded")
+    net = wrapped(start(kind), "sharded")
     optimizer = SGD(net.parameters(), lr=0.02)
     train(net, optimizer, rank, range(SAVED))
     folder = [tempfile.mkdtemp()]
     dist.broadcast_object_list(folder, 0)
     dcp.save(get_model_state_dict(net), checkpoint_id=folder[0])
-    again = wrapped(start(fisher), "sharded")
+    again = wrapped(start(kind), "sharded")
     state = get_model_state_dict(again)
     dcp.load(state, checkpoint_id=folder[0])
     set_model_state_dict(again, state)
     train(again, SGD(again.parameters(), lr=0.02), rank, range(SAVED, STEPS))
     train(net, optimizer, rank, range(SAVED, STEPS))
-    pair = [torch.tensor(weights(some, fisher)) for some in (net, again)]
+    pair = [torch.tensor(weights(some, kind)) for some in (net, again)]
     return [float((pair[0] - pair[1]).abs().max())]
 
 
@@ -165,7 +181,7 @@ def in_a_part(rank: int) -> list[float]:
     """Reconstruct a part of a network; return the rows of its layers."""
     torch.manual_seed(0)
     net = nn.Sequential(sngd.reconstruct(mlp(), SETTING), nn.Linear(3, 2))
-    trained, optimizer = DistributedDataParallel(net), descent(net.parameters())
+    trained, optimizer = DistributedDataParallel(net), descent(net, "shared")
     train(trained, optimizer, rank, range(5))
     return [float(layer.rows_seen) for layer in sngd.fisher_layers(net).values()]
 
@@ -188,7 +204,7 @@ def collectives(monitor: list[int]) -> contextlib.AbstractContextManager:
 def sent(rank: int) -> list[float]:
     """Count the calls in steps that are observed and in others."""
     net = start("shared")
-    trained, optimizer = DistributedDataParallel(net), descent(net.parameters())
+    trained, optimizer = DistributedDataParallel(net), descent(net, "shared")
     counts = []
     for step in range(8):
         with collectives(calls := []):
@@ -217,18 +233,21 @@ def main(rank: int, meeting: str) -> None:
     torch.set_default_dtype(torch.float64)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     found = {}
-    for fisher in ("shared", "kronecker"):
-        expected = torch.tensor(alone(fisher))
-        walks = {kind: walk(rank, kind, fisher) for kind in ("parallel", "sharded", "zero")}
+    for kind in KINDS:
+        expected = torch.tensor(alone(kind))
+        walks = {way: walk(rank, way, kind) for way in ("parallel", "sharded", "zero")}
         walks |= {
-            "resumed": resumed(rank, fisher, 2),
-            "read by the first": resumed(rank, fisher, 1),
-            "resumed alone": resumed_alone(rank, fisher),
+            "resumed": resumed(rank, kind, 2),
+            "read by the first": resumed(rank, kind, 1),
+            "resumed alone": resumed_alone(rank, kind),
+            "resumed in place": resumed_in_place(rank, kind),
+            "zero resumed": resumed(rank, kind, 2, divided=True),
+            "zero resumed alone": resumed_alone(rank, kind, divided=True),
         }
         for name, numbers in walks.items():
             gap = (torch.tensor(numbers) - expected).abs().max()
-            found[f"{name}, {fisher}"] = float(gap)
-        found[f"resumed in parts, {fisher}"] = resumed_sharded(rank, fisher)[0]
+            found[f"{name}, {kind}"] = float(gap)
+        found[f"resumed in parts, {kind}"] = resumed_sharded(rank, kind)[0]
     found["roots"] = refreshed_by_hand(rank)
     found["rows of a part"] = in_a_part(rank)
     found["sent"] = sent(rank)

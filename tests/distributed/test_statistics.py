@@ -12,8 +12,16 @@ pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
 ]
 WALKS = ["parallel", "sharded", "zero"]
-RESUMED = ["resumed", "read by the first", "resumed alone", "resumed in parts"]
-CASES = itertools.product([*WALKS, *RESUMED], ["shared", "kronecker"])
+RESUMED = [
+    "resumed",
+    "read by the first",
+    "resumed alone",
+    "resumed in place",
+    "resumed in parts",
+    "zero resumed",
+    "zero resumed alone",
+]
+CASES = itertools.product([*WALKS, *RESUMED], ["shared", "kronecker", "apart"])
 
 
 @pytest.fixture(scope="module")

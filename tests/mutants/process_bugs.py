@@ -5,9 +5,9 @@ from typing import Any
 from bug import caught_by, wrap
 from sngd_compile.fisher.layer import ROWS, FisherLayer
 from sngd_compile.fisher.output_side import OutputSide
-from sngd_compile.modules import reconstructed
+from sngd_compile.modules import partial_state, reconstructed
 from sngd_compile.modules.reconstructed import Program
-from sngd_compile.training import optimizer_hooks
+from sngd_compile.training import bias_groups, optimizer_hooks
 
 JOINT = ("tests/training/test_joint_statistics.py",)
 
@@ -48,3 +48,24 @@ def nothing_was_read() -> None:
 def half_a_state_is_loaded() -> None:
     """A root is loaded without its weight."""
     reconstructed.keep_together_ = lambda site, state, prefix: None
+
+
+@caught_by(("tests/modules/test_forms_of_files.py", "-k", "any_order"))
+def loading_another_form_moves_momenta() -> None:
+    """Momenta that were loaded are moved as if they belonged to what the network was."""
+
+    def change_form(original: Any, site: Any, joined: bool, optimizers: Any) -> None:
+        original(site, joined, optimizer_hooks.known_optimizers())
+
+    wrap(partial_state, "change_form_", change_form)
+
+
+@caught_by(("tests/training/test_bias_apart.py", "-k", "loads"))
+def groups_of_before() -> None:
+    """The groups are looked at that an optimizer had before it loaded a state."""
+    first: dict[Any, Any] = {}
+
+    def group(original: Any, place: Any) -> Any:
+        return first.setdefault(place, original(place))
+
+    wrap(bias_groups.Place, "group", group)

@@ -17,7 +17,7 @@ from sngd_compile.fisher.roots.cholesky import CholeskyRoot
 from sngd_compile.fisher.roots.sketch import SketchRoot
 from sngd_compile.fisher.roots.symmetric import SymmetricRoot
 from sngd_compile.layout import Layout
-from sngd_compile.modules import weight_gradients
+from sngd_compile.modules import weight_gradients, whole_network
 from sngd_compile.training import refresh
 from sngd_compile.training.change_guard import ChangeGuard
 
@@ -246,6 +246,12 @@ def gradient_of_the_prime_for_that_of_the_weight() -> None:
 def other_states_stay() -> None:
     """Only the momenta of torch's own optimizers move along at a refresh."""
     refresh._is_signed = lambda state: False
+
+
+@caught_by(("tests/training/test_interrupted.py", "-k", "given_up"))
+def gradients_of_a_step_that_was_given_up() -> None:
+    """The gradients at outputs of a step that was given up count in the next one."""
+    whole_network._forget_abandoned_ = lambda members: None
 
 
 @caught_by(("tests/modules/test_portable_state.py", "-k", "handed_over"))

@@ -200,6 +200,22 @@ def test_groups_that_part_later_part_the_biases():
         torch.testing.assert_close(folded(net)[name], before[name], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("loaded", [False, True], ids=["set", "in the state"])
+def test_an_optimizer_that_loads_a_state_has_other_groups(loaded):
+    net = sngd.reconstruct(mlp(), EVERY_STEP)
+    optimizer = torch.optim.SGD(groups(net, {}, {}), lr=0.05)
+    train(net, optimizer)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][1]["lr"] = 0.0 if loaded else 0.05
+    optimizer.load_state_dict(state)
+    optimizer.param_groups[1]["lr"] = 0.0
+    # Without a copy of the network, after which optimizers look again.
+    before = [net[place].bias.detach().clone() for place in (0, 2)]
+    train(net, optimizer)
+    for place, bias in zip((0, 2), before, strict=True):
+        torch.testing.assert_close(net[place].bias.detach(), bias, rtol=0, atol=1e-12)
+
+
 def test_groups_of_one_setting_and_labels_part_nothing():
     nets = [sngd.reconstruct(mlp().requires_grad_(), EVERY_STEP) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())

@@ -67,6 +67,33 @@ def test_it_leaves_all_as_it_was(changes):
     assert net(X).isfinite().all()
 
 
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_that_is_given_up_leaves_nothing_of_its_gradients(to_none, parts):
+    def accumulate(net: nn.Module, x: Tensor) -> None:
+        net.zero_grad(set_to_none=to_none)
+        for part in x.chunk(parts):
+            ((net(part) - 1).square().mean() / parts).backward()
+            with torch.no_grad():
+                net(part)  # as to print a metric
+
+    net, _ = prepared(Config(observe_every=1, fisher="kronecker"))
+    sides = [net[index].weight_fisher.output_side for index in (0, 3)]
+    accumulate(net, X)
+    expected = [side.sum.clone() for side in sides]
+    tallies = [side.tally.clone() for side in sides]
+    for number in count(1, 11):
+        strike = StrikeAt(number, KeyboardInterrupt())
+        with strike, suppress(KeyboardInterrupt):
+            accumulate(net, 3 * X)
+        accumulate(net, X)
+        torch.testing.assert_close([side.sum for side in sides], expected)
+        assert all(map(torch.equal, (side.tally for side in sides), tallies))
+        if strike.left > 0:
+            break
+    assert number > 100
+
+
 def test_a_process_that_fails_in_the_sum_leaves_the_statistics(monkeypatch):
     net, _ = prepared(Config(observe_every=1))
     net(X)
