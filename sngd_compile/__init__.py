@@ -19,6 +19,7 @@ from sngd_compile.explain import explain, fisher_layers, graph
 from sngd_compile.fold import fold, fold_, refresh_
 from sngd_compile.reconstruct import reconstruct
 from sngd_compile.rules import Rule, register_rule
+from sngd_compile.verify import verify
 
 __all__ = [
     "AlreadyReconstructedError",
@@ -41,4 +42,5 @@ __all__ = [
     "refresh_",
     "register_rule",
     "state_dict",
+    "verify",
 ]

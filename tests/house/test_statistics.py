@@ -32,6 +32,7 @@ ALLOWED = {
     "kinds/base.py:trace": {"sum"},
     "kinds/base.py:large_eigenvalue": {"sum"},  # asked by a diagnosis, as those below
     "kinds/sketch.py:large_eigenvalue": {"@"},
+    "kinds/base.py:probe": {"@"},  # what `verify` compares a factor by
     "kinds/sketch.py:trace": {"mean"},  # of the traces of groups
     "kinds/sketch.py:without_bias": {"@", "sum"},  # a change of form, no observation
     "kinds/base.py:metric_of": {"inv", "@"},
