@@ -21,6 +21,7 @@ from sngd_compile.fold_checkpoint import fold_checkpoint
 from sngd_compile.metrics import metrics
 from sngd_compile.reconstruct import reconstruct
 from sngd_compile.rules import Rule, register_rule
+from sngd_compile.verify import verify
 
 __all__ = [
     "AlreadyReconstructedError",
@@ -45,4 +46,5 @@ __all__ = [
     "refresh_",
     "register_rule",
     "state_dict",
+    "verify",
 ]

@@ -16,6 +16,11 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: Exception) -> str:
+    """Return class and first line of an error, to name it in another text."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 class SngdError(Exception):
     """Base class of every error that `sngd_compile` raises on purpose."""
 

@@ -131,6 +131,26 @@ class NoDraws(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
+class SeenCalls(TorchDispatchMode):
+    """Show `seen` every operation of this thread: the operator, its arguments, what it returned."""
+
+    def __init__(self, seen: Callable[[Any, Sequence[Any], Mapping[str, Any], Any], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = seen
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run it, then show it."""
+        returned = func(*args, **kwargs or {})
+        self.seen(func, args, kwargs or {}, returned)
+        return returned
+
+
 def autograd_keys_lifted() -> AbstractContextManager[None]:
     """Return a context in which an op, which runs below autograd, sees autograd again."""
     excluded = torch._C._dispatch_tls_local_exclude_set()

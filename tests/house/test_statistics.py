@@ -37,6 +37,7 @@ ALLOWED = {
     "kinds/sketch.py:_known": {"sum"},
     "kinds/base.py:large_eigenvalue": {"sum"},  # asked by a diagnosis, as those below
     "kinds/sketch.py:large_eigenvalue": {"@"},
+    "kinds/base.py:probe": {"@"},  # what `verify` compares a factor by
     "kinds/sketch.py:without_bias": {"@", "sum"},  # a change of form, no observation
     "kinds/base.py:metric_of": {"inv", "@"},
     "roots/base.py:squared_norm": {"sum"},

@@ -37,6 +37,7 @@ import plan_bugs
 import process_bugs
 import root_bugs
 import statistics_bugs
+import verify_bugs
 from bug import BUGS, Bug
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "process_bugs",
     "root_bugs",
     "statistics_bugs",
+    "verify_bugs",
 ]
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -66,6 +66,21 @@ class Uses(Protocol):
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Vectors, and the products of a factor with them as far as its kind keeps it.
+
+    Args:
+        vectors: `[D, n]`, float64.
+        products: `[*, D, n]`, float64.
+        kept: `[D, n]`, 1 where the product is that of the whole second moment, else 0.
+    """
+
+    vectors: Tensor
+    products: Tensor
+    kept: Tensor
+
+
+@dataclass(frozen=True)
 class Choice:
     """A local Fisher that a weight can have, with a note for the plan."""
 
@@ -231,6 +246,27 @@ class FisherKind:
     def metric(self, spec: FisherSpec, root: Root) -> Tensor:
         """Return `(R^T R)^-1` `[*, D, D]`, of a root over the inputs in float64."""
         return metric_of(root.matrix())
+
+    def probe(self, spec: FisherSpec, factor: Tensor, count: int, with_bias: bool) -> Probe | None:
+        """Return what a factor makes of a few vectors, for who compares it with another.
+
+        Args:
+            spec: Of the layer.
+            factor: G.
+            count: Number of vectors.
+            with_bias: Whether the last entry of a vector, the bias's, may be another than 0.
+
+        Returns:
+            None where the kind cannot say, or where its factor is no second moment of rows alone.
+        """
+        if self.sees_outputs or factor.shape != (*spec.lead, spec.size, spec.size):
+            return None
+        generator = torch.Generator().manual_seed(spec.size)
+        drawn = torch.randn(spec.size, count, generator=generator, dtype=torch.float64)
+        vectors = drawn.to(factor.device)
+        if not with_bias:
+            vectors[spec.layout.width :] = 0
+        return Probe(vectors, factor.double() @ vectors, torch.ones_like(vectors))
 
     def with_bias(self, spec: FisherSpec, joined: bool) -> FisherSpec:
         """Return the record of a weight whose bias joins, or is mapped with it and left."""

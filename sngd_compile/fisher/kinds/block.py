@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sngd_compile.fisher.kinds.base import Choice, FisherKind, Uses, metric_of
+from sngd_compile.fisher.kinds.base import Choice, FisherKind, Probe, Uses, metric_of
 from sngd_compile.fisher.roots.base import Root
 from sngd_compile.fisher.roots.block import BlockRoot
 from sngd_compile.fisher.spec import FisherSpec
@@ -79,6 +79,19 @@ class Block(FisherKind):
         every = zip(*(block.reshape(-1, *block.shape[-2:]) for block in blocks), strict=True)
         dense = torch.stack([torch.block_diag(*of_group) for of_group in every])
         return dense.view(*spec.lead, spec.size, spec.size)
+
+    def probe(self, spec: FisherSpec, factor: Tensor, count: int, with_bias: bool) -> Probe:
+        """Return columns of the first and of the last block, which hold what is in it alone."""
+        starts = [0, spec.size - spec.blocks[-1]]
+        blocks = [matrices(factor, spec.blocks)[i].double() for i in (0, -1)]
+        lead = factor.shape[:-1]
+        vectors = torch.zeros(spec.size, 2, dtype=torch.float64, device=factor.device)
+        kept, products = torch.zeros_like(vectors), factor.new_zeros(*lead, *vectors.shape).double()
+        for number, (start, block) in enumerate(zip(starts, blocks, strict=True)):
+            inside = slice(start, start + block.shape[-1])
+            vectors[start, number], kept[inside, number] = 1.0, 1.0
+            products[..., inside, number] = block[..., 0]
+        return Probe(vectors, products, kept)
 
     def with_bias(self, spec: FisherSpec, joined: bool) -> FisherSpec:
         """Give the last block one row more, or one less."""

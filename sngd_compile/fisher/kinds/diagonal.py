@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from sngd_compile.fisher.kinds.base import FisherKind
+from sngd_compile.fisher.kinds.base import FisherKind, Probe
 from sngd_compile.fisher.roots.base import Root, RootShape
 from sngd_compile.fisher.roots.diagonal import DiagonalRoot
 from sngd_compile.fisher.spec import FisherSpec
@@ -50,6 +50,14 @@ class Diagonal(FisherKind):
     def resolved(self, spec: FisherSpec) -> int:
         """Return 0: each number is a mean over rows, and one row gives one."""
         return 0
+
+    def probe(self, spec: FisherSpec, factor: Tensor, count: int, with_bias: bool) -> Probe:
+        """Return the largest numbers: of the vectors that are 1 there and 0 elsewhere."""
+        size = spec.size if with_bias else spec.layout.width
+        chosen = factor[..., :size].reshape(-1, size).amax(0).topk(min(count, size)).indices
+        vectors = torch.zeros(spec.size, len(chosen), dtype=torch.float64, device=factor.device)
+        vectors[chosen, range(len(chosen))] = 1.0
+        return Probe(vectors, factor.double()[..., None] * vectors, vectors)
 
     def without_bias(self, spec: FisherSpec, moment: Tensor) -> Tensor:
         """Leave out the last number."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import sngd_kernels
 from sngd_compile.config import RANK, Config
-from sngd_compile.fisher.kinds.base import Choice, Damped, FisherKind, Uses, rank_of
+from sngd_compile.fisher.kinds.base import Choice, Damped, FisherKind, Probe, Uses, rank_of
 from sngd_compile.fisher.output_side import OutputSide
 from sngd_compile.fisher.roots.base import Root, RootShape
 from sngd_compile.fisher.roots.sketch import SketchRoot
@@ -147,6 +147,13 @@ class Sketch(FisherKind):
     def resolved(self, spec: FisherSpec) -> int:
         """Return l."""
         return _columns(spec)
+
+    def probe(self, spec: FisherSpec, factor: Tensor, count: int, with_bias: bool) -> Probe | None:
+        """Return columns of the sketch: what G makes of columns of Omega."""
+        if spec.has_bias and not with_bias:
+            return None
+        omega = self._omega(spec, factor)[:, :count].double()
+        return Probe(omega, factor[..., :-1, :count].double(), torch.ones_like(omega))
 
     def without_bias(self, spec: FisherSpec, moment: Tensor) -> Tensor | None:
         """Sketch the Nystroem approximation without its last row and column.
