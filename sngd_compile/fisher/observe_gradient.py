@@ -15,6 +15,9 @@ from sngd_compile.fisher.output_side import SAMPLES, OutputSide
 from sngd_compile.fisher.samples import draw, strided
 from sngd_compile.registry import RULES
 
+LARGEST = 1e140
+"""Entries of a gradient from which on it counts as one that is not finite."""
+
 
 def observe_gradient(
     fisher: FisherLayer, output: Tensor, rule: str, geometry: Sequence[int], observing: bool
@@ -90,8 +93,8 @@ def observe_gradient_(
     """Add `sum g g^T` to `sum` and N to `tally[SAMPLES]`, if the gate is open.
 
     Rows beyond the most that are wanted are left out, at random, and the sum is scaled up. A
-    gradient that is not finite adds nothing. The products are float32 or wider, of rows that are
-    divided by their largest entry.
+    gradient that is not finite, or too large to square, adds nothing. The products are float32 or
+    wider, of rows that are divided by their largest entry.
     """
     observing, seed, most_rows = gate.tolist()
     if not observing:
@@ -104,7 +107,8 @@ def observe_gradient_(
     (drawn,) = draw([rows], most_rows, positions, statistics.least_samples, seed)
     wide = drawn.to(torch.promote_types(drawn.dtype, torch.float32))
     largest = wide.abs().amax()
-    finite = largest.isfinite()
+    # Of a larger one the sum of squares may leave float64 when it is multiplied by the samples.
+    finite = largest < LARGEST  # false of what is no number too
     # Squares of small gradients underflow in float32; those of rows divided by the largest do not.
     unit = torch.where(finite & (largest > 0), largest, 1.0)
     flat = torch.where(finite, wide / unit, 0.0).flatten(0, 1)

@@ -1,5 +1,7 @@
 """`Config(fisher="kronecker")`: the gradient's scale, exactness, and where it shows."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -106,6 +108,21 @@ def test_the_plan_the_graph_and_the_layer_show_it():
     shared = sngd.fisher_layers(sngd.reconstruct(model))["0.weight"]
     assert shared.output_side is None
     assert shared.output_root is None
+
+
+@float64
+@pytest.mark.parametrize("scale", [1e145, 1e250, float("inf")])
+def test_a_gradient_that_is_too_large_to_square_adds_nothing(scale):
+    net = linear_net()
+    config = Config(fisher="kronecker", observe_every=1)
+    x = torch.randn(8, 5)
+    usual, hit = (observed(copy.deepcopy(net), x, config) for _ in range(2))
+    hit(x).sum().mul(scale).backward()
+    usual(x)
+    for one in (usual, hit):
+        sngd.refresh_(one)
+    for one, other in zip(*(sngd.fisher_layers(n).values() for n in (usual, hit)), strict=True):
+        assert torch.equal(one.output_side.factor, other.output_side.factor)
 
 
 @float64

@@ -122,7 +122,9 @@ def test_the_folded_network_computes_the_same(training):
         return
     for one, other in zip(rounded.parameters(), plain.parameters(), strict=True):
         rtol = torch.finfo(one.dtype).eps
-        torch.testing.assert_close(one.double(), other, rtol=rtol, atol=1e-30)
+        # Beyond the largest number of a dtype the nearest is infinity.
+        expected = other.to(one.dtype).double() if one.isinf().any() else other
+        torch.testing.assert_close(one.double(), expected, rtol=rtol, atol=1e-30)
     x = training.inputs(99).double()
     with torch.no_grad():
         expected, folded = net.eval()(x), plain.eval()(x)
@@ -166,6 +168,8 @@ def test_what_is_resumed_goes_on_exactly_alike(training, way, place):
 )
 def test_training_goes_on_after_an_interruption(training, number):
     net, optimizer = started(training)
+    for group in optimizer.param_groups:
+        group["lr"] /= 10  # at the full rate one step more or less may take a loss anywhere
     for x in training.stream():
         training.step(net, optimizer, x)
     other, undisturbed = copy.deepcopy((net, optimizer))
@@ -173,12 +177,19 @@ def test_training_goes_on_after_an_interruption(training, number):
     with strike, suppress(KeyboardInterrupt):
         training.step(net, optimizer, training.inputs(3))
     event("interrupted" if strike.left <= 0 else "the step was shorter")
-    for step in range(4, 9):
+    for step in range(4, 10):
+        losses = [evaluated(one, training) for one in (net, other)]
+        assert losses[0] <= 2 * losses[1] + 0.1, f"{losses[0]}, and {losses[1]} undisturbed"
         for run in ((net, optimizer), (other, undisturbed)):
             training.step(*run, training.inputs(step))
+
+
+def evaluated(net: nn.Module, training: Training) -> float:
+    """Return the loss on a batch that is in no training."""
     with torch.no_grad():
-        losses = [float(loss(one.eval(), training.inputs(99))) for one in (net, other)]
-    assert losses[0] <= 2 * losses[1] + 0.1, f"{losses[0]}, and {losses[1]} undisturbed"
+        found = float(loss(net.eval(), training.inputs(99)))
+    net.train()
+    return found
 
 
 def alive() -> int:
