@@ -130,6 +130,14 @@ def sites_by_name(net: nn.Module) -> dict[str, Site]:
     }
 
 
+def distinct_sites(net: nn.Module) -> dict[str, Site]:
+    """Map the first name of each reconstructed weight to its site, each Fisher layer once."""
+    first: dict[FisherLayer, tuple[str, Site]] = {}
+    for name, site in sites_by_name(net).items():
+        first.setdefault(site.fisher, (name, site))
+    return dict(first.values())
+
+
 def _plan_of_network(net: nn.Module) -> Plan:
     """Read the plan back from a network: what has a Fisher layer is a site."""
     chosen = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sngd_compile.errors import ModelError
-from sngd_compile.explain import sites_by_name
+from sngd_compile.explain import distinct_sites
 from sngd_compile.fisher.kinds.base import effective_rank, kind_of
 from sngd_compile.fisher.layer import ROWS, FisherLayer
 from sngd_compile.torch_private import ORIGINAL_MODULE, stored_values, version_of
@@ -88,7 +88,7 @@ def metrics(net: nn.Module) -> dict[str, float]:
 
     Source: docs/monitoring.md. Tested by tests/training/test_metrics.py.
     """
-    sites = _distinct_sites(net)
+    sites = _measured_sites(net)
     with torch.no_grad():
         of_layers, plain_norm = _measure(net, list(sites.values()))
     norm = hypot(*(of_layer["norm"] for of_layer in of_layers))
@@ -104,17 +104,16 @@ def metrics(net: nn.Module) -> dict[str, float]:
     return found | {f"total/{metric}": value for metric, value in total.items()}
 
 
-def _distinct_sites(net: nn.Module) -> dict[str, Site]:
+def _measured_sites(net: nn.Module) -> dict[str, Site]:
     """Return each Fisher layer once, by the first name of its weight, without compiled wrappers."""
-    first: dict[FisherLayer, tuple[str, Site]] = {}
-    for name, site in sites_by_name(net).items():
+    sites = distinct_sites(net)
+    for name, site in sites.items():
         if site.fisher.factor.is_meta:
             raise ModelError(
                 f"{name}: its Fisher layer is on the meta device and has no numbers, so there is "
                 "nothing to log; call metrics after net.to_empty(device=...) and loading a state"
             )
-        first.setdefault(site.fisher, (name.replace(f"{ORIGINAL_MODULE}.", ""), site))
-    return dict(first.values())
+    return {name.replace(f"{ORIGINAL_MODULE}.", ""): site for name, site in sites.items()}
 
 
 def _measure(net: nn.Module, sites: Sequence[Site]) -> tuple[list[dict[str, float]], float]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sngd_compile.config import Config
 from sngd_compile.errors import ModelError, first_line
-from sngd_compile.explain import explain, fisher_layers
+from sngd_compile.explain import distinct_sites, explain, fisher_layers
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fold import fold_, refresh_
 from sngd_compile.modules.copying import copied
@@ -243,11 +243,7 @@ def configure_(net: nn.Module) -> None:
 
 def sites_by_name(net: nn.Module) -> dict[str, LocalSite]:
     """Map the first name of each weight to its site, each Fisher layer once."""
-    found: dict[FisherLayer, tuple[str, LocalSite]] = {}
-    for name, module in reconstructed_modules(net).items():
-        for site in module.local_sites():
-            found.setdefault(site.fisher, (qualified(name, site.weight_name), site))
-    return dict(found.values())
+    return {n: site for n, site in distinct_sites(net).items() if isinstance(site, LocalSite)}
 
 
 def _detached(batch: Any) -> Any:
