@@ -15,6 +15,7 @@ import sngd_compile as sngd
 from api import EVERY_STEP, FISHERS, apart, batch, mlp, sgd, train, trained
 from random_networks import LAYERS, WIDTH
 from sngd_compile import ModelError
+from sngd_compile.__main__ import main
 from sngd_compile.fisher.spec import FORMAT, FORMAT_ENTRY, LENGTH, TEXT
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -179,17 +180,21 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["folded.pt", "folded.safetensors"])
-def test_the_command(tmp_path, name):
+def test_the_command_line(tmp_path, capsys, name):
     net = trained()
     torch.save(net.state_dict(), tmp_path / "in.pt")
-    command = [sys.executable, "-m", "sngd_compile", "fold"]
-    run = subprocess.run(
-        [*command, tmp_path / "in.pt", tmp_path / name], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    assert "4 entries" in run.stdout
+    assert main(["fold", str(tmp_path / "in.pt"), str(tmp_path / name)]) == 0
+    assert "4 entries" in capsys.readouterr().out
     if name.endswith(".pt"):
         equal(torch.load(tmp_path / name), net)
-    run = subprocess.run([*command, "none.pt", tmp_path / name], capture_output=True, text=True)
-    assert (run.returncode, run.stderr.count("\n")) == (1, 1)
-    assert "error: none.pt does not exist" in run.stderr
+    assert main(["fold", "none.pt", str(tmp_path / name)]) == 1
+    assert capsys.readouterr().err == (
+        "error: none.pt does not exist: give the file or the folder of a checkpoint\n"
+    )
+
+
+def test_it_is_a_command():
+    command = [sys.executable, "-m", "sngd_compile", "fold", "--help"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "ordinary weights" in run.stdout
