@@ -197,4 +197,4 @@ def test_it_is_a_command():
     command = [sys.executable, "-m", "sngd_compile", "fold", "--help"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert "ordinary weights" in run.stdout
+    assert "folder of a distributed one" in run.stdout
