@@ -15,8 +15,8 @@ from sngd_compile.fisher.output_side import SAMPLES, OutputSide
 from sngd_compile.fisher.samples import draw, strided
 from sngd_compile.registry import RULES
 
-LARGEST = 1e140
-"""Entries of a gradient from which on it counts as one that is not finite."""
+LARGEST = 1e152
+"""Entries of a gradient whose squares float64 holds; larger ones count as not finite."""
 
 
 def observe_gradient(
@@ -107,7 +107,6 @@ def observe_gradient_(
     (drawn,) = draw([rows], most_rows, positions, statistics.least_samples, seed)
     wide = drawn.to(torch.promote_types(drawn.dtype, torch.float32))
     largest = wide.abs().amax()
-    # Of a larger one the sum of squares may leave float64 when it is multiplied by the samples.
     finite = largest < LARGEST  # false of what is no number too
     # Squares of small gradients underflow in float32; those of rows divided by the largest do not.
     unit = torch.where(finite & (largest > 0), largest, 1.0)

@@ -5,6 +5,8 @@ Legend: N samples, T positions of one sample, O outputs; g the gradient of the l
 
 from __future__ import annotations
 
+from math import isfinite
+
 import torch
 from torch import Tensor, nn
 
@@ -89,7 +91,7 @@ class OutputSide(nn.Module):
 
     def keep_step_(self, kept: Tensor) -> None:
         """Forget the present step where `kept` is False, without waiting for a device."""
-        self.sum.mul_(kept)
+        self.sum.copy_(torch.where(kept, self.sum, 0.0))
         self.tally[SAMPLES].mul_(kept)
 
     @torch.no_grad()
@@ -98,8 +100,10 @@ class OutputSide(nn.Module):
         steps = int(self.tally[STEPS])
         if steps == 0:
             return
-        average = (self.factor, self.average_weight, self.total, steps, kept)
-        absorb_(*average, _trace, self.tally[OUTLIER])
+        # Squares that float64 holds may leave it in a sum, and would stay in the average for good.
+        if isfinite(_trace(self.total)):
+            average = (self.factor, self.average_weight, self.total, steps, kept)
+            absorb_(*average, _trace, self.tally[OUTLIER])
         self.total.zero_()
         self.tally[STEPS].zero_()
 

@@ -21,7 +21,7 @@ RESUMED = [
     "zero resumed",
     "zero resumed alone",
 ]
-CASES = itertools.product([*WALKS, *RESUMED], ["shared", "kronecker", "apart"])
+CASES = list(itertools.product([*WALKS, *RESUMED], ["shared", "kronecker", "apart"]))
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,10 @@ def found(tmp_path_factory):
     return run("joint.py", "statistics", 2, tmp_path_factory.mktemp("two"))
 
 
-@pytest.mark.parametrize("name", [", ".join(case) for case in CASES])
-def test_uneven_and_empty_batches_add_up(name, found):
+def test_uneven_and_empty_batches_add_up(found):
     reports, errors = found
-    assert all(report[name] < 1e-12 for report in reports)
+    apart = {case: max(report[", ".join(case)] for report in reports) for case in CASES}
+    assert {case: size for case, size in apart.items() if not size < 1e-12} == {}
     assert "SngdWarning" not in errors
 
 
