@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,10 +24,11 @@ WARM_UP = math.ceil((DEFAULT.early_refreshes[-1] + 1) / DEFAULT.observe_every) *
 
 @dataclass
 class Times:
-    """Seconds of each step, and the last loss."""
+    """Seconds of each step, the last loss, and what ended it early, if something did."""
 
     seconds: list[float] = field(default_factory=list)
     loss: float = math.nan
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,30 @@ class Ratio:
 
 
 def take_turns(
-    trainees: Mapping[str, Trainee], batches: Iterator[tuple[Tensor, Tensor]], steps: int
+    trainees: Mapping[str, Trainee],
+    batches: Iterator[tuple[Tensor, Tensor]],
+    steps: int,
+    may_fail: Container[str] = (),
 ) -> dict[str, Times]:
-    """Time `steps` steps of each; the order of each turn is drawn anew, the batch is shared."""
+    """Time `steps` steps of each; the order of each turn is drawn anew, the batch is shared.
+
+    Who may fail, as a package of others, takes no more turns after it has raised something.
+    """
     shuffled = random.Random(0)
     times = {name: Times() for name in trainees}
     for _ in range(steps):
         inputs, labels = next(batches)
-        for name in shuffled.sample(list(trainees), len(trainees)):
+        running = [name for name in trainees if not times[name].failure]
+        for name in shuffled.sample(running, len(running)):
             # Of this process alone: what others take from the machine is not counted.
             start = time.process_time()
-            loss = trainees[name].step(inputs, labels)
+            try:
+                loss = trainees[name].step(inputs, labels)
+            except Exception as error:
+                if name not in may_fail:
+                    raise
+                times[name].failure = type(error).__name__
+                continue
             times[name].seconds.append(time.process_time() - start)
             times[name].loss = loss.item()
     return times

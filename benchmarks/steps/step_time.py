@@ -76,11 +76,15 @@ def measure(workload: Workload, contenders: list[Contender], steps: int) -> Resu
     if SNGD.name in trainees:
         pass_gate(workload, trainees[SNGD.name])
         memory = fisher_memory(trainees[SNGD.name].network)
-    times = take_turns(trainees, workload.batches(), steps)
+    foreign = {contender.name for contender in contenders if contender.package}
+    times = take_turns(trainees, workload.batches(), steps, may_fail=foreign)
     rows = []
     for name, made in prepared.items():
         if isinstance(made, str):
             rows.append(Row(name, not_run=made))
+        elif times[name].failure:
+            taken = len(times[name].seconds)
+            rows.append(Row(name, not_run=f"fails after {taken} steps: {times[name].failure}"))
         else:
             bar = workload.bar if name == SNGD.name else None
             rows.append(Row.of(name, times[name], times[REFERENCE.name], bar))

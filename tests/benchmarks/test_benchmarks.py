@@ -12,7 +12,7 @@ import benchmarks_tiny
 import contenders
 import sngd_compile as sngd
 from contenders import Contender, Recipe, Trainee
-from interleave import CYCLE, Ratio, Times
+from interleave import CYCLE, WARM_UP, Ratio, Times
 from profiling import profile_step, step_floor
 from sngd_compile.fisher.layer import FisherLayer
 from steps import compiled_step, gate, memory, reconstruct_time, step_time
@@ -62,10 +62,23 @@ def broken(model: nn.Module, recipe: Recipe) -> Trainee:
     raise RuntimeError
 
 
+def tiring(model: nn.Module, recipe: Recipe) -> Trainee:
+    """Train as SGD does, and break off a few steps after the warm-up."""
+    trainee, left = contenders.REFERENCE.prepare(model, recipe), iter(range(WARM_UP + 3))
+
+    def step(inputs, targets):
+        if next(left, None) is None:
+            raise RuntimeError("no more")
+        return trainee.step(inputs, targets)
+
+    return Trainee(trainee.network, step)
+
+
 def test_step_time_from_end_to_end(tmp_path, monkeypatch):
     missing = Contender("missing peer", absent, (0.1,), "no_package_has_this_name")
     failing = Contender("failing peer", broken, (0.1,), "torch")
-    monkeypatch.setattr(step_time, "ALL", (*contenders.BUILT_IN, missing, failing))
+    tired = Contender("tired peer", tiring, (0.1,), "torch")
+    monkeypatch.setattr(step_time, "ALL", (*contenders.BUILT_IN, missing, failing, tired))
     status, printed = run(step_time.app, "--steps", CYCLE, "--output", tmp_path)
     assert status == 0, printed
     content = json.loads((tmp_path / "step_time.json").read_text())
@@ -77,6 +90,7 @@ def test_step_time_from_end_to_end(tmp_path, monkeypatch):
         assert rows["SNGD"]["ratio"]["low"] <= rows["SNGD"]["ratio"]["mean"]
         assert rows["missing peer"]["not_run"] == "not installed"
         assert rows["failing peer"]["not_run"] == "fails: RuntimeError"
+        assert rows["tired peer"]["not_run"] == "fails after 3 steps: RuntimeError"
         assert [layer["explained"] == layer["measured"] for layer in result["memory"]] == [True] * 2
     text = (tmp_path / "step_time.md").read_text()
     assert "pass (<= 1e+09)" in text
