@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from sngd_compile.errors import SngdError
+from sngd_compile.errors import ModelError, SngdError
 from sngd_compile.fold_checkpoint import fold_checkpoint
 
 
@@ -24,16 +24,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         _fold(given.checkpoint, given.file)
-    except SngdError as error:
+    except (SngdError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def _fold(checkpoint: Path, file: Path) -> None:
+    if not file.parent.is_dir():
+        raise ModelError(f"{file.parent} does not exist: make the folder first")
     folded = fold_checkpoint(checkpoint)
     if file.suffix == ".safetensors":
-        import_module("safetensors.torch").save_file(folded, file)
+        others = [key for key, value in folded.items() if not isinstance(value, torch.Tensor)]
+        if others:
+            raise ModelError(
+                f"{file} would hold tensors alone, and {others[0]!r} of the checkpoint is none: "
+                "write another kind of file, or fold the part that holds the network"
+            )
+        # Copies: the format takes no tensors that share memory, as tied ones do.
+        tensors = {key: value.clone() for key, value in folded.items()}
+        import_module("safetensors.torch").save_file(tensors, file)
     else:
         torch.save(folded, file)
     print(f"{file}: {len(folded)} entries")

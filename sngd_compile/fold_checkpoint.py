@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from sngd_compile.errors import ModelError
-from sngd_compile.fisher.kinds.base import first_root
-from sngd_compile.fisher.roots.base import Root
-from sngd_compile.fisher.spec import Record, unpacked
+from sngd_compile.fisher.spec import unpacked
 from sngd_compile.fisher.weight_map import visibly_mapped
-from sngd_compile.modules.portable_state import MARK
+from sngd_compile.modules.portable_state import MARK, root_in
 from sngd_compile.torch_private import EXTRA_STATE
 
 LAYER = "_fisher."
@@ -134,26 +132,18 @@ def _folded_pair(
     if missing:
         raise ModelError(f"{name}: {', '.join(missing)} is missing in the checkpoint")
     pair = [state[key] for key in keys]
-    root = _root_of(record, state, name)
     try:
-        weight, bias = visibly_mapped("fold", root, record.spec.layout, pair[0], (*pair, None)[1])
+        root = root_in(record.spec, state, name)
+        folded = visibly_mapped("fold", root, record.spec.layout, pair[0], (*pair, None)[1])
+    except KeyError as error:
+        text = f"{name}: {error.args[0]} is missing in the checkpoint, or has another shape"
+        raise ModelError(text) from error
     except (RuntimeError, IndexError) as error:
         raise ModelError(f"{name} does not fit its Fisher layer: {error}") from error
-    values = [part for part in (weight, bias) if part is not None]
+    values = [part.contiguous() for part in folded if part is not None]
     # Weights that were one tensor stay one: who saves the result finds ties by memory.
     tensors = [known.setdefault(_place(old), new) for old, new in zip(pair, values, strict=True)]
     return dict(zip(keys, tensors, strict=True))
-
-
-def _root_of(record: Record, state: Mapping[str, Any], name: str) -> Root:
-    root = first_root(record.spec, torch.float64, torch.device("cpu"))
-    for inner, buffer in root.named_buffers():
-        key = f"{name}{LAYER}root_buffers.{inner}"
-        given = state.get(key)
-        if not isinstance(given, Tensor) or given.shape != buffer.shape:
-            raise ModelError(f"{name}: {key} is missing in the checkpoint, or has another shape")
-        buffer.copy_(given)
-    return root
 
 
 def _place(tensor: Tensor) -> tuple[int, ...]:

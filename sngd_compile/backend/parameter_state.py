@@ -115,11 +115,11 @@ class NaturalSite:
     def prime_gradients(self) -> list[Tensor]:
         """Return `n R^-1` of the natural gradient `n = g' R` that the parameters hold."""
         spec, gradient = self.fisher.spec, self.weight.grad
-        bias = self.bias if spec.has_bias else None
         if gradient is None:
             return []
-        of_bias = torch.zeros_like(bias) if bias is not None and bias.grad is None else None
-        of_bias = of_bias if bias is None or bias.grad is None else bias.grad
+        of_bias = None
+        if spec.has_bias and self.bias is not None:  # the map mixes both, so half a pair has zeros
+            of_bias = torch.zeros_like(self.bias) if self.bias.grad is None else self.bias.grad
         pair = mapped("unfold", self.fisher.root_buffers, spec, gradient, of_bias)
         return [part for part in pair if part is not None]
 
@@ -219,8 +219,9 @@ def _configure_(state: ParameterState, config: Config) -> None:
         state.config = config
         # The loaded buffers have the shapes of their own root.
         fisher.config = fisher.schedule.config = config.replace(root=state.spec.root)
-        steps = (fisher.schedule.steps, fisher.schedule.observed_steps)
-        fisher.schedule.configure_(fisher.config, fisher.size, *steps)
+        past = fisher.schedule
+        counts = past.steps, past.observed_steps, past.root_step
+        fisher.schedule.configure_(fisher.config, fisher.size, *counts)
     elif state.config != config and "options" not in fisher.warned:
         fisher.warned.add("options")
         warnings.warn(

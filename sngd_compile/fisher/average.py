@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 
 from torch import Tensor
 
@@ -42,15 +43,19 @@ def absorb_(
         outlier: Whether the last mean was one, 0 or 1; written.
 
     Returns:
-        How many times the average's trace the mean's was, where it was bounded; 0.0 elsewhere.
+        How many times the average's trace the mean's was, where it was bounded; 0.0 elsewhere. What
+        is not finite, as a sum that leaves its dtype, is left out: it would stay for good.
 
     Source: docs/method.md, estimation, bias correction and outliers. Law 6 tests it.
     """
+    given = trace(sum) / count
+    if not isfinite(given):
+        return given
     old = kept * float(weight)
     total = old + 1.0 - kept
     bound, ratio = 1.0, 0.0
     if old > 0.0:
-        known, given = trace(average), trace(sum) / count
+        known = trace(average)
         # In the first steps inputs often grow by far more, so a young average takes what it can be
         # lowered by again.
         most = FASTEST if float(weight) < YOUNG else OUTLIER

@@ -30,8 +30,8 @@ def carry_over_(old: FisherLayer, new: FisherLayer) -> None:
             return moment if kind is other else None
         return kind.without_bias(old.spec, moment) if new.size < old.size else None
 
-    new.schedule.restore(old.schedule.steps, old.schedule.observed_steps)
-    new.schedule.root_step = old.schedule.root_step
+    past = old.schedule
+    new.schedule.restore(past.steps, past.observed_steps, past.root_step)
     moments = carried(old.sum, new.sum), carried(old.factor, new.factor)
     if moments[0] is None or moments[1] is None:
         return

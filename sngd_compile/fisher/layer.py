@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, Self
 
 import torch
@@ -18,14 +19,7 @@ from sngd_compile.fisher.output_side import OutputSide
 from sngd_compile.fisher.processes import is_in_process_group
 from sngd_compile.fisher.roots.base import Root, copy_root_
 from sngd_compile.fisher.schedule import Schedule
-from sngd_compile.fisher.spec import (
-    OBSERVED_STEPS,
-    STEPS,
-    FisherSpec,
-    Record,
-    fault,
-    packed,
-)
+from sngd_compile.fisher.spec import COUNTS, FisherSpec, Record, fault, packed
 from sngd_compile.fisher.ties import Ties
 from sngd_compile.layout import Layout
 from sngd_compile.torch_private import EXTRA_STATE
@@ -185,9 +179,10 @@ class FisherLayer(WideBuffers):
 
     @torch.no_grad()
     def absorb_(self) -> bool:
-        """Move the sums into the running averages; return False where no row was seen.
+        """Move the sums into the running averages; return False where no row entered.
 
-        The past counts `ema_decay^(observed steps)`.
+        The past counts `ema_decay^(observed steps)`. A sum of rows that has left its dtype is one
+        pass more that is rejected.
         """
         rows = int(self.tally[ROWS])
         # One mean enters for all steps observed since the last time, so the past is discounted
@@ -200,13 +195,16 @@ class FisherLayer(WideBuffers):
             return False
         kind, spec = kind_of(self.spec), self.spec
         average = (self.factor, self.average_weight, self.sum, rows, kept)
-        self.outlier = absorb_(*average, lambda g: kind.trace(spec, g), self.tally[OUTLIER])
-        self.absorbed_rows.add_(rows)
+        ratio = absorb_(*average, lambda g: kind.trace(spec, g), self.tally[OUTLIER])
+        is_absorbed = isfinite(ratio)
+        self.outlier = ratio if is_absorbed else 0.0
+        self.absorbed_rows.add_(rows if is_absorbed else 0)
+        self.tally[REJECTED].add_(not is_absorbed)
         self.sum.zero_()
         self.tally[ROWS].zero_()
         self.joint_sum = self.joint_rows = None
         self.schedule.observed_steps = 0
-        return True
+        return is_absorbed
 
     def own_part(self) -> tuple[Tensor, Tensor]:
         """Return what this process alone has observed: a sum, and the number of its rows."""
@@ -255,14 +253,18 @@ class FisherLayer(WideBuffers):
         """Return an identity root of this layer's kind and shape, on its device or another."""
         return first_root(self.spec, dtype, device or self.factor.device)
 
-    def forget_(self) -> None:
-        """Return to the state before the first observation; the caller has moved the weights."""
+    def forget_statistics_(self) -> None:
+        """Forget what was observed, on both sides; the root over the inputs stays."""
         for name in ("sum", "tally", "factor", "average_weight", "absorbed_rows"):
             self.get_buffer(name).zero_()
         self.joint_sum = self.joint_rows = None
-        self.absolute_damping.fill_(1.0)
         if self.output_side is not None:
             self.output_side.forget_()
+
+    def forget_(self) -> None:
+        """Return to the state before the first observation; the caller has moved the weights."""
+        self.forget_statistics_()
+        self.absolute_damping.fill_(1.0)
         copy_root_(self.root_buffers, self.new_root(self.factor.dtype))
         self.schedule.restore(0, 0)
 
@@ -278,10 +280,9 @@ class FisherLayer(WideBuffers):
         """
         self.spec, self.root_buffers = other.spec, other.root_buffers
         self._buffers.update(other._buffers)
-        self.schedule.configure_(
-            self.config, self.size, self.schedule.steps, self.schedule.observed_steps
-        )
-        self.schedule.root_step = other.schedule.root_step
+        now = self.schedule
+        counts = now.steps, now.observed_steps, other.schedule.root_step
+        now.configure_(self.config, self.size, *counts)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy it, and remember of what."""
@@ -322,12 +323,12 @@ class FisherLayer(WideBuffers):
         And what this layer is, by which `fold_checkpoint` folds without a network.
         """
         schedule = self.schedule
-        record = Record(self.spec, self.bias_name)
-        return packed(schedule.steps, schedule.observed_steps, record)
+        counts = schedule.steps, schedule.observed_steps, schedule.root_step
+        return packed(counts, Record(self.spec, self.bias_name))
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the schedule."""
-        self.schedule.restore(int(state[STEPS]), int(state[OBSERVED_STEPS]))
+        self.schedule.restore(*state[:COUNTS].tolist())
         self.ties.expect_change()
 
     def extra_repr(self) -> str:

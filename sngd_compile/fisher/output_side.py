@@ -5,8 +5,6 @@ Legend: N samples, T positions of one sample, O outputs; g the gradient of the l
 
 from __future__ import annotations
 
-from math import isfinite
-
 import torch
 from torch import Tensor, nn
 
@@ -100,10 +98,8 @@ class OutputSide(nn.Module):
         steps = int(self.tally[STEPS])
         if steps == 0:
             return
-        # Squares that float64 holds may leave it in a sum, and would stay in the average for good.
-        if isfinite(_trace(self.total)):
-            average = (self.factor, self.average_weight, self.total, steps, kept)
-            absorb_(*average, _trace, self.tally[OUTLIER])
+        average = (self.factor, self.average_weight, self.total, steps, kept)
+        absorb_(*average, _trace, self.tally[OUTLIER])
         self.total.zero_()
         self.tally[STEPS].zero_()
 

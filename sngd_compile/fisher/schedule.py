@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import torch
 
 from sngd_compile.config import Config
@@ -26,27 +24,26 @@ class Schedule:
             recompiles a graph nor waits for a device.
         steps: Optimizer steps done.
         observed_steps: Of these, how many were observed since the last refresh.
-        root_step: After how many steps the present root was made; None where a file does not say.
+        root_step: After how many steps the present root was made; 0 where none was made yet.
     """
-
-    root_step: int | None = None
 
     def __init__(self, config: Config, size: int) -> None:
         """Start before step 0."""
         self.gate = torch.zeros(GATE_ENTRIES, dtype=torch.int64, device="cpu")
         self.configure_(config, size, 0, 0)
 
-    def configure_(self, config: Config, size: int, steps: int, observed_steps: int) -> None:
+    def configure_(
+        self, config: Config, size: int, steps: int, observed_steps: int, root_step: int = 0
+    ) -> None:
         """Take a configuration, and continue after `steps` optimizer steps."""
         self.config = config
         most_rows = 4 * size if config.max_rows == "auto" else config.max_rows
         self.gate[MOST_ROWS] = ALL_ROWS if most_rows is None else most_rows
-        self.restore(steps, observed_steps)
+        self.restore(steps, observed_steps, root_step)
 
-    def restore(self, steps: int, observed_steps: int) -> None:
+    def restore(self, steps: int, observed_steps: int, root_step: int = 0) -> None:
         """Continue after `steps` optimizer steps."""
-        self.steps, self.observed_steps = steps, observed_steps
-        self.root_step = None if steps else 0
+        self.steps, self.observed_steps, self.root_step = steps, observed_steps, root_step
         self.observing = self.config.is_observed(steps)
         self._write_gate()
         self._look_ahead()
@@ -74,22 +71,11 @@ class Schedule:
     @property
     def root_age(self) -> int:
         """Optimizer steps since the present root was made; all, where none was made yet."""
-        if self.root_step is None:
-            self.root_step = self._dated_root()
         return self.steps - self.root_step
 
     def note_root(self) -> None:
         """Note that the present root was made now."""
         self.root_step = self.steps
-
-    def _dated_root(self) -> int:
-        """Find when the root was made that a file holds: it was between two observed steps."""
-        observed = (s for s in range(self.steps - 1, -1, -1) if self.config.is_observed(s))
-        since = [*islice(observed, self.observed_steps)]
-        latest, before = since[-1] if since else self.steps, next(observed, -1)
-        # The first refresh after an observed step made it; one by hand is taken to be the latest.
-        planned = (s for s in range(before + 1, latest + 1) if self.config.is_refreshed(s))
-        return next(planned, latest)
 
     def _look_ahead(self) -> None:
         """Note until which step nothing changes: one that is observed ends with it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -22,7 +22,10 @@ FEW = 16
 FORMAT = 1
 """Of the state of a Fisher layer; raised when one that is written now could not be read before."""
 
-STEPS, OBSERVED_STEPS, FORMAT_ENTRY, LENGTH, TEXT = range(5)  # entries; the text is the rest
+COUNTS = 3
+"""Entries of the state of a Fisher layer that count steps, the first ones."""
+
+FORMAT_ENTRY, LENGTH, TEXT = range(COUNTS, COUNTS + 3)  # the text is the rest
 BYTES = 8  # of an entry
 PADDING = 64  # entries of which the text takes a multiple
 
@@ -178,17 +181,21 @@ class Record:
     bias_name: str | None
 
 
-def packed(steps: int, observed_steps: int, record: Record) -> Tensor:
+def packed(counts: Sequence[int], record: Record) -> Tensor:
     """Return what a state holds of a Fisher layer beside its buffers, enough to fold without it.
 
     It is a tensor of integers, which every format of checkpoints takes: `[steps, observed steps,
-    format, bytes of text, text...]`, the text as JSON, padded with zeros so that the records of
-    like layers have one length.
+    root step, format, bytes of text, text...]`, the text as JSON, padded with zeros so that the
+    records of like layers have one length.
+
+    Args:
+        counts: The first three, as `Schedule.restore` takes them.
+        record: The rest.
     """
     fields = {"spec": record.spec.fields(), "bias_name": record.bias_name}
     text = json.dumps(fields, separators=(",", ":")).encode("ascii")
     padded = text.ljust(-(-len(text) // (BYTES * PADDING)) * BYTES * PADDING, b"\0")
-    head = torch.tensor([steps, observed_steps, FORMAT, len(text)], device="cpu")
+    head = torch.tensor([*counts, FORMAT, len(text)], device="cpu")
     return torch.cat([head, torch.frombuffer(bytearray(padded), dtype=torch.int64)])
 
 

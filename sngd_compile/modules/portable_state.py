@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from functools import wraps
 from typing import Any, cast
 from weakref import WeakSet, WeakValueDictionary, ref
@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from sngd_compile.errors import ModelError
-from sngd_compile.fisher.roots.base import Root
+from sngd_compile.fisher.kinds.base import first_root
+from sngd_compile.fisher.roots.base import Pair, Root
+from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.weight_map import visibly_mapped
 from sngd_compile.training.refresh import LocalSite, present_root
 from sngd_compile.training.sharding import is_sharded, whole
@@ -76,12 +78,23 @@ def fold_in_state_(site: LocalSite, state: State, prefix: str) -> None:
     if _last.state() is not state:
         _last = _Last(state)
     root = present_root(site.fisher, torch.float64)
-    halves = zip((site.weight_name, site.bias_name), (site.weight, site.bias), strict=True)
     values = visibly_mapped("fold", root, site.fisher.layout, site.weight, site.bias)
-    for (name, parameter), value in zip(halves, values, strict=True):
+    _put_folded_(site, state, prefix, values, _last.folded)
+
+
+def _put_folded_(
+    site: LocalSite,
+    state: State,
+    prefix: str,
+    values: Iterable[Tensor | None],
+    known: MutableMapping[int, Tensor],
+) -> None:
+    """Put a folded weight and bias into a state, and the mark."""
+    names, parameters = (site.weight_name, site.bias_name), (site.weight, site.bias)
+    for name, parameter, value in zip(names, parameters, values, strict=True):
         if name is not None and parameter is not None and value is not None:
             # Names that share a parameter share the folded one, as savers find ties by memory.
-            state[f"{prefix}{name}"] = _last.folded.setdefault(id(parameter), value.contiguous())
+            state[f"{prefix}{name}"] = known.setdefault(id(parameter), value.contiguous())
     state[f"{prefix}{site.weight_name}_{MARK}"] = torch.ones((), dtype=torch.int64)
 
 
@@ -119,35 +132,62 @@ def let_saver_fold(
 @torch.no_grad()
 def _fold_handed_(site: LocalSite, state: State, prefix: str, known: dict[int, Tensor]) -> None:
     """Fold a site in a state that somebody else made, under the root that is in it."""
-    mark = f"{prefix}{site.weight_name}_{MARK}"
-    if mark not in state and (values := _mapped_in("fold", site, state, prefix)) is not None:
-        for parameter, (key, value) in zip((site.weight, site.bias), values.items(), strict=False):
-            state[key] = known.setdefault(id(parameter), value)
-        state[mark] = torch.ones((), dtype=torch.int64)
+    if f"{prefix}{site.weight_name}_{MARK}" not in state:
+        values = _mapped_in("fold", site, state, prefix)
+        if values is not None:
+            _put_folded_(site, state, prefix, values, known)
 
 
 @torch.no_grad()
 def unfold_in_state_(site: LocalSite, state: State, prefix: str) -> None:
     """Put `w'` and `b'`, under the root in the state, in the place of a folded weight and bias."""
-    if state.pop(f"{prefix}{site.weight_name}_{MARK}", None) is not None:
-        state.update(_mapped_in("unfold", site, state, prefix) or {})
+    if state.pop(f"{prefix}{site.weight_name}_{MARK}", None) is None:
+        return
+    values = _mapped_in("unfold", site, state, prefix)
+    if values is not None:
+        names = (site.weight_name, site.bias_name)
+        pairs = zip(names, values, strict=True)
+        state.update((f"{prefix}{name}", value) for name, value in pairs if value is not None)
 
 
-def _mapped_in(name: str, site: LocalSite, state: State, prefix: str) -> dict[str, Tensor] | None:
+def _mapped_in(name: str, site: LocalSite, state: State, prefix: str) -> Pair | None:
     """Map the weight and the bias that are in a state under the root that is in it.
 
     Returns:
-        Both by their keys; None where a part is missing or of another shape, as loading says.
+        Both; None where a part is missing or of another shape, as loading says.
     """
-    root = _root_of(site, state, f"{prefix}{site.weight_name}_fisher.root_buffers.")
-    names = [f"{prefix}{name}" for name in (site.weight_name, site.bias_name) if name is not None]
-    given = [state.get(name) for name in names]
+    keys = [f"{prefix}{own}" for own in (site.weight_name, site.bias_name) if own is not None]
+    given = [state.get(key) for key in keys]
     shapes = [p.shape for p in (site.weight, site.bias) if p is not None]
-    if root is None or [getattr(value, "shape", None) for value in given] != shapes:
+    if [getattr(value, "shape", None) for value in given] != shapes:
         return None
-    pair = cast(tuple[Tensor, Tensor | None], (*given, None)[:2])
-    values = visibly_mapped(name, root, site.fisher.layout, *pair)
-    return dict(zip(names, cast(Sequence[Tensor], values), strict=False))
+    try:
+        root = root_in(site.fisher.spec, state, keys[0])
+    except KeyError:
+        return None
+    pair = cast(Pair, (*given, None)[:2])
+    return visibly_mapped(name, root, site.fisher.layout, *pair)
+
+
+def root_in(spec: FisherSpec, state: Mapping[str, Any], weight: str) -> Root:
+    """Read the root of a weight from a state, in float64, onto the device of the weight there.
+
+    Args:
+        spec: Of its local Fisher.
+        state: Whatever holds it.
+        weight: Key of the weight.
+
+    Raises:
+        KeyError: The part of this key is missing, or has another shape.
+    """
+    root = first_root(spec, torch.float64, state[weight].device)
+    for name, buffer in root.named_buffers():
+        key = f"{weight}_fisher.root_buffers.{name}"
+        given = state.get(key)
+        if not isinstance(given, Tensor) or given.shape != buffer.shape:
+            raise KeyError(key)
+        buffer.copy_(given)
+    return root
 
 
 def refuse_prime(site: LocalSite, state: State, prefix: str) -> None:
@@ -173,14 +213,3 @@ def refuse_prime(site: LocalSite, state: State, prefix: str) -> None:
             "from its weight. Load the whole state_dict(); for an average of parameters call "
             "sngd.follow(copy, net), or average the weights of sngd.fold(net)"
         )
-
-
-def _root_of(site: LocalSite, state: State, prefix: str) -> Root | None:
-    """Read a root from a state; None where a part is missing or of another shape."""
-    root = site.fisher.new_root(torch.float64)
-    for name, buffer in root.named_buffers():
-        given = state.get(prefix + name)
-        if not isinstance(given, Tensor) or given.shape != buffer.shape:
-            return None
-        buffer.copy_(given)
-    return root

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
@@ -27,7 +27,22 @@ from sngd_compile.training.sharding import is_sharded
 Member = tuple[ReferenceType[Reconstructed], str, str | None]
 """A reconstructed module, maybe the network itself, and the names of a weight and its bias."""
 
-_members: WeakKeyDictionary[nn.Module, tuple[int, list[Member]]] = WeakKeyDictionary()
+
+class Recorded(NamedTuple):
+    """What a network had when its modules were looked through.
+
+    Args:
+        changes: Of the owners of sites until then.
+        members: In the order of the modules.
+        see_outputs: Whether any has a Fisher layer with an output side.
+    """
+
+    changes: int
+    members: list[Member]
+    see_outputs: bool
+
+
+_recorded: WeakKeyDictionary[nn.Module, Recorded] = WeakKeyDictionary()
 _running: WeakKeyDictionary[nn.Module, ForwardPass] = WeakKeyDictionary()
 
 
@@ -41,7 +56,7 @@ def watch_forward(network: nn.Module) -> None:
 def forget_forward(network: nn.Module) -> None:
     """Undo `watch_forward`."""
     remove_forward_hooks(network, (begin_forward, end_forward))
-    _members.pop(network, None)
+    _recorded.pop(network, None)
 
 
 def begin_forward(network: nn.Module, inputs: Any) -> None:
@@ -51,11 +66,15 @@ def begin_forward(network: nn.Module, inputs: Any) -> None:
         return
     if is_replica(network):
         return  # replicas in threads share the Fisher layers
-    members = _members_of(network)
-    _forget_abandoned_(members)
     # Data parallel wrappers send a gradient as soon as it is there: one node for all would make
     # them wait for the end of the backward pass.
-    if is_in_process_group():
+    folds_together, recorded = not is_in_process_group(), _recorded_of(network)
+    if not (folds_together or recorded.see_outputs):
+        return
+    members = _present(recorded.members)
+    if recorded.see_outputs:
+        _forget_abandoned_(members)
+    if not folds_together:
         return
     before = members[0][0].ties.forward_pass if members else None
     if before is not None and before.is_open:
@@ -91,16 +110,25 @@ def _forget_abandoned_(members: Iterable[Parameters]) -> None:
             side.keep_step_(weight.grad.any())
 
 
-def _members_of(network: nn.Module) -> list[Parameters]:
-    """List the weights of a network that lie here as a whole, each Fisher layer once."""
+def _recorded_of(network: nn.Module) -> Recorded:
+    """Look through the modules of a network, once as long as no owner of sites changes."""
     changes = changes_of_owners()
-    known = _members.get(network)
-    if known is None or known[0] != changes:
+    known = _recorded.get(network)
+    if known is None or known.changes != changes:
         modules = reconstructed_modules(network).values()
-        known = changes, [(ref(module), *names) for module in modules for names in module.names]
-        _members[network] = known
+        layers = [m._modules.get(f"{name}_fisher") for m in modules for name, _ in m.names]
+        known = _recorded[network] = Recorded(
+            changes,
+            [(ref(module), *names) for module in modules for names in module.names],
+            any(getattr(layer, "output_side", None) is not None for layer in layers),
+        )
+    return known
+
+
+def _present(members: Iterable[Member]) -> list[Parameters]:
+    """List the weights that lie here as a whole, each Fisher layer once."""
     found: dict[FisherLayer, Parameters] = {}
-    for reference, weight_name, bias_name in known[1]:
+    for reference, weight_name, bias_name in members:
         module = reference()
         if module is None:
             continue

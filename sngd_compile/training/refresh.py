@@ -145,11 +145,11 @@ def refresh_sites(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> Non
 
 def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
     due = []
-    warn_of_rejected([site.fisher for site in sites])
     for site in sites:
         with all_or_nothing(_statistics(site.fisher)):
             if site.fisher.absorb_():
                 due.append(site)
+    warn_of_rejected([site.fisher for site in sites])
     warn_of_outliers([site.fisher for site in due])
     refused: dict[FisherLayer, float] = {}
     # All decompositions before any change: one that fails leaves every network as it was.

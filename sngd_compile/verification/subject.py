@@ -226,11 +226,7 @@ def begin_statistics_(net: nn.Module) -> None:
     """Forget what was observed, keep the roots, and observe all rows of the next pass."""
     configure_(net)
     for layer in fisher_layers(net).values():
-        for name in ("sum", "tally", "factor", "average_weight", "absorbed_rows"):
-            layer.get_buffer(name).zero_()
-        layer.joint_sum = layer.joint_rows = None
-        if layer.output_side is not None:
-            layer.output_side.forget_()
+        layer.forget_statistics_()
 
 
 def configure_(net: nn.Module) -> None:

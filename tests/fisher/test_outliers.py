@@ -168,3 +168,20 @@ def test_a_young_average_takes_no_more_than_it_can_be_lowered_by_again(size):
     assert trace(net) < FASTEST * before
     absorb(net, rows(2))
     assert trace(net) < 2 * OUTLIER * before
+
+
+@pytest.mark.parametrize("fisher", KINDS)
+def test_passes_whose_sum_leaves_the_dtype_are_left_out(fisher):
+    net = sngd.reconstruct(nn.Linear(7, 5, dtype=torch.float32), CONFIG.replace(fisher=fisher))
+    usual = rows(0).float()
+    absorb(net, usual)
+    before = {name: buffer.clone() for name, buffer in net.weight_fisher.named_buffers()}
+    for _ in range(3):
+        net(usual / usual.norm() * 1.5e19)  # each squares to 2.25e38, and 3.4e38 is the most
+    with pytest.warns(SngdWarning, match=r"weight: 1 forward pass.*too large to square"):
+        sngd.refresh_(net)
+    for name, buffer in net.weight_fisher.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    absorb(net, usual)
+    assert net.weight_fisher.factor.isfinite().all()
+    assert net.weight_fisher.rows_seen == 60

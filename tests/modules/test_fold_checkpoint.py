@@ -193,6 +193,28 @@ def test_the_command_line(tmp_path, capsys, name):
     )
 
 
+def test_ties_and_transposed_layouts_become_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5), LAYERS["product"]())
+    model[2].weight = model[0].weight
+    model[3] = nn.Sequential(nn.Linear(5, WIDTH), model[3])
+    net = trained(model)
+    folded = sngd.fold_checkpoint(net.state_dict())
+    assert all(value.is_contiguous() for value in folded.values())
+    torch.save(net.state_dict(), tmp_path / "in.pt")
+    assert main(["fold", str(tmp_path / "in.pt"), str(tmp_path / "out.safetensors")]) == 0
+    read = safetensors.load_file(tmp_path / "out.safetensors")
+    equal({key: read[key] for key in folded}, net)
+
+
+def test_what_a_file_cannot_hold_is_an_error_of_one_line(tmp_path, capsys):
+    torch.save({"network": trained().state_dict(), "epoch": 3}, tmp_path / "in.pt")
+    assert main(["fold", str(tmp_path / "in.pt"), str(tmp_path / "out.safetensors")]) == 1
+    assert "'network' of the checkpoint is none" in capsys.readouterr().err
+    assert main(["fold", str(tmp_path / "in.pt"), str(tmp_path / "none" / "out.pt")]) == 1
+    assert "none does not exist: make the folder" in capsys.readouterr().err
+
+
 def test_it_is_a_command():
     command = [sys.executable, "-m", "sngd_compile", "fold", "--help"]
     run = subprocess.run(command, capture_output=True, text=True)
