@@ -16,7 +16,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-torch test-slow nightly fuzz test-interpreter test-gpu test-triton-matrix lint format types docs bench
 .PHONY: bench-peers bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
-.PHONY: bench-metrics monitoring bench-gpu bench-gpu-steps bench-layers bench-compiled
+.PHONY: bench-metrics monitoring report-picture bench-gpu bench-gpu-steps bench-layers bench-compiled
 .PHONY: kernel-table mutants mutants-only wheel check clean FORCE
 
 help:  ## this list
@@ -134,6 +134,11 @@ bench-metrics: $(STAMP)  ## time of a call of sngd.metrics; on a GPU with ARGS="
 
 monitoring: $(STAMP)  ## draw the picture of docs/monitoring.md: metrics over a short training
 	$(BENCHMARK) micro.metrics_over_time
+
+report-picture: $(STAMP)  ## draw docs/report.png, the page of the demo, with Chromium
+	$(MAKE) demo
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1280,1500 \
+	    --screenshot=docs/report.png build/demo/report.html
 
 bench-gpu-steps: $(STAMP)  ## step time against plain SGD, on this machine's GPU
 	$(BENCHMARK) gpu.gpu_steps $(ARGS)

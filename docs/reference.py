@@ -12,8 +12,10 @@ from typing import Any
 
 import sngd_compile
 import sngd_kernels
-from sngd_compile.explain import Explanation, Graphs
 from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.inspection.explanation import Explanation
+from sngd_compile.inspection.graphs import Graphs
+from sngd_compile.inspection.pass_records import PassRecord, PassRecords
 from sngd_compile.layout import Layout
 from sngd_compile.rules import Call, Use
 
@@ -23,7 +25,16 @@ TITLE = """\
 Generated from the docstrings by `make docs ARGS=--write`. A trailing `_` in a name means that the
 function changes its argument. Symbols: [method.md](method.md).
 """
-RECORDS: tuple[Any, ...] = (Explanation, FisherLayer, Layout, Graphs, Call, Use)
+RECORDS: tuple[Any, ...] = (
+    Explanation,
+    FisherLayer,
+    Layout,
+    Graphs,
+    PassRecord,
+    PassRecords,
+    Call,
+    Use,
+)
 """What the public functions return, and what a rule gets and gives."""
 
 SECTIONS = ("Args", "Attributes", "Returns", "Raises")

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+import sngd_compile as sngd
 from data import DEBIAN_FASHION_MNIST, DataError, Dataset, Name, load
 from report import common_goal, save_json, save_plot, summarise, table
 from training import METHODS, Run, batches, start
@@ -105,6 +106,9 @@ def main(
     settings = {"data": dataset.name, "epochs": epochs, "batch_size": BATCH_SIZE, "seed": seed}
     save_json(results, {**settings, "goal": goal}, output / "compare.json")
     console.print(f"Plot and results: {output / 'compare.png'}, {output / 'compare.json'}")
+    natural = next(run for run in runs if run.history)
+    page = sngd.explain(natural.network).to_html(output / "report.html", natural.history)
+    console.print(f"What was reconstructed, and how it trained: {page}")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ class Run:
     steps: int = 0
     seconds: float = 0.0
     points: list[Point] = field(default_factory=list)
+    history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     def step(self, inputs: Tensor, labels: Tensor) -> None:
         """Takes one optimizer step, on the clock."""
@@ -61,7 +62,9 @@ class Run:
 
     @torch.no_grad()
     def measure(self, data: Dataset) -> None:
-        """Adds a point: how the finished network would do now."""
+        """Adds a point: how the finished network would do now, and what its layers are like."""
+        if sngd.fisher_layers(self.network):
+            self.history.append((self.steps, sngd.metrics(self.network)))
         finished = self.method.finish(self.network)
         outputs = finished(data.train_inputs[:MEASURED_EXAMPLES])
         loss = F.cross_entropy(outputs, data.train_labels[:MEASURED_EXAMPLES])

@@ -15,7 +15,7 @@ from sngd_compile.errors import (
     SngdError,
     SngdWarning,
 )
-from sngd_compile.explain import explain, fisher_layers, graph
+from sngd_compile.explain import explain, fisher_layers, graph, passes
 from sngd_compile.fold import fold, fold_, refresh_
 from sngd_compile.fold_checkpoint import fold_checkpoint
 from sngd_compile.metrics import metrics
@@ -42,6 +42,7 @@ __all__ = [
     "graph",
     "load_state_dict",
     "metrics",
+    "passes",
     "reconstruct",
     "refresh_",
     "register_rule",

@@ -10,58 +10,18 @@ from torch import Tensor, fx, nn
 from sngd_compile.backend.compiled_models import COMPILED, parameters_of, plan_of_compiled
 from sngd_compile.backend.parameter_state import state_of
 from sngd_compile.config import Config
-from sngd_compile.errors import shown
+from sngd_compile.errors import ModelError
 from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.inspection.explanation import Explanation
+from sngd_compile.inspection.graphs import Graphs
+from sngd_compile.inspection.pass_records import PassRecords, run_recorded_
 from sngd_compile.modules.reconstructed import Reconstructed, reconstructed_modules
 from sngd_compile.plan.budget import keep_to_budget
 from sngd_compile.plan.decision import Decision
 from sngd_compile.plan.planner import Overrides, Settle, make_plan, plan_of
 from sngd_compile.plan.records import Plan, qualified
-from sngd_compile.plan.report import graph_report, plan_report
-from sngd_compile.plan.totals import totals_of
 from sngd_compile.training.diagnosis import notes_of
 from sngd_compile.training.refresh import Site
-
-
-class Explanation:
-    """A plan that prints itself; `sites` and `skips` are its records, one for each weight.
-
-    Attributes:
-        state_bytes: Memory of all Fisher layers, in bytes: of a network that of their buffers, of
-            a model what they will be.
-        work_per_step: Multiply-adds that the roots add to a step, forward and backward, over those
-            of the weights, `3 N O K` for N rows, O outputs and K weights of one output; each root
-            on the cheaper side. N is the mean of the rows that a layer has counted in an observed
-            step, at most `Config.max_rows` of a pass; while no layer has counted any, 256. Tables
-            that are looked up are left out.
-        reconstructed_share: Elements of the parameters that are reconstructed, over those of all
-            that require a gradient; 0.0 where there are none.
-        observed_share: Elements of the weights (and biases) whose Fisher layer has seen rows, over
-            all that are reconstructed; 0.0 before training.
-    """
-
-    def __init__(self, plan: Plan, layers: Mapping[str, FisherLayer] | None = None) -> None:
-        """Hold the plan, and add it up with the Fisher layers that there are."""
-        self.plan, self.sites, self.skips = plan, plan.sites, plan.skips
-        self._totals = totals_of(plan, layers)
-        self.state_bytes = self._totals.state_bytes
-        self.work_per_step = self._totals.work_per_step
-        self.reconstructed_share = self._totals.reconstructed_share
-        self.observed_share = self._totals.observed_share
-
-    def __str__(self) -> str:
-        """Return the tables, every parameter with rule and cost or why it is left, and totals."""
-        return plan_report(self.plan, self._totals)
-
-
-class Graphs(dict[str, fx.Graph]):
-    """FX graphs of the reconstructed modules by qualified name; prints itself."""
-
-    def __str__(self) -> str:
-        """Return every graph as assignments, with the pass that put a node there."""
-        parts = (f"[{shown(name) or '.'}]\n{graph_report(graph)}" for name, graph in self.items())
-        return "\n\n".join(parts)
-
 
 APART = "its bias is trained in another way, or not at all: it takes plain steps of its own"
 
@@ -88,20 +48,74 @@ def explain(
         ModelError: `model` is no module.
         ConfigError: `config` is none, or an override matches no parameter.
     """
+    is_compiled = isinstance(model, nn.Module) and COMPILED.includes(model)
+    has_layers = is_compiled or reconstructed_modules(model)
+    layers = fisher_layers(model) if has_layers else {}
+
+    def plan() -> Plan:
+        return _plan_of_any(model, config, overrides)
+
+    return Explanation(plan(), layers, plan)
+
+
+def passes(
+    model: nn.Module, config: Config | None = None, *, overrides: Overrides | None = None
+) -> PassRecords:
+    """Run the passes on the graphs of a model, or on those that a network was made of; record each.
+
+    Args:
+        model: As for `explain`; it is not changed.
+        config: As for `explain`.
+        overrides: As for `explain`.
+
+    Returns:
+        A list of records, module by module in the order of the passes, that prints a line for each
+        pass; a record has the text before and after, the numbers of nodes and the seconds.
+
+    Raises:
+        ModelError: `model` is no module.
+        ConfigError: `config` is none, or an override matches no parameter.
+    """
+    return run_recorded_(_plan_of_any(model, config, overrides))[0]
+
+
+def _plan_of_any(model: nn.Module, config: Config | None, overrides: Overrides | None) -> Plan:
     if isinstance(model, nn.Module) and COMPILED.includes(model):
-        return Explanation(plan_of_compiled(model), fisher_layers(model))
+        return plan_of_compiled(model)
     if reconstructed_modules(model):
-        return Explanation(_plan_of_network(model), fisher_layers(model))
-    return Explanation(make_plan(model, Config() if config is None else config, overrides or {}))
+        return _plan_of_network(model)
+    return make_plan(model, Config() if config is None else config, overrides or {})
 
 
-def graph(net: nn.Module) -> Graphs:
+def graph(net: nn.Module, name: str | None = None) -> Graphs:
     """Return the FX graphs that run in a reconstructed network, by module name.
 
-    Nodes that a pass created carry its name in `node.meta["pass"]`.
+    Nodes that a pass created carry its name in `node.meta["pass"]`, and the rule and line of the
+    calls that they are there for in `node.meta["for"]`.
+
+    Args:
+        net: The network.
+        name: Qualified name of one module, whose graph alone is wanted; "" for the network itself.
+
+    Raises:
+        ModelError: There is no reconstructed module of that name with a graph.
     """
-    found = {name: m.program for name, m in reconstructed_modules(net).items()}
-    return Graphs({name: program.graph for name, program in found.items() if program.graph})
+    programs = {key: m.program for key, m in reconstructed_modules(net).items() if m.program.graph}
+    if name is not None:
+        if name not in programs:
+            known = ", ".join(map(repr, [*programs][:20])) or "none"
+            raise ModelError(
+                f"{name!r} is no reconstructed module with a graph of its own; those with one: "
+                f"{known}. A module whose forward cannot be captured runs it as it is"
+            )
+        programs = {name: programs[name]}
+
+    def capture() -> dict[str, fx.Graph]:
+        plan = _plan_of_network(net)
+        return {module.module_name: module.graph for module in plan.modules if module.graph}
+
+    graphs = {key: program.graph for key, program in programs.items() if program.graph}
+    return Graphs(graphs, {key: program.source for key, program in programs.items()}, capture)
 
 
 def fisher_layers(net: nn.Module) -> dict[str, FisherLayer]:

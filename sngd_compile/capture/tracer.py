@@ -187,9 +187,11 @@ class LocalTracer(fx.Tracer):
         return watched, arguments
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Remember the file and line of the call, for a reason in the plan."""
+        """Remember the file and line of the call, for a reason in the plan, and whose they are."""
         node = super().create_node(*args, **kwargs)
-        node.meta["line"] = _line_of(sys._getframe(1))
+        frame = _frame_of(sys._getframe(1))
+        node.meta["line"] = _line_of(frame)
+        node.meta["is_of_torch"] = frame is not None and module_of(frame).startswith("torch.")
         return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -204,16 +206,21 @@ class LocalTracer(fx.Tracer):
         return ParameterProxy(node, self, parameter)
 
 
-def _line_of(frame: FrameType | None) -> str:
-    """Name file and line of the innermost frame that is a forward's own."""
+def _frame_of(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame that is a forward's own."""
     while frame is not None and module_of(frame).startswith(_INNER):
         frame = frame.f_back
+    return frame
+
+
+def _line_of(frame: FrameType | None) -> str:
+    """Name file and line of a frame."""
     return "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def line_of_caller() -> str:
     """Name file and line of the innermost frame that is a forward's own."""
-    return _line_of(sys._getframe(1))
+    return _line_of(_frame_of(sys._getframe(1)))
 
 
 def _refuse_outside_torch(reason: str) -> None:

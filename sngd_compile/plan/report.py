@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from torch import fx
 
-from sngd_compile.errors import shown
+from sngd_compile.errors import ConfigError, shown
 from sngd_compile.plan.records import Plan, Site, bytes_text, fisher_text
 from sngd_compile.plan.totals import ASSUMED_ROWS, Totals, totals_of
 
@@ -20,47 +21,96 @@ LONGEST_INDEX = 10
 """Digits from which on a name is no index of a layer."""
 
 
-def plan_report(plan: Plan, totals: Totals | None = None) -> str:
+def plan_report(plan: Plan, totals: Totals | None = None, by: str = "order") -> str:
     """Return a plan as tables: every parameter, its rule and cost, or why it is left; and in all.
 
     Args:
         plan: The plan.
         totals: Of a network whose Fisher layers are there; None for what the plan adds up to.
+        by: See `blocks_of`.
     """
-    total = sum(site.parameter_count for site in plan.sites)
-    kept = sum(_elements(skip.shape) for skip in plan.skips)
-    if total + kept == 0:
-        return "no parameters: nothing to reconstruct"
-    share = 100.0 * total / (total + kept)
-    totals = totals or totals_of(plan)
-    # What was planned is a promise: after training the first line says how much of it was kept.
-    seen = f", {round(totals.observed_share * total):,} of them observed"
-    parts = [
-        f"reconstructed: {_plural(len(plan.sites), 'weight')}, "
-        f"{total:,} of {total + kept:,} elements "
-        f"({share:.1f} %){seen if totals.is_trained else ''}"
-    ]
-    if plan.sites:
-        header = ("weight", "shape", "rule", "Fisher", "state", "work/step", "work/refresh")
-        parts.append(_table([header, *_grouped(map(_site_row, plan.sites))]))
-    noted = [(site.name, site.note) for site in plan.sites if site.note]
-    if noted:
-        parts.append(f"notes on {len(noted)} of them")
-        parts.append(_table([("weight", "note"), *_grouped(noted)]))
-    if plan.skips:
-        rows = [(skip.name, _shape(skip.shape), skip.reason) for skip in plan.skips]
-        left = _plural(len(rows), "parameter")
-        parts.append(f"left as they are: {left}, {_plural(kept, 'element')}")
-        parts.append(_table([("parameter", "shape", "reason"), *_grouped(rows)]))
-    parts.append(_totals_text(totals))
+    blocks = blocks_of(plan, totals or totals_of(plan), by)
+    parts = [part for block in blocks for part in (block.text, _table(block.rows)) if part]
     return "\n\n".join(parts)
 
 
+@dataclass(frozen=True)
+class Block:
+    """A part of a report.
+
+    Args:
+        text: What stands above the table.
+        rows: The table, its header first; empty where there is none.
+    """
+
+    text: str
+    rows: list[Row] = field(default_factory=list)
+
+
+ORDERS: dict[str, Callable[[Site], int]] = {
+    "order": lambda site: 0,
+    "state": lambda site: -site.state_bytes,
+    "step": lambda site: -site.step_work,
+    "refresh": lambda site: -site.refresh_work,
+}
+"""What the weights of a report can be sorted by: the model's order, or a cost, highest first."""
+
+
+def blocks_of(plan: Plan, totals: Totals, by: str = "order") -> list[Block]:
+    """Return the parts of a report, one after the other.
+
+    Args:
+        plan: The plan.
+        totals: What it adds up to.
+        by: A key of `ORDERS`.
+
+    Raises:
+        ConfigError: `by` is none.
+    """
+    if by not in ORDERS:
+        raise ConfigError(f"by = {by!r}: expected one of {', '.join(map(repr, ORDERS))}")
+    sites = sorted(plan.sites, key=ORDERS[by])
+    total = sum(site.parameter_count for site in sites)
+    kept = sum(_elements(skip.shape) for skip in plan.skips)
+    if total + kept == 0:
+        return [Block("no parameters: nothing to reconstruct")]
+    share = 100.0 * total / (total + kept)
+    # What was planned is a promise: after training the first line says how much of it was kept.
+    seen = f", {round(totals.observed_share * total):,} of them observed"
+    first = (
+        f"reconstructed: {_plural(len(sites), 'weight')}, "
+        f"{total:,} of {total + kept:,} elements "
+        f"({share:.1f} %){seen if totals.is_trained else ''}"
+    )
+    blocks = [Block(first)]
+    if sites:
+        header = ("weight", "shape", "rule", "Fisher", "state", "work/step", "work/refresh")
+        blocks = [Block(first, [header, *_grouped(map(_site_row, sites))])]
+    noted = [(site.name, site.note) for site in sites if site.note]
+    if noted:
+        rows = [("weight", "note"), *_grouped(noted)]
+        blocks.append(Block(f"notes on {len(noted)} of them", rows))
+    if plan.skips:
+        left = [(skip.name, shape_text(skip.shape), skip.reason) for skip in plan.skips]
+        text = f"left as they are: {_plural(len(left), 'parameter')}, {_plural(kept, 'element')}"
+        blocks.append(Block(text, [("parameter", "shape", "reason"), *_grouped(left)]))
+    return [*blocks, Block(_totals_text(totals))]
+
+
 def graph_report(graph: fx.Graph) -> str:
-    """Return a graph as assignments, one node a line, with the pass that put the node there."""
-    lines = [(shown(_assignment(node)), node.meta.get("pass", "")) for node in graph.nodes]
+    """Return a graph as assignments, one node a line, and where each inserted one is from."""
+    lines = [(shown(assignment(node)), origin_of(node)) for node in graph.nodes]
     width = max(len(text) for text, _ in lines)
     return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines)
+
+
+def origin_of(node: fx.Node) -> str:
+    """Say which pass made a node, for which rules, and for the calls in which lines of the model.
+
+    "" for a node of the module's own.
+    """
+    made_by, why = node.meta.get("pass", ""), node.meta.get("for", "")
+    return shown(f"{made_by}: {why}" if why else made_by)
 
 
 def difference_report(before: str, after: str) -> str:
@@ -151,15 +201,16 @@ def _range(numbers: Sequence[int]) -> str:
 
 def _site_row(site: Site) -> Row:
     name = site.name + ("" if site.bias_name is None else f" + {site.bias_name}")
-    work = (_count(site.step_work), _count(site.refresh_work))
+    work = (count_text(site.step_work), count_text(site.refresh_work))
     state = bytes_text(site.state_bytes)
     fisher = fisher_text(site.spec)
     if 0 < site.root_columns < site.spec.rank:
         fisher += f", {site.root_columns} in its root"
-    return (name, _shape(site.shape), site.rule, fisher, state, *work)
+    return (name, shape_text(site.shape), site.rule, fisher, state, *work)
 
 
-def _assignment(node: fx.Node) -> str:
+def assignment(node: fx.Node) -> str:
+    """Write a node as an assignment."""
     if node.op == "placeholder":
         return f"{node.name} = argument {node.target}"
     if node.op == "output":
@@ -176,6 +227,8 @@ def _assignment(node: fx.Node) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
     rows = [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [
@@ -189,7 +242,8 @@ def _plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def _shape(shape: Iterable[int]) -> str:
+def shape_text(shape: Iterable[int]) -> str:
+    """Write a shape as a list."""
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
@@ -200,7 +254,8 @@ def _elements(shape: Iterable[int]) -> int:
     return total
 
 
-def _count(number: int) -> str:
+def count_text(number: int) -> str:
+    """Write a number with one digit behind the point, in thousands, millions or more."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
             return f"{number / size:.1f} {unit}"

@@ -24,6 +24,7 @@ TARGETS += [
     "bench-roots",
     "bench-metrics",
     "monitoring",
+    "report-picture",
     "bench-gpu-steps",
     "bench-gpu",
     "kernel-table",

@@ -15,7 +15,7 @@ import sngd_compile as sngd
 from api import EVERY_STEP, FISHERS, apart, batch, mlp, sgd, train, trained
 from random_networks import LAYERS, WIDTH
 from sngd_compile import ModelError
-from sngd_compile.__main__ import main
+from sngd_compile.command.app import main
 from sngd_compile.fisher.spec import FORMAT, FORMAT_ENTRY, LENGTH, TEXT
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -219,4 +219,4 @@ def test_it_is_a_command():
     command = [sys.executable, "-m", "sngd_compile", "fold", "--help"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert "folder of a distributed one" in run.stdout
+    assert "safetensors" in run.stdout

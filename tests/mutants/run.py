@@ -29,6 +29,7 @@ from rich.table import Table
 import diagnosis_bugs
 import fisher_kind_bugs
 import fuzz_bugs
+import inspection_bugs
 import layer_bugs
 import metrics_bugs
 import output_bugs
@@ -44,6 +45,7 @@ __all__ = [
     "diagnosis_bugs",
     "fisher_kind_bugs",
     "fuzz_bugs",
+    "inspection_bugs",
     "layer_bugs",
     "metrics_bugs",
     "output_bugs",

@@ -1,5 +1,8 @@
 """The graphs that `graph` prints, to the letter, and their difference."""
 
+# The lines are as long as they are printed.
+# ruff: noqa: E501
+
 import re
 
 import expecttest
@@ -30,22 +33,22 @@ class TestGraphDump(expecttest.TestCase):
             """\
 [0]
 input_1 = argument input
-weight_fisher = self.weight_fisher                                             # reparameterise_
-weight_prime = self.weight_prime                                               # reparameterise_
-bias_prime = self.bias_prime                                                   # reparameterise_
-local_linear = local_linear(weight_fisher, input_1, weight_prime, bias_prime)  # associate_
+weight_fisher = self.weight_fisher                                             # reparameterise_: linear
+weight_prime = self.weight_prime                                               # reparameterise_: linear
+bias_prime = self.bias_prime                                                   # reparameterise_: linear
+local_linear = local_linear(weight_fisher, input_1, weight_prime, bias_prime)  # associate_: linear
 observing = self.observing                                                     # observe_
-observe = observe(weight_fisher, linear, (input_1,), (), observing)            # observe_
+observe = observe(weight_fisher, linear, (input_1,), (), observing)            # observe_: linear
 return local_linear
 
 [2]
 input_1 = argument input
-weight_fisher = self.weight_fisher                                             # reparameterise_
-weight_prime = self.weight_prime                                               # reparameterise_
-bias_prime = self.bias_prime                                                   # reparameterise_
-local_linear = local_linear(weight_fisher, input_1, weight_prime, bias_prime)  # associate_
+weight_fisher = self.weight_fisher                                             # reparameterise_: linear
+weight_prime = self.weight_prime                                               # reparameterise_: linear
+bias_prime = self.bias_prime                                                   # reparameterise_: linear
+local_linear = local_linear(weight_fisher, input_1, weight_prime, bias_prime)  # associate_: linear
 observing = self.observing                                                     # observe_
-observe = observe(weight_fisher, linear, (input_1,), (), observing)            # observe_
+observe = observe(weight_fisher, linear, (input_1,), (), observing)            # observe_: linear
 return local_linear""",
         )
 
@@ -56,14 +59,14 @@ return local_linear""",
             """\
 [.]
 input_1 = argument input
-weight_fisher = self.weight_fisher                                                                       # reparameterise_
-weight_prime = self.weight_prime                                                                         # reparameterise_
-fold = fold(weight_fisher, weight_prime, None)                                                           # reparameterise_
-weight = getitem(fold, 0)                                                                                # reparameterise_
+weight_fisher = self.weight_fisher                                                                       # reparameterise_: convolution
+weight_prime = self.weight_prime                                                                         # reparameterise_: convolution
+fold = fold(weight_fisher, weight_prime, None)                                                           # reparameterise_: convolution
+weight = getitem(fold, 0)                                                                                # reparameterise_: convolution
 conv2d = conv2d(input_1, weight, None, (1, 1), same, (1, 1), 2)
 observing = self.observing                                                                               # observe_
-observe = observe(weight_fisher, convolution, (input_1,), (2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1), observing)  # observe_
-return conv2d""",  # noqa: E501
+observe = observe(weight_fisher, convolution, (input_1,), (2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1), observing)  # observe_: convolution
+return conv2d""",
         )
 
     def test_two_uses_of_one_weight(self):
@@ -73,16 +76,16 @@ return conv2d""",  # noqa: E501
 [.]
 x = argument x
 scale = argument scale
-weight_fisher = self.weight_fisher                                           # reparameterise_
-weight_prime = self.weight_prime                                             # reparameterise_
-bias_prime = self.bias_prime                                                 # reparameterise_
-local_linear = local_linear(weight_fisher, x, weight_prime, bias_prime)      # associate_
+weight_fisher = self.weight_fisher                                           # reparameterise_: linear at test_graph_report.py:24, linear at test_graph_report.py:25
+weight_prime = self.weight_prime                                             # reparameterise_: linear at test_graph_report.py:24, linear at test_graph_report.py:25
+bias_prime = self.bias_prime                                                 # reparameterise_: linear at test_graph_report.py:24, linear at test_graph_report.py:25
+local_linear = local_linear(weight_fisher, x, weight_prime, bias_prime)      # associate_: linear at test_graph_report.py:24, linear at test_graph_report.py:25
 observing = self.observing                                                   # observe_
-observe = observe(weight_fisher, linear, (x,), (), observing)                # observe_
+observe = observe(weight_fisher, linear, (x,), (), observing)                # observe_: linear at test_graph_report.py:24, linear at test_graph_report.py:25
 act = self.act(local_linear)
-local_linear_1 = local_linear(weight_fisher, act, weight_prime, bias_prime)  # associate_
+local_linear_1 = local_linear(weight_fisher, act, weight_prime, bias_prime)  # associate_: linear at test_graph_report.py:24, linear at test_graph_report.py:25
 observing_1 = self.observing                                                 # observe_
-observe_1 = observe(weight_fisher, linear, (act,), (), observing_1)          # observe_
+observe_1 = observe(weight_fisher, linear, (act,), (), observing_1)          # observe_: linear at test_graph_report.py:24, linear at test_graph_report.py:25
 mul_ = mul_(local_linear_1, scale)
 return mul_""",
         )
@@ -95,14 +98,14 @@ return mul_""",
             """\
 [.]
 input_1 = argument input
-weight_fisher = self.weight_fisher                                   # reparameterise_
-weight_prime = self.weight_prime                                     # reparameterise_
-fold = fold(weight_fisher, weight_prime, None)                       # reparameterise_
-weight = getitem(fold, 0)                                            # reparameterise_
+weight_fisher = self.weight_fisher                                   # reparameterise_: linear
+weight_prime = self.weight_prime                                     # reparameterise_: linear
+fold = fold(weight_fisher, weight_prime, None)                       # reparameterise_: linear
+weight = getitem(fold, 0)                                            # reparameterise_: linear
 bias = self.bias
 linear = linear(input_1, weight, bias)
 observing = self.observing                                           # observe_
-observe = observe(weight_fisher, linear, (input_1,), (), observing)  # observe_
+observe = observe(weight_fisher, linear, (input_1,), (), observing)  # observe_: linear
 return linear""",
         )
 
@@ -115,13 +118,13 @@ return linear""",
             difference_report(plain, biased),
             """\
   input_1 = argument input
-  weight_fisher = self.weight_fisher  # reparameterise_
-  weight_prime = self.weight_prime  # reparameterise_
-+ bias_prime = self.bias_prime  # reparameterise_
-- local_linear = local_linear(weight_fisher, input_1, weight_prime, None)  # associate_
-+ local_linear = local_linear(weight_fisher, input_1, weight_prime, bias_prime)  # associate_
+  weight_fisher = self.weight_fisher  # reparameterise_: linear
+  weight_prime = self.weight_prime  # reparameterise_: linear
++ bias_prime = self.bias_prime  # reparameterise_: linear
+- local_linear = local_linear(weight_fisher, input_1, weight_prime, None)  # associate_: linear
++ local_linear = local_linear(weight_fisher, input_1, weight_prime, bias_prime)  # associate_: linear
   observing = self.observing  # observe_
-  observe = observe(weight_fisher, linear, (input_1,), (), observing)  # observe_
+  observe = observe(weight_fisher, linear, (input_1,), (), observing)  # observe_: linear
   return local_linear""",
         )
         assert difference_report(plain, plain).splitlines() == [

@@ -1,0 +1,1 @@
+"""The command line: `sngd-compile`, and `python -m sngd_compile`."""
