@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
+from weakref import WeakSet
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -38,6 +39,9 @@ Overrides = Mapping[str, Config | None]
 ConfigOf = Callable[[list[str]], Config | None]
 ClassOf = Callable[[nn.Module], type[nn.Module]]
 Settle = Callable[[Mapping[Tensor, Decision]], Mapping[Tensor, Decision]]
+
+planned: WeakSet[nn.Module] = WeakSet()
+"""The modules for which configurations were chosen; what is added to a network later is not."""
 
 
 def make_plan(model: nn.Module, config: Config, overrides: Overrides) -> Plan:
@@ -67,6 +71,7 @@ def make_plan(model: nn.Module, config: Config, overrides: Overrides) -> Plan:
                 chosen = override
         return chosen
 
+    planned.update(model.modules())
     return plan_of(model, config_of, type)
 
 
