@@ -34,6 +34,7 @@ from sngd_compile.plan.records import (
     noted_together,
     qualified,
 )
+from sngd_compile.progress import tracked
 
 Overrides = Mapping[str, Config | None]
 ConfigOf = Callable[[list[str]], Config | None]
@@ -87,8 +88,13 @@ def plan_of(
         settle: What the decisions for single weights become once all of them are known.
     """
     planner = _Planner(model, config_of, class_of, settle)
-    for name, module in model.named_modules():
-        if any(parameter is not None for parameter in module._parameters.values()):
+    owners = [
+        (name, module)
+        for name, module in model.named_modules()
+        if any(parameter is not None for parameter in module._parameters.values())
+    ]
+    with tracked(owners, "capturing") as each:
+        for name, module in each:
             planner.add(name, module, class_of(module))
     plan = planner.plan()
     _check_complete(model, plan)
