@@ -170,6 +170,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, uninterrupted):
     assert gap(whole.model, uninterrupted) < 1e-12  # whose batches are not accumulated
 
 
+# Dynamo asks for it after a graph break, in any model.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -182,7 +184,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, uninterrupted):
     ids=["checkpointed", "checkpointed reentrant", "compiled"],
 )
 def test_other_ways_through_a_batch_are_the_same_training(tmp_path, uninterrupted, settings):
-    assert gap(trained(tmp_path, **settings).model, uninterrupted) < 1e-11
+    # transformers computes the loss in float32, which a compiler rounds in another order.
+    tolerance = 1e-6 if "torch_compile" in settings else 1e-11
+    assert gap(trained(tmp_path, **settings).model, uninterrupted) < tolerance
 
 
 def test_autocast_observes_every_weight(tmp_path):
