@@ -22,7 +22,7 @@ def reentrant_forwards_never_counted() -> None:
     observe.repeats_a_forward = lambda: True
 
 
-@caught_by(("tests/integrations/test_peft.py", "-k", "given-shared"))
+@caught_by(("tests/integrations/test_peft.py", "-k", "given and shared"))
 def adapters_given_as_w_prime() -> None:
     """Only what saves is taken for who asks for the weights of adapters."""
     portable_state.ASKING = frozenset({"save_pretrained"})
