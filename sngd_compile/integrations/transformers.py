@@ -19,8 +19,11 @@ try:
 except ImportError as error:
     raise missing_extra("transformers", error) from error
 
-FOLDED = "folded"
-"""The folder of an ordinary checkpoint, in that of each training one and in that of the run."""
+FOLDED = Path("sngd", "folded")
+"""The folder of an ordinary checkpoint, in that of each training one and in that of the run.
+
+Not one level up: the trainer takes a folder with an adapter in a checkpoint for one more adapter.
+"""
 
 
 class SngdCallback(TrainerCallback):
@@ -29,8 +32,8 @@ class SngdCallback(TrainerCallback):
         trainer = Trainer(sngd.reconstruct(model), arguments, train_dataset=data)
         trainer.add_callback(SngdCallback(trainer))
 
-    - Whenever the trainer saves, `checkpoint-N/folded` is an ordinary checkpoint, which
-      `from_pretrained` loads into a plain model; at the end of training `folded` in the output
+    - Whenever the trainer saves, `checkpoint-N/sngd/folded` is an ordinary checkpoint, which
+      `from_pretrained` loads into a plain model; at the end of training `sngd/folded` in the output
       folder is one of the final network, with `load_best_model_at_end` of the best. It goes where
       its training checkpoint goes, as by `save_total_limit`.
     - At its logging steps the trainer logs `sngd.metrics` too, as `sngd/total/condition`. Gradients

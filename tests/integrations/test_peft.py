@@ -17,8 +17,15 @@ from torch import nn
 
 import sngd_compile as sngd
 from api import EVERY_STEP, FISHERS, apart, batch, mlp, sgd, train
+from integrations.language import gap, gpt, trainer_of
+from sngd_compile.integrations.transformers import SngdCallback
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("float64"),
+    # Peft asks transformers by names that it has renamed.
+    pytest.mark.filterwarnings("ignore:`.*` is deprecated and will be removed in v6:FutureWarning"),
+]
 
 CONFIG = EVERY_STEP.replace(refresh_every=3, early_refreshes=(2,))
 
@@ -111,6 +118,23 @@ def test_adapters_on_a_reconstructed_network_descend_plainly_and_are_said_to(tmp
     assert apart(PeftModel.from_pretrained(original, tmp_path), net) < 1e-12
     again = sngd.reconstruct(sngd.fold(net), CONFIG)  # what the reason says
     assert len([name for name in sngd.fisher_layers(again) if "lora_" in name]) == 4
+
+
+def test_the_trainer_of_transformers_resumes_adapters(tmp_path):
+    def run(checkpoint: str | None = None) -> nn.Module:
+        torch.manual_seed(0)
+        names = ["c_attn", "c_fc"]
+        lora = LoraConfig(r=2, target_modules=names, fan_in_fan_out=True, task_type="CAUSAL_LM")
+        net = sngd.reconstruct(get_peft_model(gpt(), lora), CONFIG)
+        trainer = trainer_of(net, tmp_path, save_strategy="steps", save_steps=3, weight_decay=0.0)
+        trainer.add_callback(SngdCallback(trainer))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return net
+
+    whole = run()
+    assert gap(whole, run(str(tmp_path / "checkpoint-3"))) < 1e-12
+    plain = PeftModel.from_pretrained(gpt(), tmp_path / "sngd/folded")
+    assert gap(whole, plain) < 1e-12
 
 
 def test_what_an_override_left_is_told_apart_from_what_was_added():

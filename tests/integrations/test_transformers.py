@@ -52,11 +52,9 @@ def test_ordinary_checkpoints_lie_beside_those_of_training_and_go_with_them(tmp_
     best = trainer.state.best_model_checkpoint
     assert best == str(tmp_path / "checkpoint-2")
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [best.split("/")[-1]]
-    assert {path.parent.parent.name for path in tmp_path.rglob("folded/*.safetensors")} == {
-        best.split("/")[-1],
-        tmp_path.name,
-    }
-    for folder in (f"{best}/folded", tmp_path / "folded"):
+    folders = {tmp_path / "checkpoint-2/sngd/folded", tmp_path / "sngd/folded"}
+    assert {path.parent for path in tmp_path.rglob("folded/*.safetensors")} == folders
+    for folder in folders:
         plain, info = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
         assert not info["unexpected_keys"]
         assert gap(plain, trainer.model) < 1e-12
@@ -155,7 +153,9 @@ def test_a_model_of_ones_own_has_a_file_of_tensors(tmp_path):
     callback.on_train_end(trainer.args, trainer.state, trainer.control)
     assert not list(tmp_path.glob("*"))  # nothing was to be saved
     callback.on_save(trainer.args, trainer.state, trainer.control)
-    state = safetensors.torch.load_file(tmp_path / f"checkpoint-{STEPS}/folded/model.safetensors")
+    state = safetensors.torch.load_file(
+        tmp_path / f"checkpoint-{STEPS}/sngd/folded/model.safetensors"
+    )
     assert state.keys() == model.state_dict().keys()
     model.load_state_dict(state)
     assert gap(model, trainer.model) < 1e-12
