@@ -9,6 +9,7 @@ from sngd_compile.config import Config
 from sngd_compile.errors import (
     AlreadyReconstructedError,
     ConfigError,
+    MissingExtraError,
     ModelError,
     PlanError,
     RuleError,
@@ -27,6 +28,7 @@ __all__ = [
     "AlreadyReconstructedError",
     "Config",
     "ConfigError",
+    "MissingExtraError",
     "ModelError",
     "PlanError",
     "Rule",

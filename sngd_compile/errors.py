@@ -49,6 +49,10 @@ class RuleError(SngdError, ValueError):
     """A rule cannot be registered: its name or its targets are missing or taken."""
 
 
+class MissingExtraError(SngdError, ImportError):
+    """An integration needs packages that an extra of this one installs."""
+
+
 class SngdWarning(UserWarning):
     """Something the user should know about a training run that goes on."""
 

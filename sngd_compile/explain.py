@@ -18,8 +18,9 @@ from sngd_compile.inspection.pass_records import PassRecords, run_recorded_
 from sngd_compile.modules.reconstructed import Reconstructed, reconstructed_modules
 from sngd_compile.plan.budget import keep_to_budget
 from sngd_compile.plan.decision import Decision
-from sngd_compile.plan.planner import Overrides, Settle, make_plan, plan_of
-from sngd_compile.plan.records import Plan, qualified
+from sngd_compile.plan.planner import Overrides, Settle, make_plan, plan_of, planned
+from sngd_compile.plan.reasons import ADDED_LATER, LEFT_OUT
+from sngd_compile.plan.records import ModulePlan, Plan, qualified
 from sngd_compile.training.diagnosis import notes_of
 from sngd_compile.training.refresh import Site
 
@@ -173,7 +174,14 @@ def _plan_of_network(net: nn.Module) -> Plan:
         for name, module in reconstructed_modules(net).items()
         for site in module.local_sites()
     }
-    return plan_of(net, config_of, class_of, _as_they_are(net)).noted(notes)
+    plan = plan_of(net, config_of, class_of, _as_they_are(net)).noted(notes)
+    return Plan(tuple(m if m.module in planned else _added(m) for m in plan.modules))
+
+
+def _added(plan: ModulePlan) -> ModulePlan:
+    """Return the plan of a module that may have been added after `reconstruct`, as adapters are."""
+    skips = (replace(s, reason=ADDED_LATER) if s.reason == LEFT_OUT else s for s in plan.skips)
+    return replace(plan, skips=tuple(skips))
 
 
 def _as_they_are(net: nn.Module) -> Settle:

@@ -9,6 +9,7 @@ do methods that a subclass overrides and calls by `super()`, such as `_apply`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
@@ -19,7 +20,9 @@ from torch import Tensor, fx, nn
 from torch._C import DispatchKey
 from torch._logging._internal import trace_structured_artifact
 from torch.autograd import Variable, forward_ad
+from torch.autograd.function import BackwardCFunction
 from torch.optim import Optimizer
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map_only as tree_map_only
@@ -81,6 +84,9 @@ def flattened(tensors: Sequence[Tensor]) -> Tensor:
 
 # Autograd and the dispatcher.
 
+FRAMES_INSIDE_TORCH = "torch._"
+"""How the names of the private modules of torch begin."""
+
 OUTSIDE_BACKWARD = -1
 """What `backward_pass` returns where none is running."""
 
@@ -91,6 +97,27 @@ are_functorch_transforms_active: Callable[[], bool] = torch._C._are_functorch_tr
 def backward_pass() -> int:
     """Return the number of the backward pass that is running in this thread."""
     return torch._C._current_graph_task_id()
+
+
+def repeats_a_forward() -> bool:
+    """Say whether a forward pass inside of a backward pass ran before with gradients.
+
+    One that checkpointing repeats where saved tensors are asked for did. One that the backward of
+    an `autograd.Function` runs did not, since its first run was inside of the function's forward:
+    reentrant checkpointing is such a function, and so are those of other libraries.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "unpack_hook" and code.co_filename == checkpoint.__file__:
+            return True
+        is_inside_torch = frame.f_globals.get("__name__", "").startswith(FRAMES_INSIDE_TORCH)
+        if code.co_name == "backward" and code.co_argcount and not is_inside_torch:
+            context = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(context, BackwardCFunction):
+                return False
+        frame = frame.f_back
+    return True
 
 
 def queue_callback(action: Callable[[], None]) -> None:
@@ -214,9 +241,6 @@ OPTIMIZER_STEP = Optimizer.profile_hook_step(lambda: None).__code__
 
 
 # FX and Dynamo.
-
-FRAMES_INSIDE_TORCH = "torch._"
-"""How the names of the private modules of torch begin."""
 
 CONTEXT_MODULE = "torch.utils._contextlib"
 COMPILER_MODULES = ("torch._compile", "torch._dynamo")

@@ -13,7 +13,7 @@ from sngd_compile.fisher.samples import draw, finite_samples, strided
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.statistics import Statistics
 from sngd_compile.registry import RULES
-from sngd_compile.torch_private import OUTSIDE_BACKWARD, backward_pass
+from sngd_compile.torch_private import OUTSIDE_BACKWARD, backward_pass, repeats_a_forward
 
 
 def observe(  # noqa: PLR0913, PLR0917 - a node of a graph is flat
@@ -78,16 +78,16 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
 ) -> None:
     """Add what the kind of Fisher makes of N rows to `sum`, and N to `tally[ROWS]`.
 
-    Nothing is added while the gate is shut, nor for a forward pass that activation checkpointing
-    repeats inside the backward pass: it has been counted. A swapped use has rows over the outputs:
+    Nothing is added while the gate is shut, nor for a forward pass that is repeated inside the
+    backward pass: it has been counted. A swapped use has rows over the outputs:
     every output's Fisher is a multiple of the identity, on average `sum_n |x_n|^2 / swapped`. A
     pass with a number that is not finite adds to `tally[REJECTED]` alone. The arithmetic is float32
     or wider whatever the activations are: what takes halves multiplies them exactly.
     """
     observing, seed, most_rows = gate.tolist()
-    # Not every rule can make rows of nothing.
-    is_shown = backward_pass() == OUTSIDE_BACKWARD and all(tensor.numel() for tensor in inputs)
-    if not observing or not is_shown:
+    if not observing or (backward_pass() != OUTSIDE_BACKWARD and repeats_a_forward()):
+        return
+    if not all(tensor.numel() for tensor in inputs):  # not every rule can make rows of nothing
         return
     # By name: an op's arguments are tensors, numbers and strings.
     statistics: Statistics = RULES[rule]

@@ -29,7 +29,10 @@ from sngd_compile.training.refresh import LocalSite, present_root
 from sngd_compile.training.sharding import is_sharded, whole
 
 SAVER = "save_pretrained"
-"""The name of the functions whose files are loaded into plain models."""
+"""The name of the methods whose files are loaded into plain models."""
+
+ASKING = frozenset({SAVER, "get_peft_model_state_dict", "set_peft_model_state_dict"})
+"""The names of all functions that ask for a state which plain models load, or for its keys."""
 
 HANDED = "state_dict"
 """The name of the argument by which they are handed a state."""
@@ -56,7 +59,7 @@ def is_for_plain_models() -> bool:
     """Say whether a state is asked for that a plain model will load."""
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == SAVER:
+        if frame.f_code.co_name in ASKING:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
@@ -112,17 +115,27 @@ def let_saver_fold(
     if not inspect.isfunction(save) or save in _folding_savers:
         return
     signature = inspect.signature(save)
-    if HANDED not in signature.parameters:
+    kinds = {parameter.kind: name for name, parameter in signature.parameters.items()}
+    others = kinds.get(inspect.Parameter.VAR_KEYWORD)
+    is_named = HANDED in signature.parameters
+    # Or taken out of the others, as by `kwargs.get("state_dict")`.
+    if not is_named and (others is None or HANDED not in save.__code__.co_consts):
         return
 
     @wraps(save)
     def save_pretrained(*args: Any, **kwargs: Any) -> Any:
         call = signature.bind(*args, **kwargs)
-        if isinstance(call.arguments.get(HANDED), MutableMapping):
-            state = call.arguments[HANDED] = copy.copy(call.arguments[HANDED])
+        given = call.arguments if is_named else call.arguments.setdefault(str(others), {})
+        state, held = given.get(HANDED), list(sites(call.args[0]))
+        if isinstance(state, MutableMapping):
+            state = given[HANDED] = copy.copy(state)
             known: dict[int, Tensor] = {}
-            for prefix, site in sites(call.args[0]):
+            for prefix, site in held:
                 _fold_handed_(site, state, prefix, known)
+        elif state is None and held and not is_named:
+            # Asked for here, so it is folded. Of one that peft asks for itself it looks at shapes,
+            # and takes a Fisher layer for an adapter of which a part is missing.
+            given[HANDED] = call.args[0].state_dict()
         return save(*call.args, **call.kwargs)
 
     _folding_savers.add(save_pretrained)

@@ -31,6 +31,7 @@ from sngd_compile.passes.runner import logger
 from sngd_compile.plan.matching import RESERVED_NAMES
 from sngd_compile.plan.records import ModulePlan, Plan
 from sngd_compile.plan.report import graph_report, plan_report
+from sngd_compile.progress import tracked
 from sngd_compile.rules import runs_known_forward
 from sngd_compile.torch_private import trace_artifact
 from sngd_compile.training.averaged_models import install_averaged_model_hook
@@ -252,14 +253,15 @@ def reconstruct_(plan: Plan) -> None:
         logger.debug("plan\n%s", plan_report(plan))
     trace_artifact("sngd_plan", lambda: plan_report(plan))
     layers: dict[int, FisherLayer] = {}
-    for module_plan in plan.modules:
-        for site, place in module_plan.sites:
-            if id(site) not in layers:
-                weight = module_plan.module._parameters[place.weight_name]
-                assert weight is not None
-                layers[id(site)] = site.fisher_layer(weight.device)
-        if module_plan.sites:
-            _reconstruct_module_(module_plan, layers)
+    with tracked(plan.modules, "rewriting") as each:
+        for module_plan in each:
+            for site, place in module_plan.sites:
+                if id(site) not in layers:
+                    weight = module_plan.module._parameters[place.weight_name]
+                    assert weight is not None
+                    layers[id(site)] = site.fisher_layer(weight.device)
+            if module_plan.sites:
+                _reconstruct_module_(module_plan, layers)
 
 
 def _reconstruct_module_(plan: ModulePlan, layers: Mapping[int, FisherLayer]) -> None:

@@ -16,7 +16,7 @@ from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.layout import Layout
 from sngd_compile.plan.matching import Found
 from sngd_compile.plan.parameter_uses import Occurrence, WeightUses
-from sngd_compile.plan.reasons import PLAIN, UNUSED
+from sngd_compile.plan.reasons import LEFT_OUT, PLAIN, UNUSED
 from sngd_compile.plan.records import GraphUse, Site, noted_together
 from sngd_compile.rules import RULES, Planned
 
@@ -74,7 +74,7 @@ def _decide_weight(
     if refused:
         return refused[0]
     if config is None:
-        return "left out by an override"
+        return LEFT_OUT
     # A full factor counts more than a diagonal one: a table that is also a head has the head's.
     candidates = list(_candidates(usable))
     full = [c for c in candidates if c[1] != Diagonal.name]

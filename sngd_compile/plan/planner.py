@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
+from weakref import WeakSet
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -33,11 +34,15 @@ from sngd_compile.plan.records import (
     noted_together,
     qualified,
 )
+from sngd_compile.progress import tracked
 
 Overrides = Mapping[str, Config | None]
 ConfigOf = Callable[[list[str]], Config | None]
 ClassOf = Callable[[nn.Module], type[nn.Module]]
 Settle = Callable[[Mapping[Tensor, Decision]], Mapping[Tensor, Decision]]
+
+planned: WeakSet[nn.Module] = WeakSet()
+"""The modules for which configurations were chosen; what is added to a network later is not."""
 
 
 def make_plan(model: nn.Module, config: Config, overrides: Overrides) -> Plan:
@@ -67,6 +72,7 @@ def make_plan(model: nn.Module, config: Config, overrides: Overrides) -> Plan:
                 chosen = override
         return chosen
 
+    planned.update(model.modules())
     return plan_of(model, config_of, type)
 
 
@@ -82,8 +88,13 @@ def plan_of(
         settle: What the decisions for single weights become once all of them are known.
     """
     planner = _Planner(model, config_of, class_of, settle)
-    for name, module in model.named_modules():
-        if any(parameter is not None for parameter in module._parameters.values()):
+    owners = [
+        (name, module)
+        for name, module in model.named_modules()
+        if any(parameter is not None for parameter in module._parameters.values())
+    ]
+    with tracked(owners, "capturing") as each:
+        for name, module in each:
             planner.add(name, module, class_of(module))
     plan = planner.plan()
     _check_complete(model, plan)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 PLAIN = "it trains by plain gradient descent"
+LEFT_OUT = "left out by an override"
+ADDED_LATER = (
+    f"{LEFT_OUT}, or added after reconstruct: {PLAIN}; to change that, fold the network and "
+    "reconstruct it again"
+)
 AT_RUN_TIME = "its forward runs as written, and its weights are observed at run time"
 
 LONE_BIAS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 from torch import nn
@@ -38,9 +39,13 @@ def install_averaged_model_hook() -> None:
 
 def _let_average_follow(module: nn.Module, name: str, child: nn.Module | None) -> None:
     """Look at a module that got a child."""
-    if not isinstance(module, AveragedModel) or child is None:
-        return
-    for site in sites_of(child.modules()):
+    if isinstance(module, AveragedModel) and child is not None:
+        follow_origin(child.modules())
+
+
+def follow_origin(modules: Iterable[nn.Module]) -> None:
+    """Let those modules that are copies keep in step with what they are copies of."""
+    for site in sites_of(modules):
         leader = site.fisher.ties.origin()
         if isinstance(leader, FisherLayer) and isinstance(site, LocalSite):
             keep_in_step(site, leader)

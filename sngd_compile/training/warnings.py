@@ -72,6 +72,5 @@ def warn_of_unobserved(fishers: Sequence[FisherLayer]) -> None:
             layers,
             "unobserved",
             f"{text}. Its steps are plain gradient descent. Leave it out with overrides, or add a "
-            "rule (docs/add_a_rule.md); where torch.utils.checkpoint runs the layer, give it "
-            "use_reentrant=False, since reentrant checkpointing hides its inputs",
+            "rule (docs/add_a_rule.md)",
         )

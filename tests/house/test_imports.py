@@ -33,6 +33,25 @@ def test_kernels_import_torch_and_triton_only():
     assert {path: found for path, found in others.items() if found} == {}
 
 
+def test_trainers_are_imported_by_their_integrations_only():
+    optional = {
+        "accelerate",
+        "lightning",
+        "peft",
+        "pytorch_lightning",
+        "safetensors",
+        "transformers",
+    }
+    found = {
+        name(path): set(imported_projects(ast.parse(path.read_text()))) & optional
+        for path in SOURCES
+    }
+    assert {path for path, projects in found.items() if projects} == {
+        "sngd_compile/integrations/lightning.py",
+        "sngd_compile/integrations/transformers.py",
+    }
+
+
 def imported_inside(path: Path) -> set[str]:
     """The projects that functions of a file import when they run."""
     functions = [

@@ -7,9 +7,7 @@ import weakref
 
 import pytest
 import torch
-from torch import nn
 from torch.optim import SGD
-from torch.utils.checkpoint import checkpoint
 
 import sngd_compile as sngd
 from api import EVERY_STEP, apart, batch, mlp, sgd, steps_of, train, trained
@@ -161,12 +159,3 @@ def test_a_bias_frozen_before_stays():
     net = sngd.reconstruct(model, EVERY_STEP)
     train(net)
     assert torch.equal(sngd.fold(net)[0].bias, model[0].bias)
-
-
-def test_reentrant_checkpointing_is_named_where_it_hides_inputs():
-    net = sngd.reconstruct(nn.Linear(3, 2), EVERY_STEP)
-    optimizer = sgd(net)
-    x = torch.randn(5, 3, requires_grad=True)
-    checkpoint(net, x, use_reentrant=True).sum().backward()
-    with pytest.warns(sngd.SngdWarning, match="weight: no input.*use_reentrant=False"):
-        optimizer.step()

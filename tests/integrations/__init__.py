@@ -1,0 +1,1 @@
+"""Trainers that people use, unpatched."""
