@@ -212,6 +212,12 @@ def is_replica(module: nn.Module) -> bool:
 OPTIMIZER_STEP = Optimizer.profile_hook_step(lambda: None).__code__
 """The code around the step of every optimizer; its variable `self` is the optimizer."""
 
+STATE_MAKER = "_init_optim_state"
+"""The function in which `torch.distributed.checkpoint` has an optimizer without states take a step.
+
+Its gradients and rates are zeros. By name: importing the function takes long.
+"""
+
 
 # FX and Dynamo.
 
