@@ -196,11 +196,14 @@ def forward_pre_hooks(module: nn.Module) -> list[Any]:
     return list(module._forward_pre_hooks.values())
 
 
-def remove_forward_hooks(module: nn.Module, hooks: Container[Any]) -> None:
-    """Take forward hooks and forward pre-hooks away again, whose handles a copy does not have."""
-    for held in (module._forward_pre_hooks, module._forward_hooks):
-        for number in [number for number, hook in held.items() if hook in hooks]:
-            del held[number]
+def remove_hooks(module: nn.Module, hooks: Container[Any]) -> None:
+    """Take hooks of the forward and of loading away again, whose handles a copy does not have."""
+    for number, held in list(module._load_state_dict_pre_hooks.items()):
+        if getattr(held, "hook", held) in hooks:
+            del module._load_state_dict_pre_hooks[number]
+    for table in (module._forward_pre_hooks, module._forward_hooks):
+        for number in [number for number, hook in table.items() if hook in hooks]:
+            del table[number]
             module._forward_hooks_always_called.pop(number, None)
 
 

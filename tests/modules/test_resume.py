@@ -132,3 +132,37 @@ def test_asking_for_the_states_of_an_optimizer_is_no_step_of_training(momentum):
     expected = one[0].state_dict().values()
     for net, _ in (other, third):
         assert all(map(torch.equal, net.state_dict().values(), expected))
+
+
+@pytest.mark.parametrize("fisher", ["shared", "kronecker"])
+def test_a_step_that_was_begun_before_a_save_is_taken_again(fisher):
+    config = CONFIG.replace(refresh_every=2, early_refreshes=(), observe_every=1, max_rows=None)
+    config = config.replace(fisher=fisher, ema_decay=0.0)
+    x = torch.randn(12, 4)
+
+    def begun():
+        torch.manual_seed(0)
+        net = sngd.reconstruct(nn.Linear(4, 3), config)
+        return net, torch.optim.SGD(net.parameters(), 0.01)
+
+    def accumulate(net, parts):
+        for part in parts:
+            net(part).square().sum().div(12).backward()
+
+    one, other = begun(), begun()
+    accumulate(one[0], x.split(4)[:2])
+    other[0].load_state_dict(copy.deepcopy(one[0].state_dict()))
+    for net, optimizer in (one, other):
+        accumulate(net, x.split(4)[2:] if net is one[0] else x.split(4))
+        optimizer.step()
+    layers = [net.weight_fisher for net, _ in (one, other)]
+    # Its inputs count twice in the mean, and gradients at outputs, which are of a step, once.
+    assert [layer.rows_seen for layer in layers] == [12, 20]
+    torch.testing.assert_close(layers[1].sum, layers[0].sum + _moment(x[:8]))
+    if fisher == "kronecker":
+        torch.testing.assert_close(layers[1].output_side.total, layers[0].output_side.total)
+
+
+def _moment(x):
+    rows = torch.cat([x, torch.ones(len(x), 1)], 1)
+    return rows.mT @ rows

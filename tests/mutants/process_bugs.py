@@ -6,7 +6,7 @@ from bug import caught_by, wrap
 from sngd_compile.fisher.kinds.base import FisherKind
 from sngd_compile.fisher.layer import ROWS, FisherLayer
 from sngd_compile.fisher.output_side import OutputSide
-from sngd_compile.modules import partial_state, reconstructed
+from sngd_compile.modules import partial_state, reconstructed, whole_network
 from sngd_compile.modules.reconstructed import Program
 from sngd_compile.training import bias_groups, optimizer_hooks
 
@@ -82,3 +82,9 @@ def rounding_is_no_symmetry() -> None:
 def saving_is_a_step() -> None:
     """A step in which torch makes states of an optimizer counts."""
     optimizer_hooks.is_made_for_states = lambda: False
+
+
+@caught_by(("tests/bad_input/test_damaged_state.py", "-k", "refuses"))
+def modules_take_their_parts_first() -> None:
+    """A state is looked at module by module."""
+    whole_network.require_sound = lambda site, state, prefix: None
