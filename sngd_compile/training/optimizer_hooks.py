@@ -261,7 +261,7 @@ def before_step(
     _skipped.discard(optimizer)
     if not binding.owns_any or getattr(optimizer, "grad_scale", None) is not None:
         return None
-    if is_made_for_states():
+    if is_made_for_states(optimizer):
         _skipped.add(optimizer)
         return None
     first = binding.sites[0] if binding.sites else None

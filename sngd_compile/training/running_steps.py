@@ -35,12 +35,15 @@ def running_steps() -> list[Optimizer]:
     return running
 
 
-def is_made_for_states() -> bool:
-    """Say whether the step that is running is none of training.
+def is_made_for_states(optimizer: Optimizer) -> bool:
+    """Say whether the step of an optimizer that is running is none of training.
 
     Who asks `torch.distributed.checkpoint` for states of an optimizer that has none has it take a
     step that moves nothing: before a file is read, and at each save of SGD without momentum.
     """
+    rate = optimizer.param_groups[0].get("lr")
+    if isinstance(rate, float) and rate != 0.0:
+        return False  # as in every step of most trainings: they look no further
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == STATE_MAKER:
