@@ -10,7 +10,7 @@ from sngd_compile.backend.compiled_models import states_of
 from sngd_compile.errors import ModelError
 from sngd_compile.modules.copying import copied
 from sngd_compile.modules.reconstructed import fold_module_, reconstructed_modules
-from sngd_compile.modules.whole_network import forget_forward
+from sngd_compile.modules.whole_network import forget
 from sngd_compile.training.averaged_copies import warn_of_restored
 from sngd_compile.training.data_parallel import (
     close_steps_,
@@ -58,7 +58,7 @@ def fold_(net: Model) -> Model:
     for module in reconstructed_modules(net).values():
         fold_module_(module)
     for part in net.modules():
-        forget_forward(part)
+        forget(part)
     # The list for DistributedDataParallel names buffers that are gone now.
     keep_out_of_broadcast(net)
     return net

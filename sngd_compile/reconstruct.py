@@ -11,7 +11,7 @@ from sngd_compile.errors import AlreadyReconstructedError, ConfigError, ModelErr
 from sngd_compile.modules.copying import copied
 from sngd_compile.modules.portable_state import let_saver_fold
 from sngd_compile.modules.reconstructed import reconstruct_, reconstructed_modules
-from sngd_compile.modules.whole_network import watch_forward
+from sngd_compile.modules.whole_network import watch
 from sngd_compile.plan.planner import Overrides, make_plan
 from sngd_compile.training.data_parallel import keep_out_of_broadcast
 from sngd_compile.training.refresh import LocalSite
@@ -72,7 +72,7 @@ def reconstruct(
     # Before anybody wraps it: DistributedDataParallel reads the list when it is made.
     keep_out_of_broadcast(model)
     if plan.sites:
-        watch_forward(model)
+        watch(model)
         let_saver_fold(type(model), _sites_by_prefix)
     return model
 

@@ -223,11 +223,14 @@ def forward_pre_hooks(module: nn.Module) -> list[Any]:
     return list(module._forward_pre_hooks.values())
 
 
-def remove_forward_hooks(module: nn.Module, hooks: Container[Any]) -> None:
-    """Take forward hooks and forward pre-hooks away again, whose handles a copy does not have."""
-    for held in (module._forward_pre_hooks, module._forward_hooks):
-        for number in [number for number, hook in held.items() if hook in hooks]:
-            del held[number]
+def remove_hooks(module: nn.Module, hooks: Container[Any]) -> None:
+    """Take hooks of the forward and of loading away again, whose handles a copy does not have."""
+    for number, held in list(module._load_state_dict_pre_hooks.items()):
+        if getattr(held, "hook", held) in hooks:
+            del module._load_state_dict_pre_hooks[number]
+    for table in (module._forward_pre_hooks, module._forward_hooks):
+        for number in [number for number, hook in table.items() if hook in hooks]:
+            del table[number]
             module._forward_hooks_always_called.pop(number, None)
 
 
@@ -238,6 +241,12 @@ def is_replica(module: nn.Module) -> bool:
 
 OPTIMIZER_STEP = Optimizer.profile_hook_step(lambda: None).__code__
 """The code around the step of every optimizer; its variable `self` is the optimizer."""
+
+STATE_MAKER = "_init_optim_state"
+"""The function in which `torch.distributed.checkpoint` has an optimizer without states take a step.
+
+Its gradients and rates are zeros. By name: importing the function takes long.
+"""
 
 
 # FX and Dynamo.

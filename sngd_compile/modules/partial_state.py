@@ -7,10 +7,28 @@ from typing import Any
 
 from sngd_compile.fisher.carry_over import in_form
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.modules.portable_state import State
+from sngd_compile.modules.portable_state import State, refuse_prime
 from sngd_compile.torch_private import EXTRA_STATE
 from sngd_compile.training.optimizer_hooks import known_optimizers, register_owner
 from sngd_compile.training.refresh import LocalSite, change_form_
+
+
+def require_sound(site: LocalSite, state: State, prefix: str) -> None:
+    """Look at all that a state has of a site before anything of a network is taken.
+
+    Args:
+        site: The reconstructed weight; it stays as it is.
+        state: What is loaded.
+        prefix: Of the module, in the state.
+
+    Raises:
+        ModelError: The Fisher layer in the state is damaged, or weights without one are `w'`.
+    """
+    of_layer = f"{prefix}{site.fisher_name}."
+    if any(key.startswith(of_layer) for key in state):
+        _form_in(site, state, of_layer).require_sound(state, of_layer)
+    elif any(n and f"{prefix}{n}" in state for n in (site.weight_name, site.bias_name)):
+        refuse_prime(site, state, prefix)
 
 
 def take_form_(site: LocalSite, state: State, prefix: str) -> None:
@@ -24,21 +42,28 @@ def take_form_(site: LocalSite, state: State, prefix: str) -> None:
     Raises:
         ModelError: The Fisher layer in the state is damaged; the site stays as it was.
     """
-    of_layer = f"{prefix}{site.weight_name}_fisher."
+    of_layer = f"{prefix}{site.fisher_name}."
+    form = _form_in(site, state, of_layer)
+    form.require_sound(state, of_layer)
+    if form is site.fisher:
+        return
+    own = _parts(site, form, prefix)
+    # Momenta belong to the w' that is loaded, and may have been loaded before it; those of a w'
+    # that stays move along.
+    is_whole = len(_fitting(own, state)) == len(own)
+    change_form_(site, form.spec.has_bias, () if is_whole else known_optimizers())
+    register_owner(site.module)  # optimizers look again how they train the bias
+
+
+def _form_in(site: LocalSite, state: State, of_layer: str) -> FisherLayer:
+    """Return the Fisher layer of a site, or one like it whose bias joins as it does in a state."""
     roots = [key for key in state if key.startswith(f"{of_layer}root_buffers.")]
     is_apart = any(key.startswith(f"{of_layer}root_buffers.of_weight.") for key in roots)
     # Of names that share one layer a file may hold all tensors under one, as with safetensors: what
     # is left under another says nothing of the form.
     if site.bias_name is None or not roots or is_apart is not site.fisher.spec.has_bias:
-        return
-    form = in_form(site.fisher, not is_apart)
-    form.require_sound(state, of_layer)
-    own = _parts(site, form, prefix)
-    # Momenta belong to the w' that is loaded, and may have been loaded before it; those of a w'
-    # that stays move along.
-    is_whole = len(_fitting(own, state)) == len(own)
-    change_form_(site, not is_apart, () if is_whole else known_optimizers())
-    register_owner(site.module)  # optimizers look again how they train the bias
+        return site.fisher
+    return in_form(site.fisher, not is_apart)
 
 
 def keep_together_(site: LocalSite, state: State, prefix: str) -> None:

@@ -219,7 +219,6 @@ class Reconstructed(nn.Module):
             fisher_prefix = f"{prefix}{site.weight_name}_fisher."
             if any(key.startswith(fisher_prefix) for key in state_dict):
                 take_form_(site, state_dict, prefix)
-                site.fisher.require_sound(state_dict, fisher_prefix)  # before w' is taken
                 unfold_in_state_(site, state_dict, prefix)
                 keep_together_(site, state_dict, prefix)
                 continue

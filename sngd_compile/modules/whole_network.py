@@ -1,4 +1,4 @@
-"""The forward pass of a whole network: its small weights are folded together when it begins."""
+"""A network as a whole: its small weights are folded together, its states looked at together."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from sngd_compile.fisher.forward_pass import ForwardPass, Parameters
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.processes import is_in_process_group
 from sngd_compile.fisher.transforms import is_seen_through
+from sngd_compile.modules.partial_state import require_sound
 from sngd_compile.modules.reconstructed import Reconstructed, reconstructed_modules
 from sngd_compile.torch_private import (
     OUTSIDE_BACKWARD,
     backward_pass,
     forward_pre_hooks,
     is_replica,
-    remove_forward_hooks,
+    remove_hooks,
 )
 from sngd_compile.training.optimizer_hooks import changes_of_owners
 from sngd_compile.training.sharding import is_sharded
@@ -46,16 +47,17 @@ _recorded: WeakKeyDictionary[nn.Module, Recorded] = WeakKeyDictionary()
 _running: WeakKeyDictionary[nn.Module, ForwardPass] = WeakKeyDictionary()
 
 
-def watch_forward(network: nn.Module) -> None:
-    """Fold the small weights of a network together in each of its forward passes, once."""
+def watch(network: nn.Module) -> None:
+    """Fold the small weights of a network together in each forward pass, and look at its states."""
     if begin_forward not in forward_pre_hooks(network):
         network.register_forward_pre_hook(begin_forward)
         network.register_forward_hook(end_forward, always_call=True)
+        network.register_load_state_dict_pre_hook(begin_loading)
 
 
-def forget_forward(network: nn.Module) -> None:
-    """Undo `watch_forward`."""
-    remove_forward_hooks(network, (begin_forward, end_forward))
+def forget(network: nn.Module) -> None:
+    """Undo `watch`."""
+    remove_hooks(network, (begin_forward, end_forward, begin_loading))
     _recorded.pop(network, None)
 
 
@@ -89,6 +91,13 @@ def end_forward(network: nn.Module, inputs: Any, output: Any) -> None:
     running = _running.pop(network, None)
     if running is not None:
         running.close()
+
+
+def begin_loading(network: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
+    """Refuse a state of which a part is damaged, before any module takes its own part."""
+    for name, module in reconstructed_modules(network).items():
+        for site in module.local_sites():
+            require_sound(site, state, f"{prefix}{name}." if name else prefix)
 
 
 def _forget_abandoned_(members: Iterable[Parameters]) -> None:

@@ -44,6 +44,7 @@ from sngd_compile.training.data_parallel import close_steps_, find_groups
 from sngd_compile.training.intact import parameters_of, remember, sites_or_error
 from sngd_compile.training.refresh import LocalSite, Site, change_root_, refresh_sites
 from sngd_compile.training.running_steps import (
+    is_made_for_states,
     note_backward,
     running_steps,
     stepped_in_backward,
@@ -259,6 +260,9 @@ def before_step(
     binding = _bind(optimizer)
     _skipped.discard(optimizer)
     if not binding.owns_any or getattr(optimizer, "grad_scale", None) is not None:
+        return None
+    if is_made_for_states(optimizer):
+        _skipped.add(optimizer)
         return None
     first = binding.sites[0] if binding.sites else None
     # Who gives parameters back gives back all of them: one is looked at.

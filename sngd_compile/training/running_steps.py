@@ -8,7 +8,12 @@ from weakref import ReferenceType, ref
 
 from torch.optim import Optimizer
 
-from sngd_compile.torch_private import OPTIMIZER_STEP, OUTSIDE_BACKWARD, backward_pass
+from sngd_compile.torch_private import (
+    OPTIMIZER_STEP,
+    OUTSIDE_BACKWARD,
+    STATE_MAKER,
+    backward_pass,
+)
 
 _in_backward: tuple[int, list[ReferenceType[Optimizer]]] = OUTSIDE_BACKWARD, []
 
@@ -28,6 +33,23 @@ def running_steps() -> list[Optimizer]:
             running.append(frame.f_locals["self"])
         frame = frame.f_back
     return running
+
+
+def is_made_for_states(optimizer: Optimizer) -> bool:
+    """Say whether the step of an optimizer that is running is none of training.
+
+    Who asks `torch.distributed.checkpoint` for states of an optimizer that has none has it take a
+    step that moves nothing: before a file is read, and at each save of SGD without momentum.
+    """
+    rate = optimizer.param_groups[0].get("lr")
+    if isinstance(rate, float) and rate != 0.0:
+        return False  # as in every step of most trainings: they look no further
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == STATE_MAKER:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def note_backward(optimizer: Optimizer) -> None:

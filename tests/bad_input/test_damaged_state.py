@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sngd_compile as sngd
 from api import EVERY_STEP, mlp, train, trained
 from sngd_compile import ModelError
+from sngd_compile.fisher.spec import FORMAT_ENTRY
 from sngd_compile.registry import KINDS
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -38,8 +39,32 @@ def test_a_network_refuses_it_and_computes_what_it_did(fisher, damage):
         kept = copy.deepcopy(net)
         with pytest.raises(ModelError, match=r"^2\.weight: .*damaged, or of another network"):
             kept.load_state_dict(state)
-        for name, value in net[2].state_dict().items():
-            assert torch.equal(kept[2].state_dict()[name], value), f"{key} damaged, {name} changed"
+        for name, value in net.state_dict().items():
+            assert torch.equal(kept.state_dict()[name], value), f"{key} damaged, {name} changed"
+
+
+@pytest.mark.parametrize("is_apart", [True, False])
+def test_a_state_is_refused_before_any_module_has_taken_a_part(is_apart):
+    net, other = (nn.Sequential(trained(), nn.Linear(3, 3)) for _ in range(2))
+    groups = [{"params": [p for p in other.parameters() if p.dim() == n]} for n in (2, 1)]
+    groups[0]["weight_decay"] = 0.1 * is_apart
+    train(other, torch.optim.SGD(groups, 0.03))
+    assert other[0][0].weight_fisher.spec.is_bias_apart is is_apart
+
+    def without_fisher(state):
+        for key in [key for key in state if key.startswith("0.2.weight_fisher")]:
+            del state[key]
+
+    def newer(state):
+        state["0.2.weight_fisher._extra_state"][FORMAT_ENTRY] += 1
+
+    before = copy.deepcopy(net.state_dict())
+    for change, said in ((without_fisher, "no Fisher layer"), (newer, "newer sngd_compile")):
+        state = copy.deepcopy(other.state_dict())
+        change(state)
+        with pytest.raises(ModelError, match=rf"2\.weight: .*{said}"):
+            net.load_state_dict(state)
+        torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
 
 
 def test_the_state_beside_a_compiled_model_is_taken_whole_or_not_at_all():

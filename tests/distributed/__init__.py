@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+PATHS = (HERE.parent, HERE.parents[1] / "examples")
 
 
-def run(program: str, kind: str, size: int, folder: Path) -> tuple[list, str]:
+def run(program: str, kind: str, size: int, folder: Path, seconds: int = 300) -> tuple[list, str]:
     """Run all processes; return what each printed, and what they said beside it."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(map(str, PATHS))}
     commands = [
         [sys.executable, HERE / program, kind, str(rank), str(size), folder / f"{kind}{size}"]
         for rank in range(size)
@@ -22,7 +23,7 @@ def run(program: str, kind: str, size: int, folder: Path) -> tuple[list, str]:
         )
         for command in commands
     ]
-    printed = [process.communicate(timeout=300) for process in running]
+    printed = [process.communicate(timeout=seconds) for process in running]
     for process, (_, errors) in zip(running, printed, strict=True):
         assert process.returncode == 0, errors
     errors = "".join(said for _, said in printed)

@@ -7,6 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 import sngd_compile as sngd
 from sngd_compile import Config
@@ -99,3 +105,64 @@ def test_the_drawn_rows_depend_on_the_seed_and_the_step_only():
         factors.append(copy.deepcopy(sngd.fisher_layers(net)["weight"].factor))
     assert torch.equal(factors[0], factors[1])
     assert not torch.equal(factors[0], factors[2])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_asking_for_the_states_of_an_optimizer_is_no_step_of_training(momentum):
+    def begun():
+        torch.manual_seed(0)
+        net = sngd.reconstruct(model(), CONFIG.replace(refresh_every=2, fisher="kronecker"))
+        return net, torch.optim.SGD(net.parameters(), 0.05, momentum=momentum)
+
+    def walk(net, optimizer, numbers, saves):
+        for number in numbers:
+            step(net, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), number)
+            optimizer.zero_grad()
+            if saves:
+                get_optimizer_state_dict(net, optimizer)
+
+    one, other, third = begun(), begun(), begun()
+    walk(*one, range(5), saves=False)
+    walk(*other, range(5), saves=True)
+    states = copy.deepcopy(get_state_dict(*other))
+    set_model_state_dict(third[0], states[0])
+    set_optimizer_state_dict(*third, states[1])
+    for run in (one, other, third):
+        walk(*run, range(5, 9), saves=False)
+    expected = one[0].state_dict().values()
+    for net, _ in (other, third):
+        assert all(map(torch.equal, net.state_dict().values(), expected))
+
+
+@pytest.mark.parametrize("fisher", ["shared", "kronecker"])
+def test_a_step_that_was_begun_before_a_save_is_taken_again(fisher):
+    config = CONFIG.replace(refresh_every=2, early_refreshes=(), observe_every=1, max_rows=None)
+    config = config.replace(fisher=fisher, ema_decay=0.0)
+    x = torch.randn(12, 4)
+
+    def begun():
+        torch.manual_seed(0)
+        net = sngd.reconstruct(nn.Linear(4, 3), config)
+        return net, torch.optim.SGD(net.parameters(), 0.01)
+
+    def accumulate(net, parts):
+        for part in parts:
+            net(part).square().sum().div(12).backward()
+
+    one, other = begun(), begun()
+    accumulate(one[0], x.split(4)[:2])
+    other[0].load_state_dict(copy.deepcopy(one[0].state_dict()))
+    for net, optimizer in (one, other):
+        accumulate(net, x.split(4)[2:] if net is one[0] else x.split(4))
+        optimizer.step()
+    layers = [net.weight_fisher for net, _ in (one, other)]
+    # Its inputs count twice in the mean, and gradients at outputs, which are of a step, once.
+    assert [layer.rows_seen for layer in layers] == [12, 20]
+    torch.testing.assert_close(layers[1].sum, layers[0].sum + _moment(x[:8]))
+    if fisher == "kronecker":
+        torch.testing.assert_close(layers[1].output_side.total, layers[0].output_side.total)
+
+
+def _moment(x):
+    rows = torch.cat([x, torch.ones(len(x), 1)], 1)
+    return rows.mT @ rows

@@ -287,6 +287,7 @@ def test_the_ordinary_network_has_no_hooks_left(net):
         assert not folded._forward_hooks
         assert not folded._forward_pre_hooks
         assert not folded._forward_hooks_always_called
+        assert not folded._load_state_dict_pre_hooks
 
 
 def test_large_weights_are_folded_one_by_one(monkeypatch, net, folds):

@@ -1,6 +1,7 @@
 """Adding up what two processes saw gives what one saw of all rows, at any number of rows."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 import sngd_compile as sngd
 from sngd_compile import Config
+from sngd_compile.registry import KINDS
 from sngd_compile.training.data_parallel import close_steps_
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -83,3 +85,22 @@ def test_each_process_holds_what_one_would(fisher, adding_up):
     for layer in (*mine, *right):
         assert layer.absorb_()
     torch.testing.assert_close(statistics(mine), statistics(right))
+
+
+@pytest.mark.parametrize("relative", [1e-2, 1e-6])
+@pytest.mark.parametrize("fisher", sorted(KINDS))
+def test_what_is_symmetric_to_rounding_has_a_root(fisher, relative):
+    # As sums of more than two processes are, which add up each number in an order of its own.
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)).float()
+    config = Config(fisher=fisher, damping_rel_trace=relative, block_size=3, activation="tanh")
+    net = sngd.reconstruct(model, config)
+    net(torch.randn(40, 5).float()).square().mean().backward()
+    for layer in sngd.fisher_layers(net).values():
+        layer.sum.mul_(1 + torch.randint(-1, 2, layer.sum.shape) * torch.finfo(torch.float32).eps)
+    before = [layer.root for layer in sngd.fisher_layers(net).values()]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        sngd.refresh_(net)
+    assert said == []
+    for layer, root in zip(sngd.fisher_layers(net).values(), before, strict=True):
+        assert not torch.equal(layer.root, root)

@@ -149,6 +149,14 @@ class FisherKind:
         """Return the diagonal of one part, `[*, D]`, a view."""
         return part.diagonal(dim1=-2, dim2=-1)
 
+    def with_mirror(self, half: Tensor) -> Tensor:
+        """Return the sum of half a part and its mirror image, a copy that is exactly symmetric.
+
+        More than two processes add up each number in an order of its own: what they hold is
+        symmetric to the rounding of its dtype, and for a root in a wider one that is not symmetric.
+        """
+        return half + half.mT
+
     def damped(
         self, spec: FisherSpec, factor: Tensor, outputs: OutputSide | None, config: Config
     ) -> tuple[Damped, ...]:
@@ -164,8 +172,8 @@ class FisherKind:
         if strength is None:
             return ()
         damping, dtype = strength
-        # Multiplied even by 1: the damping is added in place, and G is the running average.
-        parts = self.parts(spec, torch.mul(factor.to(dtype), spec.scale))
+        halves = self.parts(spec, torch.mul(factor.to(dtype), spec.scale / 2))
+        parts = [self.with_mirror(half) for half in halves]
         for part in parts:
             self.diagonal(part).add_(damping)
         return tuple((part, damping) for part in parts)

@@ -39,6 +39,10 @@ class Diagonal(FisherKind):
         """Return it as it is held."""
         return part
 
+    def with_mirror(self, half: Tensor) -> Tensor:
+        """Return twice a half."""
+        return half + half
+
     def largest_eigenvalue(self, factor: Tensor) -> Tensor:
         """Return the largest number."""
         return factor.amax(-1)

@@ -68,8 +68,7 @@ class Kronecker(FisherKind):
         pi = sqrt(means[0]) / sqrt(means[1])
         damped = []
         for side, part in zip(sides, (damping * pi, damping / pi), strict=True):
-            # B is float64 already: without a copy its running average would be damped.
-            matrix = side.to(torch.float64, copy=True)
+            matrix = self.with_mirror(side.double() / 2)
             matrix.diagonal(dim1=-2, dim2=-1).add_(part)
             damped.append((matrix, part))
         return tuple(damped)
