@@ -17,6 +17,7 @@ ARGS ?=
 .PHONY: help demo test test-torch test-slow nightly fuzz test-interpreter test-gpu test-triton-matrix lint format types docs bench
 .PHONY: bench-peers bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
 .PHONY: bench-metrics monitoring report-picture bench-gpu bench-gpu-steps bench-layers bench-compiled
+.PHONY: bench-memory
 .PHONY: kernel-table mutants mutants-only wheel check clean FORCE
 
 help:  ## this list
@@ -115,6 +116,9 @@ reproduce: $(STAMP)  ## the paper's experiments, on one page
 
 bench-layers: $(STAMP)  ## what small layers add to a step
 	$(BENCHMARK) steps.small_layers $(ARGS)
+
+bench-memory: $(STAMP)  ## peak memory of a step against plain SGD's; state and refresh by size
+	$(BENCHMARK) steps.memory_at_size $(ARGS)
 
 bench-profile: $(STAMP)  ## where the time of a step goes, beside the least it could take
 	$(BENCHMARK) profiling.profile_step $(ARGS)

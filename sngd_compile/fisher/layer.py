@@ -13,7 +13,7 @@ from torch import Tensor
 from sngd_compile.config import Config
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.average import absorb_
-from sngd_compile.fisher.buffers import WideBuffers
+from sngd_compile.fisher.buffers import REMAINDERS, WideBuffers
 from sngd_compile.fisher.kinds.base import Damped, first_root, kind_of
 from sngd_compile.fisher.output_side import OutputSide
 from sngd_compile.fisher.processes import is_in_process_group
@@ -55,6 +55,8 @@ class FisherLayer(WideBuffers):
         outlier: How many times as large as usual, in their squares, the inputs between the last two
             refreshes were, where that was bounded; 0.0 elsewhere.
         output_side: Of a kronecker kind, what is known of the gradients at its outputs.
+        weight_remainder: What the last move of a `w'` of half precision rounded away.
+        bias_remainder: The same of `b'`.
         ties: What it knows of other layers in this process.
 
     Source: arXiv 2412.07441; docs/method.md. Laws 5, 6, 7 test the factor and the root.
@@ -69,6 +71,8 @@ class FisherLayer(WideBuffers):
     average_weight: Tensor
     absorbed_rows: Tensor
     absolute_damping: Tensor
+    weight_remainder: Tensor | None
+    bias_remainder: Tensor | None
 
     def __init__(self, name: str, spec: FisherSpec, config: Config, device: torch.device) -> None:
         """Start with the identity as root and no rows seen."""
@@ -85,6 +89,8 @@ class FisherLayer(WideBuffers):
         self.register_buffer("average_weight", torch.zeros((), dtype=torch.float64, device=device))
         # With a zero factor, a damping of 1 is what makes the identity the root.
         self.register_buffer("absolute_damping", torch.ones((), dtype=torch.float64, device=device))
+        for buffer in REMAINDERS:  # whoever holds the parameters fills them in
+            self.register_buffer(buffer, None)
         self.output_side: OutputSide | None = kind_of(spec).output_side(spec, device)
         self.root_buffers: Root = self.new_root(spec.dtype, device)
         self.schedule = Schedule(config, spec.size)
@@ -261,9 +267,21 @@ class FisherLayer(WideBuffers):
         if self.output_side is not None:
             self.output_side.forget_()
 
+    @property
+    def remainders(self) -> tuple[Tensor | None, Tensor | None]:
+        """What is kept of `w'` and of `b'` beside the parameters."""
+        return self.weight_remainder, self.bias_remainder
+
+    def forget_remainders_(self) -> None:
+        """Take the parameters for all that there is of `w'` and `b'`."""
+        for remainder in self.remainders:
+            if remainder is not None:
+                remainder.zero_()
+
     def forget_(self) -> None:
         """Return to the state before the first observation; the caller has moved the weights."""
         self.forget_statistics_()
+        self.forget_remainders_()
         self.absolute_damping.fill_(1.0)
         copy_root_(self.root_buffers, self.new_root(self.factor.dtype))
         self.schedule.restore(0, 0)
@@ -279,7 +297,8 @@ class FisherLayer(WideBuffers):
         Whoever holds this layer, as all modules that share its weight do, has the new form.
         """
         self.spec, self.root_buffers = other.spec, other.root_buffers
-        self._buffers.update(other._buffers)
+        kept = {name: self._buffers[name] for name in REMAINDERS}
+        self._buffers.update(other._buffers, **kept)
         now = self.schedule
         counts = now.steps, now.observed_steps, other.schedule.root_step
         now.configure_(self.config, self.size, *counts)

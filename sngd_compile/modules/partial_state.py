@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from sngd_compile.fisher.buffers import REMAINDER_DTYPE, REMAINDERS, is_narrow
 from sngd_compile.fisher.carry_over import in_form
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.modules.portable_state import State, refuse_prime
@@ -66,6 +70,29 @@ def _form_in(site: LocalSite, state: State, of_layer: str) -> FisherLayer:
     return in_form(site.fisher, not is_apart)
 
 
+def fit_remainders_in_(site: LocalSite, state: State, prefix: str, is_assigned: bool) -> None:
+    """Let a state hold the remainders that the site will have, and no others.
+
+    Args:
+        site: The reconstructed weight.
+        state: What is loaded, of another dtype perhaps, or from before there were remainders.
+        prefix: Of the module, in the state.
+        is_assigned: Whether the tensors of the state become the parameters.
+    """
+    of_layer = f"{prefix}{site.weight_name}_fisher."
+    # A file may hold the layer that names share under another of them.
+    if not any(key.startswith(f"{of_layer}root_buffers.") for key in state):
+        return
+    pairs = zip((site.weight_name, site.bias_name), (site.weight, site.bias), strict=True)
+    for remainder, (name, parameter) in zip(REMAINDERS, pairs, strict=True):
+        given = state.get(f"{prefix}{name}") if is_assigned else None
+        future = given if isinstance(given, Tensor) else parameter
+        if future is None or not is_narrow(future):
+            state.pop(of_layer + remainder, None)
+        elif of_layer + remainder not in state:
+            state[of_layer + remainder] = torch.zeros_like(future, dtype=REMAINDER_DTYPE)
+
+
 def keep_together_(site: LocalSite, state: State, prefix: str) -> None:
     """Let a site take all that a state has of it, or nothing, where a part is missing or misfits.
 
@@ -87,8 +114,11 @@ def _parts(site: LocalSite, fisher: FisherLayer, prefix: str) -> dict[str, Any]:
     """List what belongs together, by the keys of a state."""
     pairs = zip((site.weight_name, site.bias_name), (site.weight, site.bias), strict=True)
     own: dict[str, Any] = {f"{prefix}{n}": p for n, p in pairs if n is not None and p is not None}
-    layer = fisher.state_dict(prefix=f"{prefix}{site.weight_name}_fisher.", keep_vars=True)
-    return own | layer
+    of_layer = f"{prefix}{site.weight_name}_fisher."
+    layer = fisher.state_dict(prefix=of_layer, keep_vars=True)
+    # Without a remainder w' is the same weight but for a rounding.
+    kept = tuple(of_layer + name for name in REMAINDERS)
+    return own | {key: value for key, value in layer.items() if key not in kept}
 
 
 def _fitting(own: Mapping[str, Any], state: State) -> list[str]:

@@ -16,7 +16,7 @@ from sngd_compile.errors import ModelError
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.modules.attributes import Names, attributes_of, weights_held
 from sngd_compile.modules.composites import members_of
-from sngd_compile.modules.partial_state import keep_together_, take_form_
+from sngd_compile.modules.partial_state import fit_remainders_in_, keep_together_, take_form_
 from sngd_compile.modules.portable_state import (
     fold_in_state_,
     is_for_plain_models,
@@ -45,6 +45,7 @@ from sngd_compile.training.optimizer_hooks import (
     reset_,
 )
 from sngd_compile.training.refresh import LocalSite
+from sngd_compile.training.remainders import fit_remainders_
 from sngd_compile.training.sharding import check_mesh, is_sharded
 
 
@@ -145,6 +146,7 @@ class Reconstructed(nn.Module):
             self.__dict__["program"] = _program_of(self)
             for site in self.local_sites():
                 site.fisher.ties.expect_change()
+                fit_remainders_(site.fisher, site.weight, site.bias)
         return result
 
     def __delattr__(self, name: str) -> None:
@@ -171,6 +173,7 @@ class Reconstructed(nn.Module):
             reset_(site)
             # `nn.Module` would look at the attribute, and fold halves of which one may be on meta.
             self._parameters[name] = param
+            fit_remainders_(site.fisher, site.weight, site.bias)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Name the original class instead of the generated one."""
@@ -215,10 +218,12 @@ class Reconstructed(nn.Module):
         **kwargs: Any,
     ) -> None:
         """Take a plain checkpoint too: it holds weights and no Fisher layers."""
+        is_assigned = local_metadata.get("assign_to_params_buffers", False)
         for site in self.local_sites():
             fisher_prefix = f"{prefix}{site.weight_name}_fisher."
             if any(key.startswith(fisher_prefix) for key in state_dict):
                 take_form_(site, state_dict, prefix)
+                fit_remainders_in_(site, state_dict, prefix, is_assigned)
                 unfold_in_state_(site, state_dict, prefix)
                 keep_together_(site, state_dict, prefix)
                 continue
@@ -228,7 +233,6 @@ class Reconstructed(nn.Module):
                 reset_(site)
             # A weight that is assigned brings its device along, as onto a network made on meta.
             weight = state_dict.get(f"{prefix}{site.weight_name}")
-            is_assigned = local_metadata.get("assign_to_params_buffers", False)
             if is_assigned and weight is not None and weight.device != site.fisher.sum.device:
                 site.fisher.begin_anew_(weight.device)
             # torch loads from a copy of the caller's dictionary, children after their parent: so

@@ -13,7 +13,7 @@ from torch import Tensor
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.roots.base import Pair
 from sngd_compile.fisher.weight_map import visibly_mapped
-from sngd_compile.training.refresh import LocalSite, move_, present_root
+from sngd_compile.training.refresh import LocalSite, move_, move_parameters_, present_root
 
 Map = Callable[[Tensor, Tensor | None], Pair]
 
@@ -35,7 +35,7 @@ def write_(site: LocalSite, index: int, value: Tensor) -> None:
         )
     root = present_root(site.fisher, torch.float64)
     change = _with_half(site, index, value, root.fold, root.unfold)
-    move_(site, change, torch.float64, site.weight, site.bias)
+    move_parameters_(site, change, torch.float64)
     # Else the next refresh would report it as a copy into which somebody averages weights.
     site.fisher.ties.expect_change()
 

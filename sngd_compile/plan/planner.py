@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from sngd_compile.config import Config
 from sngd_compile.errors import ConfigError, ModelError, PlanError
+from sngd_compile.fisher.buffers import remainder_bytes
 from sngd_compile.plan.activation import Surroundings
 from sngd_compile.plan.budget import keep_to_budget
 from sngd_compile.plan.decision import Decision, decide
@@ -148,8 +149,10 @@ class _Planner:
         for weight, decision in decisions.items():
             places = self._places(weight, decision)
             note = noted_together(decision.site.note, self._note(weight))
-            site = replace(decision.site, places=places, note=note)
-            joined |= {weight} if decision.bias is None else {weight, decision.bias}
+            pair = {weight} if decision.bias is None else {weight, decision.bias}
+            kept = sum(map(remainder_bytes, pair))
+            site = replace(decision.site, places=places, note=note, remainder_bytes=kept)
+            joined |= pair
             for occurrence, place in zip(self.occurrences[weight], places, strict=True):
                 local[occurrence.owner].append((site, place))
         plans = []

@@ -102,6 +102,7 @@ class Site:
         config: Of this weight.
         note: Why the kind is not the configured one, or "".
         root_columns: Of a sketch in a network, columns that its root has now; 0 of others.
+        remainder_bytes: Memory of what is kept beside parameters of half precision.
     """
 
     places: tuple[Place, ...]
@@ -111,6 +112,7 @@ class Site:
     config: Config
     note: str = ""
     root_columns: int = 0
+    remainder_bytes: int = 0
 
     @property
     def kind(self) -> str:
@@ -164,7 +166,7 @@ class Site:
     @property
     def state_bytes(self) -> int:
         """Memory of the Fisher layer's buffers."""
-        return state_bytes(self.spec)
+        return state_bytes(self.spec) + self.remainder_bytes
 
     @property
     def step_work(self) -> int:

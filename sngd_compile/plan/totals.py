@@ -35,7 +35,7 @@ class Totals:
             reconstructed.
         is_observed: Whether any Fisher layer has seen rows.
         is_trained: Whether there were optimizer steps, or rows.
-        budget: The smallest `Config.memory_budget` of a weight, where `state_bytes` is above it.
+        budget: The smallest `Config.memory_budget` of a weight, where the Fishers are above it.
     """
 
     state_bytes: int
@@ -68,7 +68,8 @@ def totals_of(plan: Plan, layers: Mapping[str, FisherLayer] | None = None) -> To
     wanted = sum(p.numel() for p in _parameters(plan) if p.requires_grad and not is_lazy(p))
     seen = sum(counts[name] for name, number in rows.items() if number)
     budgets = [site.config.memory_budget for site in sites]
-    least = min(budgets, default=state)
+    bounded = state - sum(site.remainder_bytes for site in sites)  # no budget lowers those
+    least = min(budgets, default=bounded)
     is_observed = any(rows.values())
     return Totals(
         state,
@@ -77,7 +78,7 @@ def totals_of(plan: Plan, layers: Mapping[str, FisherLayer] | None = None) -> To
         _share(seen, sum(counts.values())),
         is_observed,
         is_observed or any(layer.schedule.steps for layer in distinct),
-        least if least < state else None,
+        least if least < bounded else None,
     )
 
 

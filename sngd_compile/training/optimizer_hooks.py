@@ -43,6 +43,7 @@ from sngd_compile.training.bias_groups import Pair, part_biases_
 from sngd_compile.training.data_parallel import close_steps_, find_groups
 from sngd_compile.training.intact import parameters_of, remember, sites_or_error
 from sngd_compile.training.refresh import LocalSite, Site, change_root_, refresh_sites
+from sngd_compile.training.remainders import fit_remainders_
 from sngd_compile.training.running_steps import (
     is_made_for_states,
     note_backward,
@@ -92,6 +93,7 @@ def register_owner(owner: SiteOwner | nn.Module) -> None:
         remember(owner)
         for site in sites_or_error(owner)[0]:
             site.fisher.ties.first_squares = squares_of(site.weight)
+            fit_remainders_(site.fisher, site.weight, site.bias)
     _generation += 1
 
 
@@ -175,6 +177,7 @@ def reset_(site: LocalSite) -> None:
     held = (site.weight, site.bias, site.fisher.sum)
     # On meta are no numbers yet, and half a pair has none either.
     if not any(tensor.is_meta for tensor in held if tensor is not None):
+        site.fisher.forget_remainders_()  # the ordinary w is the one that the network computes with
         change_root_(site, site.fisher.new_root(torch.float64), known_optimizers())
     site.fisher.forget_()
 

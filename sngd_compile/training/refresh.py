@@ -21,6 +21,7 @@ from sngd_compile.training.averaged_copies import followers_of
 from sngd_compile.training.change_guard import ChangeGuard, FunctionChangedError
 from sngd_compile.training.divided_states import LINEAR_STATES, states_of, whole_states
 from sngd_compile.training.intact import prime_of
+from sngd_compile.training.remainders import completed, fit_remainders_, round_
 from sngd_compile.training.sharding import put_, whole
 from sngd_compile.training.transaction import all_or_nothing
 from sngd_compile.training.warnings import warn_of_outliers, warn_of_refused, warn_of_rejected
@@ -178,8 +179,8 @@ def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
 
 def _statistics(fisher: FisherLayer) -> list[Tensor]:
     """List what adding up and absorbing the sums write to."""
-    root = {id(buffer) for buffer in fisher.root_buffers.buffers()}
-    return [buffer for buffer in fisher.buffers() if id(buffer) not in root]
+    others = {id(buffer) for buffer in (*fisher.root_buffers.buffers(), *fisher.remainders)}
+    return [buffer for buffer in fisher.buffers() if id(buffer) not in others]
 
 
 def _dampings(fisher: FisherLayer) -> list[Tensor]:
@@ -210,6 +211,7 @@ def change_root_(
 
     Source: docs/method.md, refresh. Law 2 and the theorem tests test it.
     """
+    fit_remainders_(site.fisher, site.weight, site.bias)
     with all_or_nothing(_held(site, optimizers)):
         _change_root_(site, root, optimizers)
         if guard is not None:
@@ -231,6 +233,7 @@ def change_form_(site: LocalSite, joined: bool, optimizers: Iterable[Optimizer])
     form = in_form(site.fisher, joined)
     root = form.new_root(torch.float64)
     copy_root_(root, form.root_buffers)
+    fit_remainders_(site.fisher, site.weight, site.bias)
     with all_or_nothing(_held(site, optimizers)):
         _move_along_(site, root, optimizers)
         site.fisher.become_(form)
@@ -254,7 +257,7 @@ def _move_along_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -
     # What moves is read through the old root, so that is written over last.
     present = present_root(site.fisher, dtype)
     step, gradient = present.moves_to(root, layout.outputs, layout.width)
-    move_(site, step, dtype, site.weight, site.bias)
+    move_parameters_(site, step, dtype)
     # A gradient that waits, as of micro-batches, is `g R^T` of the old root; the next backward
     # pass adds `g R^T` of the new one, and the sum must mean something.
     bias_gradient = None if site.bias is None else site.bias.grad
@@ -270,7 +273,8 @@ def _held(site: LocalSite, optimizers: Iterable[Optimizer]) -> list[Tensor | Non
     parameters = (site.weight, site.bias)
     gradients = [None if p is None else p.grad for p in parameters]
     states = [state for pair in _linear_states(site, list(optimizers)) for state in pair]
-    return [*parameters, *gradients, *states, *site.fisher.root_buffers.buffers()]
+    kept = site.fisher.remainders
+    return [*parameters, *kept, *gradients, *states, *site.fisher.root_buffers.buffers()]
 
 
 def take_over_(site: LocalSite, leader: FisherLayer) -> None:
@@ -291,6 +295,16 @@ def present_root(fisher: FisherLayer, dtype: torch.dtype) -> Root:
     copied = fisher.new_root(dtype)
     copy_root_(copied, present)
     return copied
+
+
+def move_parameters_(site: LocalSite, change: Change, dtype: torch.dtype) -> None:
+    """Apply `change` to w' and b', and to what their dtype does not hold of them."""
+    parameters, remainders = (site.weight, site.bias), site.fisher.remainders
+    pairs = [*zip(parameters, remainders, strict=True)]
+    exact = [completed(*pair) for pair in pairs]
+    move_(site, change, dtype, *exact)
+    for pair, moved in zip(pairs, exact, strict=True):
+        round_(*pair, moved)
 
 
 def move_(

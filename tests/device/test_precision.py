@@ -84,6 +84,24 @@ def test_channels_last_images(dtype):
     torch.testing.assert_close(factors[0].double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d(6, 9, 3), nn.Linear(25, 9)])
+def test_tf32_reaches_the_network_alone(layer):
+    x = torch.randn(33, 6, 5, 5, device=DEVICE)
+    model, found = copy.deepcopy(layer).to(DEVICE), []
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("high", "highest"):
+            torch.set_float32_matmul_precision(precision)
+            net = sngd.reconstruct(model, SETTING)
+            for factor in (1.0, 3.0, 0.5):
+                net(x * factor if isinstance(layer, nn.Conv2d) else x.flatten(2) * factor)
+                sngd.refresh_(net)
+            found.append(net.state_dict())
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
 def unfolded_moment(x: torch.Tensor) -> torch.Tensor:
     """Return the mean of the outer products of all patches with a 1."""
     rows = F.unfold(x, 3, padding=1).mT.flatten(0, 1)

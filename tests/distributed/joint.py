@@ -24,6 +24,7 @@ from torch.optim import SGD, Optimizer
 
 import sngd_compile as sngd
 from backend.compiled import mlp
+from sngd_compile.training.sharding import held_here
 
 Batches = Callable[[int], Tensor]
 SETTING = sngd.Config(refresh_every=6, observe_every=2, max_rows=None, damping_abs=0.1)
@@ -66,10 +67,10 @@ def descent(net: nn.Module, kind: str, divided: bool = False) -> Optimizer:
     return SGD(groups, lr=0.02, momentum=0.9)
 
 
-def weights(net: nn.Module, kind: str) -> list[float]:
+def weights(net: nn.Module, kind: str, dtype: torch.dtype = torch.float64) -> list[float]:
     """Return the plain weights, of a sharded network too."""
     state = get_model_state_dict(net, options=StateDictOptions(full_state_dict=True))
-    whole = start(kind)
+    whole = start(kind).to(dtype)
     whole.load_state_dict(state)
     return [number for p in sngd.fold(whole).parameters() for number in p.flatten().tolist()]
 
@@ -168,6 +169,24 @@ def resumed_sharded(rank: int, kind: str) -> list[float]:
     return [float((pair[0] - pair[1]).abs().max())]
 
 
+def narrow(rank: int, way: str) -> list[float]:
+    """Refresh parameters in bfloat16 again and again; return how far weights went, early and late.
+
+    And the elements of remainders that lie here, over those of parameters.
+    """
+    net = sngd.reconstruct(mlp().bfloat16(), SETTING)
+    trained, found = wrapped(net, way), []
+    for step in range(20):
+        trained(rows(step, rank).bfloat16()).square().sum().backward()
+        sngd.refresh_(net)
+        found.append(torch.tensor(weights(net, "shared", torch.bfloat16)))
+    moved = [float((one - found[0]).norm() / found[0].norm()) for one in found]
+    parts = [layer.remainders for layer in sngd.fisher_layers(net).values()]
+    held = [held_here(part).numel() for pair in parts for part in pair]
+    here = [held_here(p).numel() for p in net.parameters()]
+    return [max(moved[:8]), max(moved[-8:]), sum(held) / sum(here)]
+
+
 def refreshed_by_hand(rank: int) -> list[float]:
     """Refresh before any optimizer has stepped: all get one root."""
     net = start("shared")
@@ -248,6 +267,8 @@ def main(rank: int, meeting: str) -> None:
             gap = (torch.tensor(numbers) - expected).abs().max()
             found[f"{name}, {kind}"] = float(gap)
         found[f"resumed in parts, {kind}"] = resumed_sharded(rank, kind)[0]
+    for way in ("parallel", "sharded"):
+        found[f"narrow, {way}"] = narrow(rank, way)
     found["roots"] = refreshed_by_hand(rank)
     found["rows of a part"] = in_a_part(rank)
     found["sent"] = sent(rank)

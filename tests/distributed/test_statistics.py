@@ -37,6 +37,15 @@ def test_uneven_and_empty_batches_add_up(found):
     assert "SngdWarning" not in errors
 
 
+@pytest.mark.parametrize("way", ["parallel", "sharded"])
+def test_refreshes_in_bfloat16_do_not_add_up(found, way):
+    numbers = [report[f"narrow, {way}"] for report in found[0]]
+    for early, late, share in numbers:
+        assert 0 < late < 1.5 * early < 0.02
+        assert share == 1.0  # what a process keeps beside its part of w' is of that part
+    assert numbers[0][:2] == numbers[1][:2]
+
+
 def test_a_refresh_by_hand_gives_all_processes_one_root(found):
     roots = [report["roots"] for report in found[0]]
     assert roots[0] == roots[1]

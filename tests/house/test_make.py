@@ -18,6 +18,7 @@ TARGETS += [
     "bench-fishers",
     "reproduce",
     "bench-layers",
+    "bench-memory",
     "bench-profile",
     "bench-compiled",
     "bench-kernels",

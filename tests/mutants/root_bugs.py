@@ -1,6 +1,7 @@
 """Bugs in what is made of the statistics: averages, damping, roots, refreshes, folding."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import sngd_compile.modules.reconstructed
 import sngd_compile.modules.writable_weight
 from bug import CONVOLUTION, LINEAR, TRAJECTORY, caught_by, wrap
 from sngd_compile.config import Config
-from sngd_compile.fisher import transforms, weight_map
+from sngd_compile.fisher import folding, transforms, weight_map
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.roots.cholesky import CholeskyRoot
 from sngd_compile.fisher.roots.sketch import SketchRoot
@@ -218,6 +219,20 @@ def writes_are_lost() -> None:
 def every_root_is_taken() -> None:
     """A refresh that changes the function is not noticed."""
     refresh.ChangeGuard.check = lambda self: None  # type: ignore[method-assign]
+
+
+@caught_by(("tests/training/test_remainders.py", "-k", "one_rounding and shared"))
+def roundings_of_half_precision_add_up() -> None:
+    """A refresh moves w' without what the last one rounded away."""
+    refresh.completed = lambda parameter, remainder: (
+        parameter if parameter is None or remainder is None else parameter.detach().float()
+    )
+
+
+@caught_by(("tests/training/test_mixed_precision.py", "-k", "plain_network and shared"))
+def autocast_reaches_the_fold() -> None:
+    """Weights are folded in the dtype of autocast."""
+    folding.autocast_off = lambda device: nullcontext()
 
 
 @caught_by(("tests/training/test_bias_apart.py", "-k", "shared"))

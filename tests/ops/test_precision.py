@@ -94,6 +94,24 @@ def test_a_refresh_is_exact(root, fisher, model, lowered):
     assert settings() == lowered
 
 
+def state_after_refreshes(fisher: str) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 9, 3, bias=False) if fisher == "shared" else nn.Linear(50, 9)
+    net = sngd.reconstruct(layer, EVERY_STEP.replace(fisher=fisher, rank=7, block_size=9))
+    for step in range(3):
+        x = batch(step, 33, 6 * 5 * 5 if fisher == "shared" else 50)
+        net(x.unflatten(1, (6, 5, 5)) if fisher == "shared" else x).square().mean().backward()
+        sngd.refresh_(net)
+    return list(net.state_dict().values())
+
+
+@pytest.mark.parametrize("fisher", ["shared", "sketch", "block"])
+def test_statistics_roots_and_weights_are_the_same_to_the_bit(fisher, lowered):
+    found = state_after_refreshes(fisher)
+    torch.set_float32_matmul_precision("highest")
+    assert all(map(torch.equal, found, state_after_refreshes(fisher)))
+
+
 def test_a_second_moment_is_exact(lowered):
     shape = (40, 8, 12, 12)
     with Products() as products:  # a mode does not see what an op does inside
