@@ -16,10 +16,11 @@ from sngd_compile.modules.reconstructed import Reconstructed, reconstructed_modu
 from sngd_compile.plan.budget import keep_to_budget
 from sngd_compile.plan.decision import Decision
 from sngd_compile.plan.planner import Overrides, Settle, make_plan, plan_of
-from sngd_compile.plan.records import Plan, qualified
+from sngd_compile.plan.records import Plan, bytes_text, qualified
 from sngd_compile.plan.report import graph_report, plan_report
 from sngd_compile.plan.totals import totals_of
 from sngd_compile.training.diagnosis import notes_of
+from sngd_compile.training.joint_roots import sent_bytes
 from sngd_compile.training.refresh import Site
 
 
@@ -36,6 +37,9 @@ class Explanation:
             that are looked up are left out.
         reconstructed_share: Elements of the parameters that are reconstructed, over those of all
             that require a gradient; 0.0 where there are none.
+        sent_bytes: What each process gives to the messages of a refresh and of the observed steps
+            since the one before, in bytes, by its number; () where no processes train together, or
+            no step has been taken under `fully_shard`.
         observed_share: Elements of the weights (and biases) whose Fisher layer has seen rows, over
             all that are reconstructed; 0.0 before training.
     """
@@ -48,10 +52,15 @@ class Explanation:
         self.work_per_step = self._totals.work_per_step
         self.reconstructed_share = self._totals.reconstructed_share
         self.observed_share = self._totals.observed_share
+        self.sent_bytes = sent_bytes({id(f): f for f in (layers or {}).values()}.values())
 
     def __str__(self) -> str:
         """Return the tables, every parameter with rule and cost or why it is left, and totals."""
-        return plan_report(self.plan, self._totals)
+        text = plan_report(self.plan, self._totals)
+        if self.sent_bytes:
+            each = ", ".join(map(bytes_text, self.sent_bytes))
+            text += f"\nFor a refresh {len(self.sent_bytes)} processes send, in turn: {each}."
+        return text
 
 
 class Graphs(dict[str, fx.Graph]):

@@ -6,7 +6,7 @@ So a refresh takes the time of a share of the decompositions, and the roots are 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.next_roots import NextRoot, next_roots
 from sngd_compile.fisher.weight_map import filled_root
-from sngd_compile.training.transaction import Kept, agreed, all_or_nothing
+from sngd_compile.training.transaction import Kept, agreed, all_or_nothing, by_group
 from sngd_compile.training.warnings import warn_of_outliers, warn_of_rejected
 
 DTYPES = (torch.float32, torch.float64)
@@ -192,3 +192,40 @@ class KeptStatistics:
         self.kept.restore_()
         self.layer.joint_sum, self.layer.joint_rows = self.joint
         self.layer.schedule.observed_steps, self.layer.outlier = self.steps, self.outlier
+
+
+def sent_bytes(layers: Iterable[FisherLayer]) -> tuple[int, ...]:
+    """Count what each process gives to the messages of a refresh and the observed steps before it.
+
+    Args:
+        layers: Of a network.
+
+    Returns:
+        By the number of the process in its group, in bytes, on average where observed steps and
+        refreshes do not fall together; () without a group.
+    """
+    found: list[float] = []
+    for group, members in by_group(layers):
+        if group is not None:
+            processes = torch.distributed.get_world_size(group)
+            found += [0.0] * (processes - len(found))
+            said = 8 * ((ENTRIES + 1) * len(members) + 4) + sum(map(_statistics_bytes, members))
+            for process in range(processes):
+                found[process] += said
+            for layer, owner in zip(members, owners_of(members, processes), strict=True):
+                found[owner] += _root_bytes(layer)
+    return tuple(map(round, found))
+
+
+def _statistics_bytes(layer: FisherLayer) -> float:
+    """Count the sums, with the number of their rows, that are sent between two refreshes."""
+    sums = [layer.sum, *([] if layer.output_side is None else [layer.output_side.sum])]
+    once = sum(numbers.nbytes + 8 for numbers in sums)
+    return once * layer.config.refresh_every / layer.config.observe_every
+
+
+def _root_bytes(layer: FisherLayer) -> int:
+    strength = kind_of(layer.spec).strength(layer.spec, layer.factor, layer.config)
+    dtype = layer.spec.dtype if strength is None else strength[1]
+    numbers = sum(buffer.numel() for buffer in layer.root_buffers.buffers())
+    return numbers * dtype.itemsize

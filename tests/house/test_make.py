@@ -22,6 +22,7 @@ TARGETS += [
     "bench-compiled",
     "bench-kernels",
     "bench-roots",
+    "bench-refresh",
     "bench-metrics",
     "monitoring",
     "bench-gpu-steps",
