@@ -16,7 +16,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-torch test-slow nightly fuzz test-interpreter test-gpu test-triton-matrix lint format types docs bench
 .PHONY: bench-peers bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
-.PHONY: bench-metrics monitoring report-picture bench-gpu bench-gpu-steps bench-layers bench-compiled
+.PHONY: bench-metrics bench-refresh monitoring report-picture bench-gpu bench-gpu-steps bench-layers bench-compiled
 .PHONY: bench-memory
 .PHONY: kernel-table mutants mutants-only wheel check clean FORCE
 
@@ -132,6 +132,9 @@ bench-kernels: $(STAMP)  ## the kernels' CPU paths against unfold and eigh
 
 bench-roots: $(STAMP)  ## time of each kind of root; on a GPU with ARGS="--device cuda"
 	$(BENCHMARK) micro.root_times $(ARGS)
+
+bench-refresh: $(STAMP)  ## a refresh on several processes: roots shared out, or each doing all
+	$(BENCHMARK) steps.refresh_shares $(ARGS)
 
 bench-metrics: $(STAMP)  ## time of a call of sngd.metrics; on a GPU with ARGS="--device cuda"
 	$(BENCHMARK) micro.metrics_cost $(ARGS)

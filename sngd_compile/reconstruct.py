@@ -64,7 +64,10 @@ def reconstruct(
             )
         name = sharded_name(model)
         if name is not None:
-            raise ModelError(f"{name} is sharded already: fully_shard(reconstruct(model))")
+            raise ModelError(
+                f"{name} is sharded already: fully_shard(reconstruct(model)). A weight that "
+                "parallelize_module has cut, as tensor parallel does, cannot be reconstructed"
+            )
         if not inplace:
             model = copied(model, "reconstruct it itself, with inplace=True")
     plan = make_plan(model, config or Config(), overrides or {})

@@ -10,9 +10,11 @@ do methods that a subclass overrides and calls by `super()`, such as `_apply`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Mapping, Sequence
+import sys
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
+from types import CodeType, FrameType
 from typing import Any, cast
 
 import torch
@@ -202,6 +204,58 @@ IGNORED_BY_DATA_PARALLEL = "_ddp_params_and_buffers_to_ignore"
 def is_joining(wrapper: Any) -> bool:
     """Say whether DistributedDataParallel is inside its `join()`."""
     return bool(wrapper._join_config.enable)
+
+
+_PIPELINE, _SCHEDULES = (
+    "torch.distributed.pipelining.stage",
+    "torch.distributed.pipelining.schedules",
+)
+_SHAPES_ARE_FOUND = ("_prepare_forward_infra", "_prepare_backward_infra")
+"""Methods of a stage of a pipeline that run its module on made-up numbers; seen on 2.13."""
+
+
+def _calling(name: str) -> Iterator[Any]:
+    """Yield the frames that run code of a module of torch, where it was imported."""
+    frame = sys._getframe(2) if name in sys.modules else None
+    while frame is not None:
+        if frame.f_globals.get("__name__") == name:
+            yield frame
+        frame = frame.f_back
+
+
+def is_in_pipeline() -> bool:
+    """Say whether the schedule of a pipeline is running in this thread."""
+    return any(True for _ in _calling(_SCHEDULES))
+
+
+def finds_shapes() -> bool:
+    """Say whether a stage of a pipeline runs its module only to find the shapes of its outputs."""
+    return any(frame.f_code.co_name in _SHAPES_ARE_FOUND for frame in _calling(_PIPELINE))
+
+
+def gradient_divisor() -> int:
+    """Return by what a pipeline that is running will divide gradients after its backward passes."""
+    schedules = (frame.f_locals.get("self") for frame in _calling(_SCHEDULES))
+    found = next((s for s in schedules if hasattr(s, "scale_grads")), None)
+    return found._n_microbatches if found is not None and found.scale_grads else 1
+
+
+def is_running(code: CodeType) -> bool:
+    """Say whether a function is running in this thread."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
+
+
+DISTRIBUTED = "_distribute_module_applied"
+"""What `distribute_module`, by which tensor parallel cuts parameters, reads of a module first."""
+
+
+def is_distributing() -> bool:
+    """Say whether `distribute_module` is running in this thread."""
+    frames = _calling("torch.distributed.tensor._api")
+    return any(frame.f_code.co_name == "distribute_module" for frame in frames)
 
 
 ORIGINAL_MODULE = "_orig_mod"

@@ -26,9 +26,8 @@ from sngd_compile.fisher.roots.base import Root, copy_root_
 from sngd_compile.fisher.schedule import GATE_ENTRIES
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.weight_map import mapped
+from sngd_compile.training.coordinates import Coordinates, Held, Parameters, move_
 from sngd_compile.training.optimizer_hooks import register_owner
-from sngd_compile.training.refresh import move_
-from sngd_compile.training.transaction import all_or_nothing
 
 # On the host whatever the default device: the op reads it in each step, and waits for nothing.
 SHUT = torch.zeros(GATE_ENTRIES, dtype=torch.int64, device="cpu")
@@ -123,8 +122,16 @@ class NaturalSite:
         pair = mapped("unfold", self.fisher.root_buffers, spec, gradient, of_bias)
         return [part for part in pair if part is not None]
 
+    def coordinates(self, optimizers: Iterable[Any]) -> Coordinates:
+        """Return the gradient that waits: it alone moves."""
+        of_bias = None if self.bias is None else self.bias.grad
+        return Coordinates(Parameters.none(), Held.of(self.weight.grad, of_bias), [])
+
+    def guard(self, held: Coordinates) -> None:
+        """Return nothing: no root changes `w`."""
+
     @torch.no_grad()
-    def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
+    def change_root_(self, root: Root, held: Coordinates) -> None:
         """Take another root. `w` and its momentum stay; a gradient that waits becomes natural anew.
 
         `g R_old^T R_old` becomes `g R_new^T R_new`, so that micro-batches before and after a
@@ -138,11 +145,8 @@ class NaturalSite:
             plain = old.from_prime(*old.unfold(weight, bias))
             return root.fold(*root.to_prime(*plain))
 
-        bias_gradient = None if self.bias is None else self.bias.grad
-        held = (self.weight.grad, bias_gradient, *self.fisher.root_buffers.buffers())
-        with all_or_nothing(held):
-            move_(self, gradient, dtype, self.weight.grad, bias_gradient)
-            copy_root_(self.fisher.root_buffers, root)
+        move_(self, gradient, dtype, held.gradient)
+        copy_root_(self.fisher.root_buffers, root)
 
     def part_bias_(self, optimizers: Iterable[Optimizer]) -> None:
         """Do nothing: weight and bias have coordinates of their own."""

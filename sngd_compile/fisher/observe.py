@@ -7,13 +7,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sngd_compile.errors import ModelError
 from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import REJECTED, ROWS, FisherLayer
 from sngd_compile.fisher.samples import draw, finite_samples, strided
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.statistics import Statistics
 from sngd_compile.registry import RULES
-from sngd_compile.torch_private import OUTSIDE_BACKWARD, backward_pass, repeats_a_forward
+from sngd_compile.torch_private import (
+    OUTSIDE_BACKWARD,
+    backward_pass,
+    finds_shapes,
+    gradient_divisor,
+    is_running,
+    repeats_a_forward,
+)
 
 
 def observe(  # noqa: PLR0913, PLR0917 - a node of a graph is flat
@@ -79,7 +87,8 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     """Add what the kind of Fisher makes of N rows to `sum`, and N to `tally[ROWS]`.
 
     Nothing is added while the gate is shut, nor for a forward pass that is repeated inside the
-    backward pass: it has been counted. A swapped use has rows over the outputs:
+    backward pass: it has been counted; nor for one of a pipeline that only looks for shapes. A
+    swapped use has rows over the outputs:
     every output's Fisher is a multiple of the identity, on average `sum_n |x_n|^2 / swapped`. A
     pass with a number that is not finite adds to `tally[REJECTED]` alone. The arithmetic is float32
     or wider whatever the activations are: what takes halves multiplies them exactly.
@@ -87,10 +96,11 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     observing, seed, most_rows = gate.tolist()
     if not observing or (backward_pass() != OUTSIDE_BACKWARD and repeats_a_forward()):
         return
-    if not all(tensor.numel() for tensor in inputs):  # not every rule can make rows of nothing
+    # Not every rule can make rows of nothing.
+    if finds_shapes() or not all(tensor.numel() for tensor in inputs):
         return
-    # By name: an op's arguments are tensors, numbers and strings.
-    statistics: Statistics = RULES[rule]
+    _refuse_compiled_pipeline(encoded)
+    statistics: Statistics = RULES[rule]  # by name: an op takes tensors, numbers and strings
     samples = statistics.samples(inputs, geometry)
     rows_each = statistics.rows_per_sample(samples, geometry)
     if samples[0].shape[0] * rows_each == 0:
@@ -113,6 +123,24 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
 
     add_if_finite_(sum, finite, add_)
     _count_(tally, finite, samples[0].shape[0] * rows_each)
+
+
+def _refuse_compiled_pipeline(encoded: str) -> None:
+    """Refuse gradients of micro-batches in a graph, which cannot know what they are divided by.
+
+    Raises:
+        ModelError: Where gradients at outputs count, and the schedule of a pipeline scales them.
+    """
+    divisor = gradient_divisor()
+    if divisor > 1 and not is_running(observe.__code__):
+        spec = FisherSpec.decode(encoded)
+        if kind_of(spec).has_output_side:
+            raise ModelError(
+                f"a compiled weight {spec.layout.view} with fisher={spec.kind!r}: the schedule of "
+                f"this pipeline divides gradients by {divisor} afterwards, and gradients at "
+                "outputs would count as if it did not. Nothing has been observed. Give the "
+                "schedule scale_grads=False and divide the loss, or compile no stage"
+            )
 
 
 def _count_(tally: Tensor, finite: Tensor, rows: int) -> None:

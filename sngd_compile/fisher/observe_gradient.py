@@ -14,6 +14,7 @@ from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.output_side import SAMPLES, OutputSide
 from sngd_compile.fisher.samples import draw, strided
 from sngd_compile.registry import RULES
+from sngd_compile.torch_private import finds_shapes, gradient_divisor
 
 LARGEST = 1e152
 """Entries of a gradient whose squares float64 holds; larger ones count as not finite."""
@@ -42,13 +43,17 @@ def observe_gradient(
         observed: Tensor = _Observed.apply(output, *statistics, rule, numbers)  # type: ignore[no-untyped-call]
         return observed
     # A hook, where nothing is traced: a layer that comes next may change the output in place.
-    if fisher.schedule.observing:
-        output.register_hook(partial(_add, side, fisher.schedule.gate, rule, numbers))
+    if fisher.schedule.observing and not finds_shapes():
+        # Asked here, since the backward pass of a GPU runs in another thread.
+        form = rule, numbers, gradient_divisor()
+        output.register_hook(partial(_add, side, fisher.schedule.gate, form))
     return output
 
 
-def _add(side: OutputSide, gate: Tensor, rule: str, geometry: Sequence[int], g: Tensor) -> None:
-    shown = strided(g.detach())
+def _add(side: OutputSide, gate: Tensor, form: tuple[str, Any, int], g: Tensor) -> None:
+    """Show a gradient as it will be: of micro-batches the schedule of a pipeline takes the mean."""
+    rule, geometry, divisor = form
+    shown = strided(g.detach() / divisor if divisor > 1 else g.detach())
     torch.ops.sngd.observe_gradient_(side.sum, side.tally, gate, shown, rule, list(geometry))
 
 
@@ -97,7 +102,7 @@ def observe_gradient_(
     wider, of rows that are divided by their largest entry.
     """
     observing, seed, most_rows = gate.tolist()
-    if not observing:
+    if not observing or finds_shapes():
         return
     statistics = RULES[rule]
     rows = statistics.output_rows(gradient, geometry)

@@ -16,9 +16,10 @@ from rich.text import Text
 from sngd_compile.errors import shown
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.inspection.page import fragment, page
-from sngd_compile.plan.records import Plan, Site, fisher_text
-from sngd_compile.plan.report import Block, blocks_of, plan_report
+from sngd_compile.plan.records import Plan, Site, bytes_text, fisher_text
+from sngd_compile.plan.report import Block, blocks_of, text_of
 from sngd_compile.plan.totals import totals_of
+from sngd_compile.training.joint_roots import sent_bytes
 
 SCHEMA = 1
 """Version of what `to_dict` returns: raised when a key is renamed, removed or changes meaning."""
@@ -37,6 +38,9 @@ class Explanation:
             that are looked up are left out.
         reconstructed_share: Elements of the parameters that are reconstructed, over those of all
             that require a gradient; 0.0 where there are none.
+        sent_bytes: What each process gives to the messages of a refresh and of the observed steps
+            since the one before, in bytes, by its number; () where no processes train together, or
+            no step has been taken under `fully_shard`.
         observed_share: Elements of the weights (and biases) whose Fisher layer has seen rows, over
             all that are reconstructed; 0.0 before training.
     """
@@ -52,6 +56,7 @@ class Explanation:
         self.work_per_step = self._totals.work_per_step
         self.reconstructed_share = self._totals.reconstructed_share
         self.observed_share = self._totals.observed_share
+        self.sent_bytes = sent_bytes({id(f): f for f in layers.values()}.values())
 
     def __str__(self) -> str:
         """Return the tables, every parameter with rule and cost or why it is left, and totals."""
@@ -67,7 +72,7 @@ class Explanation:
         Raises:
             ConfigError: `by` is none of these.
         """
-        return plan_report(self.plan, self._totals, by)
+        return "\n\n".join(map(text_of, self.blocks(by)))
 
     def blocks(self, by: str = "order") -> list[Block]:
         """Return the tables as rows of cells.
@@ -75,7 +80,12 @@ class Explanation:
         Args:
             by: As for `text`.
         """
-        return blocks_of(self.plan, self._totals, by)
+        blocks = blocks_of(self.plan, self._totals, by)
+        if self.sent_bytes:
+            each = ", ".join(map(bytes_text, self.sent_bytes))
+            said = f"For a refresh {len(self.sent_bytes)} processes send, in turn: {each}."
+            blocks[-1] = Block(f"{blocks[-1].text}\n{said}", blocks[-1].rows)
+        return blocks
 
     def __rich__(self) -> RenderableType:
         """Return the tables for a terminal; `rich.print` asks for them."""
@@ -98,7 +108,7 @@ class Explanation:
         """Return all of it as plain data, see docs/reading_a_report.md for every key."""
         return {
             "schema": SCHEMA,
-            "totals": asdict(self._totals),
+            "totals": {**asdict(self._totals), "sent_bytes": list(self.sent_bytes)},
             "sites": [self._site(site) for site in self.sites],
             "skips": [
                 {"name": skip.name, "shape": list(skip.shape), "reason": skip.reason}

@@ -17,9 +17,10 @@ from sngd_compile.fisher.roots.base import Pair
 from sngd_compile.fisher.transforms import are_transforms_active
 from sngd_compile.modules.folded_weight import folded_weight, guarded_weight, is_in_forward
 from sngd_compile.modules.writable_weight import writable
+from sngd_compile.torch_private import DISTRIBUTED, is_distributing
 from sngd_compile.training.intact import fisher_of, prime_of
 from sngd_compile.training.refresh import LocalSite
-from sngd_compile.training.sharding import is_sharded
+from sngd_compile.training.sharding import PARTS, is_sharded
 
 Names = tuple[tuple[str, str | None], ...]
 """Attribute names of the reconstructed (weight, bias) pairs of a module."""
@@ -39,7 +40,16 @@ def attributes_of(names: Names) -> dict[str, property]:
         if bias is not None:
             made[bias] = _folded(weight, bias, 1)
             made[f"{bias}_prime"] = _raw(weight, bias)
+    made[DISTRIBUTED] = property(_refuse_tensor_parallel)
     return made
+
+
+def _refuse_tensor_parallel(module: Any) -> None:
+    """Stop `parallelize_module` before it takes the weight apart, and be missing for others."""
+    if is_distributing():
+        name = fisher_of(module, module.names[0][0]).name
+        raise ModelError(f"{name}: parallelize_module would cut this weight. {PARTS}")
+    raise AttributeError(DISTRIBUTED)
 
 
 class _Held(threading.local):

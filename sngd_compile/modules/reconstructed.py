@@ -46,7 +46,7 @@ from sngd_compile.training.optimizer_hooks import (
 )
 from sngd_compile.training.refresh import LocalSite
 from sngd_compile.training.remainders import fit_remainders_
-from sngd_compile.training.sharding import check_mesh, is_sharded
+from sngd_compile.training.sharding import check_sharding, is_sharded
 
 
 class OwnState(NamedTuple):
@@ -160,7 +160,7 @@ class Reconstructed(nn.Module):
         """Take an ordinary parameter: the root of its weight returns to the identity."""
         known = self._parameters.get(name)
         if is_sharded(param) or is_sharded(known):  # fully_shard swaps parts and the whole
-            check_mesh(f"{self.original_class.__name__}.{name}", param)
+            check_sharding(f"{self.original_class.__name__}.{name}", param)
             self._parameters[name] = param
             return
         site = next((s for s in self.local_sites() if name in (s.weight_name, s.bias_name)), None)

@@ -13,7 +13,8 @@ from torch import Tensor
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.roots.base import Pair
 from sngd_compile.fisher.weight_map import visibly_mapped
-from sngd_compile.training.refresh import LocalSite, move_, move_parameters_, present_root
+from sngd_compile.training.coordinates import Held, Parameters, move_
+from sngd_compile.training.refresh import LocalSite, present_root
 
 Map = Callable[[Tensor, Tensor | None], Pair]
 
@@ -35,7 +36,7 @@ def write_(site: LocalSite, index: int, value: Tensor) -> None:
         )
     root = present_root(site.fisher, torch.float64)
     change = _with_half(site, index, value, root.fold, root.unfold)
-    move_parameters_(site, change, torch.float64)
+    Parameters.of(site.fisher, site.weight, site.bias).move_(site, change, torch.float64)
     # Else the next refresh would report it as a copy into which somebody averages weights.
     site.fisher.ties.expect_change()
 
@@ -63,7 +64,7 @@ def write_gradient_(site: LocalSite, index: int, value: Tensor) -> None:
     root = present_root(site.fisher, torch.float64)
     change = _with_half(site, index, value, root.from_prime, root.to_prime)
     weight, bias = _filled(site, *_gradients(site))
-    move_(site, change, torch.float64, weight, bias)
+    move_(site, change, torch.float64, Held.of(weight, bias))
     site.weight.grad = weight
     if site.bias is not None:
         site.bias.grad = bias

@@ -19,6 +19,7 @@ from sngd_compile.torch_private import (
     OUTSIDE_BACKWARD,
     backward_pass,
     forward_pre_hooks,
+    is_in_pipeline,
     is_replica,
     remove_hooks,
 )
@@ -74,7 +75,8 @@ def begin_forward(network: nn.Module, inputs: Any) -> None:
     if not (folds_together or recorded.see_outputs):
         return
     members = _present(recorded.members)
-    if recorded.see_outputs:
+    # A pipeline may put the gradients of weights off until other micro-batches have passed.
+    if recorded.see_outputs and not is_in_pipeline():
         _forget_abandoned_(members)
     if not folds_together:
         return

@@ -29,9 +29,7 @@ def plan_report(plan: Plan, totals: Totals | None = None, by: str = "order") -> 
         totals: Of a network whose Fisher layers are there; None for what the plan adds up to.
         by: See `blocks_of`.
     """
-    blocks = blocks_of(plan, totals or totals_of(plan), by)
-    parts = [part for block in blocks for part in (block.text, _table(block.rows)) if part]
-    return "\n\n".join(parts)
+    return "\n\n".join(map(text_of, blocks_of(plan, totals or totals_of(plan), by)))
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,11 @@ class Block:
 
     text: str
     rows: list[Row] = field(default_factory=list)
+
+
+def text_of(block: Block) -> str:
+    """Return a part of a report as text."""
+    return "\n\n".join(part for part in (block.text, _table(block.rows)) if part)
 
 
 ORDERS: dict[str, Callable[[Site], int]] = {

@@ -11,7 +11,6 @@ from torch import Tensor
 from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.weight_map import as_matrices
-from sngd_compile.training.sharding import whole
 
 MOST_ROUNDINGS = 256
 """Multiple of `sqrt(D)` roundings of the weights' dtype that a refresh may change them by.
@@ -30,56 +29,44 @@ SUMS = 16
 """Sums over outputs that are compared in the place of all outputs."""
 
 
-class FunctionChangedError(Exception):
-    """A new root cannot express the present weights.
-
-    Args:
-        change: Of the folded weights, in units of their norm.
-    """
-
-    def __init__(self, change: float) -> None:
-        super().__init__(f"the folded weights change by {change:.1e} of their norm")
-        self.change = change
-
-
 class ChangeGuard:
     """Compare the folded weights before and after a change of the root.
 
     Args:
         fisher: The Fisher layer, before the change.
-        weight: w'.
-        bias: b', or None.
+        weight: w', whole.
+        bias: b', whole, or None.
     """
 
     def __init__(self, fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> None:
-        self.fisher, self.weight, self.bias = fisher, weight, bias
-        self.before = self._folded()
+        self.fisher, self.dtype = fisher, weight.dtype
+        self.before = self._folded(weight, bias)
 
-    def check(self) -> None:
-        """Look at the weights after the change; all processes come to the same answer.
+    def change(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the change of the folded weights in units of their norm; infinity for no number.
 
-        Raises:
-            FunctionChangedError: They are others.
+        Args:
+            weight: w' after the change, whole.
+            bias: b', whole, or None.
         """
-        after, group = self._folded(), self.fisher.ties.process_group
+        after = self._folded(weight, bias)
         pairs = list(zip(self.before, after, strict=True))
         squares = [(torch.dist(old, new).square(), old.square().sum()) for old, new in pairs]
         moved, size = (torch.stack(list(parts)).sum() for parts in zip(*squares, strict=True))
         # Zeros that stay zeros have not changed.
         change = torch.where(moved == 0, 0.0, (moved / size).sqrt())
-        if group is not None:
-            torch.distributed.all_reduce(change, torch.distributed.ReduceOp.MAX, group=group)
-        bound = MOST_ROUNDINGS * torch.finfo(self.weight.dtype).eps * sqrt(self.fisher.size)
-        bound = min(max(bound, HARMLESS_CHANGE), LARGEST_CHANGE)
-        # Asked this way round, so that what is no number is refused too.
-        if not float(change) <= bound:
-            raise FunctionChangedError(float(change))
+        # Among several processes the largest counts, and what is no number has no order.
+        return torch.where(change.isnan(), torch.inf, change)
 
-    def _folded(self) -> list[Tensor]:
+    def allows(self, change: float) -> bool:
+        """Say whether a change is one of rounding."""
+        bound = MOST_ROUNDINGS * torch.finfo(self.dtype).eps * sqrt(self.fisher.size)
+        return change <= min(max(bound, HARMLESS_CHANGE), LARGEST_CHANGE)
+
+    def _folded(self, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
         """Fold weight and bias, the numbers in float64; of many outputs a few random sums."""
         root, layout, kind = self.fisher.root_buffers, self.fisher.layout, kind_of(self.fisher.spec)
-        bias = None if self.bias is None else whole(self.bias.detach())
-        weight, bias = as_matrices(layout, whole(self.weight.detach()), bias, root.dtype)
+        weight, bias = as_matrices(layout, weight.detach(), bias, root.dtype)
         # A root that acts on each output alike commutes with sums over outputs, whose squared
         # change is on average that of all: so the check costs next to nothing.
         is_alike = not (kind.sees_outputs or kind.has_output_side)

@@ -28,6 +28,7 @@ from sngd_compile.torch_private import (
     is_joining,
 )
 from sngd_compile.training.sharding import group_of, is_sharded
+from sngd_compile.training.transaction import agreed, by_group, interrupts_wait
 
 LARGEST_BUCKET = 2**24
 """Numbers that are sent together: enough that a call costs little, few beside the statistics."""
@@ -111,55 +112,85 @@ def close_steps_(fishers: Sequence[FisherLayer]) -> None:
     Every process comes here with the same layers, whether it had rows for them or not: the others
     would wait for it. So nothing that could raise in one alone may stand before this.
     """
-    for several in _buckets(fishers):
-        _join_(several)
+    for group, members in by_group(fishers):
+        if group is not None:
+            with interrupts_wait(group):
+                for several in _buckets(members):
+                    _join_(several, group)
     for fisher in fishers:
         fisher.close_step_()
 
 
 def _buckets(fishers: Iterable[FisherLayer]) -> Iterator[list[FisherLayer]]:
-    """Yield those that are trained in parallel, by their processes, some at a time."""
-    of_group: dict[int, list[FisherLayer]] = defaultdict(list)
+    """Yield layers, so many at a time that their sums fit into a bucket."""
+    bucket: list[FisherLayer] = []
     for fisher in fishers:
-        if fisher.ties.process_group is not None:
-            of_group[id(fisher.ties.process_group)].append(fisher)
-    for members in of_group.values():
-        bucket: list[FisherLayer] = []
-        for fisher in members:
-            if bucket and sum(f.sum.numel() for f in (*bucket, fisher)) > LARGEST_BUCKET:
-                yield bucket
-                bucket = []
-            bucket.append(fisher)
-        yield bucket
+        if bucket and sum(f.sum.numel() for f in (*bucket, fisher)) > LARGEST_BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(fisher)
+    yield bucket
 
 
-def _join_(fishers: Sequence[FisherLayer]) -> None:
+def _join_(fishers: Sequence[FisherLayer], group: Any) -> None:
     """Let each process hold the sums and the numbers of rows of all."""
-    group = fishers[0].ties.process_group
     # Sums and counts, not means: processes with other numbers of rows weigh by their rows.
-    parts: list[Tensor] = []
+    sums: list[Tensor] = []
+    flat: list[_Flat] = []
+
+    def pack() -> Tensor:
+        counts = []
+        for fisher in fishers:
+            for sum, count in _own_parts(fisher):
+                sums.append(sum)
+                counts.append(count)
+        flat.extend(_flattened(sums))
+        return torch.stack(counts)
+
+    counts = sum(1 if fisher.output_side is None else 2 for fisher in fishers)
+    # Rows go with the word that all are there: they are few, and below 2^53.
+    numbers = iter(agreed(group, fishers, counts, pack).to(torch.int64))
+    totals = iter(_sent(flat, sums, group))
+    processes = torch.distributed.get_world_size(group)
     for fisher in fishers:
-        parts += fisher.own_part()
+        fisher.take_joint_(next(totals), next(numbers))
         if fisher.output_side is not None:
-            parts += (fisher.output_side.sum, fisher.output_side.tally[SAMPLES])
-    totals = iter(_all_reduced(parts, group))
-    for fisher in fishers:
-        fisher.take_joint_(next(totals), next(totals))
-        if fisher.output_side is not None:
-            processes = torch.distributed.get_world_size(group)
-            fisher.output_side.take_joint_(next(totals), next(totals), processes)
+            fisher.output_side.take_joint_(next(totals), next(numbers), processes)
 
 
-def _all_reduced(parts: Sequence[Tensor], group: Any) -> list[Tensor]:
-    """Return the sums over all processes of tensors, sent together as far as they are alike."""
+def _own_parts(fisher: FisherLayer) -> list[tuple[Tensor, Tensor]]:
+    """Return what this process alone has observed: sums, and of how many rows or samples."""
+    side = fisher.output_side
+    output = [] if side is None else [(side.sum, side.tally[SAMPLES])]
+    return [fisher.own_part(), *output]
+
+
+_Flat = tuple[Tensor, list[int]]
+"""Tensors that are alike, one after another, and which of all they are."""
+
+
+def _flattened(parts: Sequence[Tensor]) -> list[_Flat]:
+    """Copy tensors into one for each dtype and device."""
     alike: dict[tuple[torch.dtype, torch.device], list[int]] = defaultdict(list)
     for index, part in enumerate(parts):
         alike[part.dtype, part.device].append(index)
+    return [
+        (torch.cat([parts[index].flatten() for index in indices]), indices)
+        for indices in alike.values()
+    ]
+
+
+def _sent(flat: Sequence[_Flat], parts: Sequence[Tensor], group: Any) -> list[Tensor]:
+    """Add tensors up over all processes, a message for each dtype; return views of the sums."""
     found = list(parts)
-    for indices in alike.values():
-        flat = torch.cat([parts[index].flatten() for index in indices])
-        torch.distributed.all_reduce(flat, group=group)
-        pieces = flat.split([parts[index].numel() for index in indices])
+    for numbers, indices in flat:
+        torch.distributed.all_reduce(numbers, group=group)
+        pieces = numbers.split([parts[index].numel() for index in indices])
         for index, piece in zip(indices, pieces, strict=True):
             found[index] = piece.view(parts[index].shape)
     return found
+
+
+def all_reduced(parts: Sequence[Tensor], group: Any) -> list[Tensor]:
+    """Return the sums over all processes of tensors, sent together as far as they are alike."""
+    return _sent(_flattened(parts), parts, group)

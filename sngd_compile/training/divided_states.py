@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sngd_compile.training.data_parallel import all_reduced
+
 LINEAR_STATES = ("momentum_buffer", "exp_avg")
 """Optimizer states that are linear in past steps even where none of their numbers is negative."""
 
@@ -43,29 +45,36 @@ def linear_state(parameter: Any, name: str, holders: Sequence[Any]) -> Tensor | 
 
 @contextmanager
 def whole_states(
-    weight: Tensor, bias: Tensor | None, group: Any, optimizers: Sequence[Optimizer]
+    pairs: Sequence[tuple[Tensor, Tensor | None]], group: Any, optimizers: Sequence[Optimizer]
 ) -> Iterator[Sequence[Any]]:
-    """Yield who holds the states of a pair: where they are divided, what was gathered of them.
+    """Yield who holds the states of weights and biases: where they are divided, what was gathered.
 
-    Changes of what was gathered reach the states that lie here. Every process of the group comes
-    here, or none.
+    Changes of what was gathered reach the states that lie here, unless the block raises. Every
+    process of the group comes here, or none.
     """
     # By name: importing the class takes long, and torch may be without it.
     names = (base.__name__ for optimizer in optimizers for base in type(optimizer).__mro__)
-    if group is None or bias is None or "ZeroRedundancyOptimizer" not in names:
+    joined = [p for weight, bias in pairs if bias is not None for p in (weight, bias)]
+    if group is None or not joined or "ZeroRedundancyOptimizer" not in names:
         yield optimizers
         return
-    pairs = [(name, p) for name in LINEAR_STATES for p in (weight, bias)]
-    held = [linear_state(parameter, name, optimizers) for name, parameter in pairs]
+    wanted = [(name, parameter) for name in LINEAR_STATES for parameter in joined]
+    held = [linear_state(parameter, name, optimizers) for name, parameter in wanted]
     # One process has a state and the others have none, so the sum is that one's.
-    alike = [torch.zeros_like(p) if s is None else s for s, (_, p) in zip(held, pairs, strict=True)]
-    flat = torch.cat([state.detach().flatten() for state in alike])
-    torch.distributed.all_reduce(flat, group=group)
-    holder = StateHolder({weight: {}, bias: {}})
-    pieces = flat.split([state.numel() for state in alike])
-    for (name, parameter), piece in zip(pairs, pieces, strict=True):
-        holder.state[parameter][name] = piece.view(parameter.shape)
-    yield [holder]
-    for (name, parameter), state in zip(pairs, held, strict=True):
+    alike = [
+        torch.zeros_like(p) if s is None else s for s, (_, p) in zip(held, wanted, strict=True)
+    ]
+    found = all_reduced(alike, group)
+    holder = StateHolder({parameter: {} for parameter in joined})
+    for (name, parameter), whole in zip(wanted, found, strict=True):
+        holder.state[parameter][name] = whole
+    # Of what has no bias that joins, each part lies in one process, which moves it alone.
+    alone = [StateHolder(_others(optimizer, holder)) for optimizer in optimizers]
+    yield [holder, *alone]
+    for (name, parameter), state in zip(wanted, held, strict=True):
         if state is not None:
             state.copy_(holder.state[parameter][name])
+
+
+def _others(optimizer: Optimizer, holder: StateHolder) -> dict[Any, Any]:
+    return {p: states for p, states in optimizer.state.items() if p not in holder.state}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +12,23 @@ from torch.optim import Optimizer
 
 from sngd_compile.fisher.carry_over import in_form
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.next_roots import next_roots, warn_once
-from sngd_compile.fisher.roots.base import Change, Root, copy_root_
-from sngd_compile.fisher.weight_map import as_matrices
+from sngd_compile.fisher.next_roots import NextRoot, warn_once
+from sngd_compile.fisher.roots.base import Root, copy_root_
 from sngd_compile.training.averaged_copies import followers_of
-from sngd_compile.training.change_guard import ChangeGuard, FunctionChangedError
-from sngd_compile.training.divided_states import LINEAR_STATES, states_of, whole_states
+from sngd_compile.training.change_guard import ChangeGuard
+from sngd_compile.training.coordinates import Coordinates, coordinates_of, move_
+from sngd_compile.training.data_parallel import LARGEST_BUCKET
+from sngd_compile.training.divided_states import whole_states
 from sngd_compile.training.intact import prime_of
-from sngd_compile.training.remainders import completed, fit_remainders_, round_
-from sngd_compile.training.sharding import put_, whole
-from sngd_compile.training.transaction import all_or_nothing
-from sngd_compile.training.warnings import warn_of_outliers, warn_of_refused, warn_of_rejected
+from sngd_compile.training.joint_roots import KeptStatistics, next_joint_roots
+from sngd_compile.training.transaction import (
+    Kept,
+    agreed,
+    all_or_nothing,
+    by_group,
+    interrupts_wait,
+)
+from sngd_compile.training.warnings import warn_of_refused
 from sngd_kernels.precision import exact_products
 
 
@@ -59,8 +63,16 @@ class Site(Protocol):
         """Return the present `g' = g R^T`, of the weight and of a bias in its local Fisher."""
         ...
 
-    def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
-        """Give the layer another root; the function stays."""
+    def coordinates(self, optimizers: Iterable[Any]) -> Coordinates:
+        """Return all that moves with a root, gathered where it is sharded."""
+        ...
+
+    def guard(self, held: Coordinates) -> ChangeGuard | None:
+        """Return what notices that the weight is another after a change of the root, if any can."""
+        ...
+
+    def change_root_(self, root: Root, held: Coordinates) -> None:
+        """Give the layer another root and move along what was gathered; the function stays."""
         ...
 
     def part_bias_(self, optimizers: Iterable[Optimizer]) -> None:
@@ -120,9 +132,22 @@ class LocalSite:
         held = (self.weight, self.bias if self.is_bias_joined else None)
         return [p.grad for p in held if p is not None and p.grad is not None]
 
-    def change_root_(self, root: Root, optimizers: Iterable[Optimizer]) -> None:
-        """Give the layer another root and move `w'` along, if that keeps the function."""
-        change_root_(self, root, optimizers, ChangeGuard(self.fisher, self.weight, self.bias))
+    def coordinates(self, optimizers: Iterable[Any]) -> Coordinates:
+        """Return `w'`, its gradient, and the momenta that optimizers keep."""
+        return coordinates_of(self.fisher, self.weight, self.bias, list(optimizers))
+
+    def guard(self, held: Coordinates) -> ChangeGuard:
+        """Return what compares the folded weights."""
+        weight, bias = held.parameters.whole()
+        assert weight is not None
+        return ChangeGuard(self.fisher, weight, bias)
+
+    def change_root_(self, root: Root, held: Coordinates) -> None:
+        """Move `w'`, gradient and momenta to the coordinates of a root, and take it."""
+        _move_along_(self, root, held)
+        # In place: compiled graphs and CUDA graphs hold these buffers.
+        copy_root_(self.fisher.root_buffers, root)
+        self.fisher.ties.expect_change()
 
     def part_bias_(self, optimizers: Iterable[Optimizer]) -> None:
         """Give the bias coordinates of its own, see `change_form_`."""
@@ -145,42 +170,141 @@ def refresh_sites(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> Non
 
 
 def _refresh(sites: Sequence[Site], optimizers: Sequence[Optimizer]) -> None:
-    due = []
-    for site in sites:
-        with all_or_nothing(_statistics(site.fisher)):
-            if site.fisher.absorb_():
-                due.append(site)
-    warn_of_rejected([site.fisher for site in sites])
-    warn_of_outliers([site.fisher for site in due])
+    of_layer = {site.fisher: site for site in sites}
     refused: dict[FisherLayer, float] = {}
-    # All decompositions before any change: one that fails leaves every network as it was.
-    for site, found in zip(due, next_roots([site.fisher for site in due]), strict=True):
-        fisher = site.fisher
-        if found is not None:
-            root, dampings = found
-            try:
-                with all_or_nothing(_dampings(fisher)):
-                    fisher.take_dampings_(dampings)
-                    group = fisher.ties.process_group
-                    with whole_states(site.weight, site.bias, group, optimizers) as holders:
-                        site.change_root_(root, holders)
-                fisher.schedule.note_root()
-            except FunctionChangedError as error:
-                refused[fisher] = error.change
-        elif fisher.damped():
+    for group, layers in by_group(of_layer):
+        # Processes are not to differ in what they have absorbed, where one of them fails.
+        kept = {} if group is None else {layer: KeptStatistics(layer) for layer in layers}
+        try:
+            with interrupts_wait(group):
+                # All decompositions before any change: one that fails leaves all as it was.
+                roots = next_joint_roots(layers, group)
+                _warn_of_rootless([layer for layer, found in roots.items() if found is None])
+                steps = [(of_layer[layer], found) for layer, found in roots.items() if found]
+                for several in _together(steps, group):
+                    refused |= _take_roots_(several, group, optimizers)
+                    for site, _ in several:
+                        kept.pop(site.fisher, None)
+                        if site.fisher not in refused:
+                            site.fisher.schedule.note_root()
+                            _let_follow_(site.fisher)
+                kept.clear()
+        except BaseException:
+            for statistics in kept.values():
+                statistics.restore_()
+            raise
+    warn_of_refused(refused)
+
+
+def _warn_of_rootless(layers: Sequence[FisherLayer]) -> None:
+    for fisher in layers:
+        if fisher.damped():
             warn_once(
                 fisher,
                 "singular",
                 "its damped factor is not positive definite, so its root stays as it was; raise "
                 f"damping_rel_trace (now {fisher.config.damping_rel_trace}) or damping_abs",
             )
-    warn_of_refused(refused)
 
 
-def _statistics(fisher: FisherLayer) -> list[Tensor]:
-    """List what adding up and absorbing the sums write to."""
-    others = {id(buffer) for buffer in (*fisher.root_buffers.buffers(), *fisher.remainders)}
-    return [buffer for buffer in fisher.buffers() if id(buffer) not in others]
+Step = tuple[Site, NextRoot]
+"""A weight and its next root."""
+
+
+def _together(steps: Sequence[Step], group: Any) -> Iterator[list[Step]]:
+    """Yield those about which processes agree by one message; alone, one by one.
+
+    What they were is kept meanwhile, so there are no more than fit into a bucket.
+    """
+    several: list[Step] = []
+    held = 0
+    for step in steps:
+        site, (root, _) = step
+        numbers = 3 * site.weight.numel() + sum(buffer.numel() for buffer in root.buffers())
+        if several and (group is None or held + numbers > LARGEST_BUCKET):
+            yield several
+            several, held = [], 0
+        several.append(step)
+        held += numbers
+    if several:
+        yield several
+
+
+class _Attempt:
+    """A new root that may be taken back.
+
+    Args:
+        site: Which gets it.
+        held: What moves along.
+    """
+
+    def __init__(self, site: Site, held: Coordinates) -> None:
+        self.site, self.guard = site, site.guard(held)
+        written = (*held.tensors(), *site.fisher.root_buffers.buffers(), *_dampings(site.fisher))
+        self.kept = Kept(written)
+
+    def take_(self, found: NextRoot, held: Coordinates) -> Tensor:
+        """Take the root and move along; return by how much the weights have changed."""
+        root, dampings = found
+        self.site.fisher.take_dampings_(dampings)
+        self.site.change_root_(root, held)
+        weight, bias = held.parameters.whole()
+        if self.guard is None or weight is None:
+            return torch.zeros((), dtype=torch.float64, device=self.site.fisher.sum.device)
+        return self.guard.change(weight, bias)
+
+    def is_kept(self, change: float) -> bool:
+        """Say whether that is no change of the function."""
+        return self.guard is None or self.guard.allows(change)
+
+
+@torch.no_grad()
+def _take_roots_(
+    steps: Sequence[Step], group: Any, optimizers: Sequence[Optimizer]
+) -> dict[FisherLayer, float]:
+    """Give weights their next roots; where a process fails, none of them in any.
+
+    Returns:
+        Those whose function would have changed, in any process, with the change: they stay.
+    """
+    attempts: list[_Attempt] = []
+    layers = [site.fisher for site, _ in steps]
+    pairs = [(site.weight, site.bias) for site, _ in steps]
+    with whole_states(pairs, group, optimizers) as holders:
+
+        def attempt() -> Tensor:
+            failures: list[BaseException] = []
+            changes = []
+            for site, found in steps:
+                # Parts are gathered here, so every process comes here for each, whatever failed.
+                held = site.coordinates(holders)
+                try:
+                    if not failures:
+                        attempts.append(_Attempt(site, held))
+                        changes.append(attempts[-1].take_(found, held))
+                except BaseException as error:
+                    failures.append(error)
+            if failures:
+                raise failures[0]
+            return torch.stack(changes)
+
+        try:
+            found = agreed(group, layers, len(steps), attempt, largest=True).tolist()
+        except BaseException:
+            for tried in attempts:
+                tried.kept.restore_()
+            raise
+        changes = dict(zip(attempts, found, strict=True))
+        refused = {tried: size for tried, size in changes.items() if not tried.is_kept(size)}
+        for tried in refused:
+            tried.kept.restore_()
+    return {tried.site.fisher: size for tried, size in refused.items()}
+
+
+def _let_follow_(fisher: FisherLayer) -> None:
+    """Give copies that follow a layer its root."""
+    for follower in followers_of(fisher):
+        take_over_(follower, fisher)
 
 
 def _dampings(fisher: FisherLayer) -> list[Tensor]:
@@ -190,34 +314,23 @@ def _dampings(fisher: FisherLayer) -> list[Tensor]:
 
 
 @torch.no_grad()
-def change_root_(
-    site: LocalSite,
-    root: Root,
-    optimizers: Iterable[Optimizer],
-    guard: ChangeGuard | None = None,
-) -> None:
-    """Give the layer another root and keep the function: `w' <- (w' R_old) R_new^-1`.
+def change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -> None:
+    """Give a layer another root and keep the function: `w' <- (w' R_old) R_new^-1`.
 
-    Momentum moves by the same map, an accumulated gradient by `g' R_old^-T R_new^T`.
+    Momentum moves by the same map, an accumulated gradient by `g' R_old^-T R_new^T`. Copies that
+    follow the layer get the same root.
 
     Args:
         site: The reconstructed weight.
         root: The new root; its dtype is that of the arithmetic.
         optimizers: Those whose states hold momenta of its parameters.
-        guard: Raises where the function was not kept, and all is as it was; None where there is no
-            going back.
-
-    Copies that follow the layer get the same root.
 
     Source: docs/method.md, refresh. Law 2 and the theorem tests test it.
     """
-    fit_remainders_(site.fisher, site.weight, site.bias)
-    with all_or_nothing(_held(site, optimizers)):
-        _change_root_(site, root, optimizers)
-        if guard is not None:
-            guard.check()
-    for follower in followers_of(site.fisher):
-        take_over_(follower, site.fisher)
+    held = site.coordinates(optimizers)
+    with all_or_nothing((*held.tensors(), *site.fisher.root_buffers.buffers())):
+        site.change_root_(root, held)
+    _let_follow_(site.fisher)
 
 
 @torch.no_grad()
@@ -233,48 +346,29 @@ def change_form_(site: LocalSite, joined: bool, optimizers: Iterable[Optimizer])
     form = in_form(site.fisher, joined)
     root = form.new_root(torch.float64)
     copy_root_(root, form.root_buffers)
-    fit_remainders_(site.fisher, site.weight, site.bias)
-    with all_or_nothing(_held(site, optimizers)):
-        _move_along_(site, root, optimizers)
+    held = site.coordinates(optimizers)
+    with all_or_nothing((*held.tensors(), *site.fisher.root_buffers.buffers())):
+        _move_along_(site, root, held)
         site.fisher.become_(form)
     site.fisher.ties.expect_change()
-    for follower in followers_of(site.fisher):
-        take_over_(follower, site.fisher)
+    _let_follow_(site.fisher)
 
 
-def _change_root_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -> None:
-    """Do what `change_root_` says, but for copies."""
-    _move_along_(site, root, optimizers)
-    # In place: compiled graphs and CUDA graphs hold these buffers.
-    copy_root_(site.fisher.root_buffers, root)
-    site.fisher.ties.expect_change()
-
-
-def _move_along_(site: LocalSite, root: Root, optimizers: Iterable[Optimizer]) -> None:
+def _move_along_(site: LocalSite, root: Root, held: Coordinates) -> None:
     """Move all that lives in the coordinates of the present root to those of another."""
     dtype = next(root.buffers()).dtype
     layout = site.fisher.layout
     # What moves is read through the old root, so that is written over last.
     present = present_root(site.fisher, dtype)
     step, gradient = present.moves_to(root, layout.outputs, layout.width)
-    move_parameters_(site, step, dtype)
+    held.parameters.move_(site, step, dtype)
     # A gradient that waits, as of micro-batches, is `g R^T` of the old root; the next backward
     # pass adds `g R^T` of the new one, and the sum must mean something.
-    bias_gradient = None if site.bias is None else site.bias.grad
-    move_(site, gradient, dtype, site.weight.grad, bias_gradient)
+    move_(site, gradient, dtype, held.gradient)
     # A velocity is a sum of past steps of w', and an average or a slow copy one of past w': so
     # they move as w' does. Squares of gradients, as Adam keeps them, have no such map.
-    for pair in _linear_states(site, list(optimizers)):
-        move_(site, step, dtype, *pair)
-
-
-def _held(site: LocalSite, optimizers: Iterable[Optimizer]) -> list[Tensor | None]:
-    """List all that lives in the coordinates of a root, and the root."""
-    parameters = (site.weight, site.bias)
-    gradients = [None if p is None else p.grad for p in parameters]
-    states = [state for pair in _linear_states(site, list(optimizers)) for state in pair]
-    kept = site.fisher.remainders
-    return [*parameters, *kept, *gradients, *states, *site.fisher.root_buffers.buffers()]
+    for state in held.states:
+        move_(site, step, dtype, state)
 
 
 def take_over_(site: LocalSite, leader: FisherLayer) -> None:
@@ -295,68 +389,3 @@ def present_root(fisher: FisherLayer, dtype: torch.dtype) -> Root:
     copied = fisher.new_root(dtype)
     copy_root_(copied, present)
     return copied
-
-
-def move_parameters_(site: LocalSite, change: Change, dtype: torch.dtype) -> None:
-    """Apply `change` to w' and b', and to what their dtype does not hold of them."""
-    parameters, remainders = (site.weight, site.bias), site.fisher.remainders
-    pairs = [*zip(parameters, remainders, strict=True)]
-    exact = [completed(*pair) for pair in pairs]
-    move_(site, change, dtype, *exact)
-    for pair, moved in zip(pairs, exact, strict=True):
-        round_(*pair, moved)
-
-
-def move_(
-    site: Site,
-    change: Change,
-    dtype: torch.dtype,
-    weight: Tensor | None,
-    bias: Tensor | None,
-) -> None:
-    """Apply `change` in `dtype` to a pair shaped like w' and b'; a missing half counts as zero."""
-    if weight is None and bias is None:
-        return
-    # The map mixes weight and bias, so half a pair is moved as a pair with zeros.
-    full_weight = torch.zeros_like(site.weight) if weight is None else weight
-    full_bias = torch.zeros_like(site.bias) if bias is None and site.bias is not None else bias
-    layout = site.fisher.layout
-    pair = as_matrices(layout, whole(full_weight), whole(full_bias), dtype)
-    moved_weight, moved_bias = change(*pair)
-    if weight is not None:
-        put_(weight, layout.parameter(moved_weight, weight.shape))
-    if bias is not None and moved_bias is not None:
-        put_(bias, moved_bias.reshape(bias.shape))
-
-
-def _linear_states(
-    site: LocalSite, optimizers: Sequence[Optimizer]
-) -> list[tuple[Tensor | None, Tensor | None]]:
-    """Find the optimizer states of a weight and its bias that live in the coordinates of `w'`.
-
-    Whatever an optimizer calls it: what has the shape of the parameter and a negative number is no
-    square.
-    """
-    halves: list[dict[str, list[Tensor]]] = [defaultdict(list), defaultdict(list)]
-    for parameter, found in zip((site.weight, site.bias), halves, strict=True):
-        if parameter is None:
-            continue
-        for optimizer in optimizers:
-            for name, state in states_of(optimizer, parameter).items():
-                if isinstance(state, Tensor) and _is_like(state, parameter):
-                    found[name].append(state)
-    # In order, since each optimizer may have both, and each half an optimizer of its own.
-    return [
-        (weight, bias)
-        for name in {**halves[0], **halves[1]}
-        for weight, bias in zip_longest(halves[0][name], halves[1][name])
-        if name in LINEAR_STATES or _is_signed(weight) or _is_signed(bias)
-    ]
-
-
-def _is_like(state: Tensor, parameter: Tensor) -> bool:
-    return state.shape == parameter.shape and state.is_floating_point()
-
-
-def _is_signed(state: Tensor | None) -> bool:
-    return state is not None and bool(whole((state < 0).any()))

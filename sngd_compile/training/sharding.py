@@ -6,12 +6,14 @@ moves with a root at a refresh is gathered, moved, and cut again: every process 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from sngd_compile.errors import ModelError
+from sngd_compile.torch_private import is_distributing
 
 
 def is_sharded(tensor: Tensor | None) -> bool:
@@ -55,24 +57,54 @@ def put_(target: Tensor, value: Tensor) -> None:
 
 
 def group_of(tensor: Tensor) -> Any:
-    """Return the processes that share a sharded parameter; None for any other tensor."""
+    """Return the processes that train a sharded parameter; None for any other tensor.
+
+    They see parts of one batch, those that hold copies of a part as well as those that hold others.
+    """
     sharded: Any = tensor
-    return sharded.device_mesh.get_group() if is_sharded(tensor) else None
+    return _group_of_mesh(sharded.device_mesh) if is_sharded(tensor) else None
 
 
-def check_mesh(name: str, parameter: Tensor | None) -> None:
-    """Refuse to be sharded over several dimensions, whose processes see other things.
+@cache
+def _group_of_mesh(mesh: Any) -> Any:
+    if mesh.ndim == 1:
+        return mesh.get_group()
+    ranks = mesh.mesh.flatten().tolist()
+    if len(ranks) == torch.distributed.get_world_size():
+        return torch.distributed.group.WORLD
+    # Other processes, of another mesh, may not come here.
+    return torch.distributed.new_group(ranks, use_local_synchronization=True)
+
+
+def check_sharding(name: str, parameter: Tensor | None) -> None:
+    """Refuse parts that are not those of `fully_shard`, whose processes see parts of one batch.
 
     Raises:
-        ModelError: The mesh of a `DTensor` has more than one dimension.
+        ModelError: A `DTensor` is cut along several dimensions of a mesh, or along none, or
+            `distribute_module` has cut it.
     """
     sharded: Any = parameter
-    if is_sharded(parameter) and sharded.device_mesh.ndim > 1:
+    if not is_sharded(parameter):
+        return
+    *copies, part = sharded.placements
+    if (
+        is_distributing()
+        or len(copies) > 1
+        or not all(p.is_replicate() for p in copies)
+        or not part.is_shard()
+    ):
         raise ModelError(
-            f"{name}: sharded over a mesh of {sharded.device_mesh.ndim} dimensions; a "
-            "reconstructed weight needs fully_shard on a mesh of one, "
-            "init_device_mesh(device, (n,))"
+            f"{name}: its parts are {tuple(sharded.placements)} on a mesh of "
+            f"{sharded.device_mesh.ndim} dimensions, as tensor parallel gives them. {PARTS}"
         )
+
+
+PARTS = (
+    "A reconstructed weight needs whole rows of its inputs in each process, so tensor parallel is "
+    "refused; nothing has been trained. Use fully_shard on a mesh of one dimension, or of two "
+    "whose first holds copies, or leave the weight out with overrides"
+)
+"""Why, and what to do."""
 
 
 def squares_of(weight: Tensor) -> float | None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from distributed import run
+from sngd_compile.training.sharding import PARTS
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,10 +62,16 @@ def test_plain_gradients_are_warned_of_by_name(kind, tmp_path):
     assert "SngdWarning: 4 parameters compiled with backend='sngd' receive plain" in errors
 
 
+ALREADY = (
+    "0.weight is sharded already: fully_shard(reconstruct(model)). A weight that "
+    "parallelize_module has cut, as tensor parallel does, cannot be reconstructed"
+)
+
+
 def test_what_cannot_be_sharded_is_refused(tmp_path):
     ((messages,), _) = run("refusals.py", "", 1, tmp_path)
     assert messages == {
-        "reconstruct": "0.weight is sharded already: fully_shard(reconstruct(model))",
+        "reconstruct": ALREADY,
         "fold": (
             "0.weight is sharded: gather get_model_state_dict(net, options=StateDictOptions("
             "full_state_dict=True)) of torch.distributed.checkpoint.state_dict, load it into "
@@ -74,8 +81,18 @@ def test_what_cannot_be_sharded_is_refused(tmp_path):
             "0.weight: .bias is read while its parts lie in several processes. A forward pass may "
             "read it; .bias_prime is the sharded w'"
         ),
-        "mesh": (
-            "Linear.weight: sharded over a mesh of 2 dimensions; a reconstructed weight needs "
-            "fully_shard on a mesh of one, init_device_mesh(device, (n,))"
+        "colwise": f"0.weight: parallelize_module would cut this weight. {PARTS}",
+        "rowwise": f"2.weight: parallelize_module would cut this weight. {PARTS}",
+        "by hand": (
+            "Linear.weight: its parts are (Replicate(),) on a mesh of 1 dimensions, as tensor "
+            f"parallel gives them. {PARTS}"
         ),
+        "cut before": ALREADY,
+        "compiled stage": (
+            "a compiled weight (6, 5) with fisher='kronecker': the schedule of this pipeline "
+            "divides gradients by 2 afterwards, and gradients at outputs would count as if it did "
+            "not. Nothing has been observed. Give the schedule scale_grads=False and divide the "
+            "loss, or compile no stage"
+        ),
+        "stage": "nothing was refused",
     }

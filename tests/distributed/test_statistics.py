@@ -61,8 +61,9 @@ def test_a_network_of_which_a_part_is_reconstructed(found):
 def test_only_observed_steps_send_statistics(found):
     for report in found[0]:
         # Of two layers, in steps 0, 2, 4, 5 and 6: sums and counts go in one call each. A refresh,
-        # in steps 0, 2 and 5, asks the others once a layer whether it has kept the function.
-        assert report["sent"] == [4, 0, 4, 0, 2, 4, 2, 0]
+        # in steps 0, 2 and 5, asks the others what they have found, whether they have room for it,
+        # and whether it has kept the function.
+        assert report["sent"] == [5, 0, 5, 0, 2, 5, 2, 0]
 
 
 def test_join_is_refused_before_anything_waits(found):

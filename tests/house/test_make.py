@@ -23,6 +23,7 @@ TARGETS += [
     "bench-compiled",
     "bench-kernels",
     "bench-roots",
+    "bench-refresh",
     "bench-metrics",
     "monitoring",
     "report-picture",

@@ -121,7 +121,7 @@ def units_swapped_at_a_refresh() -> None:
         return changed.flip(-2), None if changed_bias is None else changed_bias.flip(-1)
 
     wrap(UnitRoot, "unfold", unfold)
-    ChangeGuard.check = lambda self: None  # type: ignore[method-assign] - it would notice
+    ChangeGuard.allows = lambda self, change: True  # type: ignore[method-assign] - it would notice
 
 
 @caught_by(UNIT_PLAN)

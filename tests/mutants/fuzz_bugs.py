@@ -6,18 +6,19 @@ import torch
 
 from bug import caught_by, wrap
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.roots.base import Root, copy_root_
-from sngd_compile.training.refresh import LocalSite
+from sngd_compile.fisher.roots.base import copy_root_
+from sngd_compile.training import refresh
 
 
 @caught_by(("tests/fuzz", "-k", "a_refresh_keeps"))
 def a_root_without_its_weights() -> None:
     """A refresh renews a root, and neither moves w' along nor looks."""
 
-    def change_root_(original: Any, site: LocalSite, root: Root, optimizers: Any) -> None:
-        copy_root_(site.fisher.root_buffers, root)
+    def take(original: Any, attempt: Any, found: Any, held: Any) -> torch.Tensor:
+        copy_root_(attempt.site.fisher.root_buffers, found[0])
+        return torch.zeros(())
 
-    wrap(LocalSite, "change_root_", change_root_)
+    wrap(refresh._Attempt, "take_", take)
 
 
 @caught_by(("tests/fuzz", "-k", "resumed"))

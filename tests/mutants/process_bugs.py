@@ -8,7 +8,7 @@ from sngd_compile.fisher.layer import ROWS, FisherLayer
 from sngd_compile.fisher.output_side import OutputSide
 from sngd_compile.modules import partial_state, reconstructed, whole_network
 from sngd_compile.modules.reconstructed import Program
-from sngd_compile.training import bias_groups, optimizer_hooks
+from sngd_compile.training import bias_groups, joint_roots, optimizer_hooks, transaction
 
 JOINT = ("tests/training/test_joint_statistics.py",)
 
@@ -88,3 +88,21 @@ def saving_is_a_step() -> None:
 def modules_take_their_parts_first() -> None:
     """A state is looked at module by module."""
     whole_network.require_sound = lambda site, state, prefix: None
+
+
+@caught_by(("tests/training/test_transaction.py", "-k", "shared_out"))
+def the_first_process_does_all() -> None:
+    """Every root is found by one process, and the others wait."""
+    wrap(joint_roots, "owners_of", lambda original, layers, processes: [0] * len(layers))
+
+
+@caught_by(("tests/training/test_transaction.py", "-k", "says_so"))
+def who_fails_leaves() -> None:
+    """A process that fails raises, and the others wait for it."""
+    original = transaction.agreed
+
+    def agreed(group: Any, layers: Any, count: int, find: Any, largest: bool = False) -> Any:
+        found = find()
+        return original(group, layers, count, lambda: found, largest)
+
+    transaction.agreed = agreed

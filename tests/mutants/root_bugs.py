@@ -19,7 +19,7 @@ from sngd_compile.fisher.roots.sketch import SketchRoot
 from sngd_compile.fisher.roots.symmetric import SymmetricRoot
 from sngd_compile.layout import Layout
 from sngd_compile.modules import weight_gradients, whole_network
-from sngd_compile.training import refresh
+from sngd_compile.training import coordinates, refresh
 from sngd_compile.training.change_guard import ChangeGuard
 
 WIDTH = ("tests/theorem/test_width.py", "-k", "divided")
@@ -128,7 +128,7 @@ def transposed_root() -> None:
 @caught_by(LINEAR)
 def weights_not_rebased() -> None:
     """A refresh changes the root and leaves `w'` as it was."""
-    ChangeGuard.check = lambda self: None  # type: ignore[method-assign] - it would notice
+    ChangeGuard.allows = lambda self, change: True  # type: ignore[method-assign] - it would notice
     skip_move(lambda site, weight: weight is site.weight)
 
 
@@ -148,9 +148,9 @@ def gradient_transported_like_a_weight() -> None:
 def skip_move(is_skipped: Callable[[Any, Any], bool]) -> None:
     """Leave out one of the moves of a refresh."""
 
-    def move(original: Any, site: Any, change: Any, dtype: Any, weight: Any, bias: Any) -> None:
-        if not is_skipped(site, weight):
-            original(site, change, dtype, weight, bias)
+    def move(original: Any, site: Any, change: Any, dtype: Any, held: Any) -> None:
+        if not is_skipped(site, held.weight):
+            original(site, change, dtype, held)
 
     wrap(refresh, "move_", move)
 
@@ -158,7 +158,7 @@ def skip_move(is_skipped: Callable[[Any, Any], bool]) -> None:
 @caught_by(LINEAR)
 def momentum_not_transported() -> None:
     """The momentum buffer stays in the old coordinates."""
-    refresh.LINEAR_STATES = ()
+    coordinates.LINEAR_STATES = ()
 
 
 @caught_by(TRAJECTORY)
@@ -218,7 +218,7 @@ def writes_are_lost() -> None:
 @caught_by(("tests/training/test_refused.py", "-k", "by_name"))
 def every_root_is_taken() -> None:
     """A refresh that changes the function is not noticed."""
-    refresh.ChangeGuard.check = lambda self: None  # type: ignore[method-assign]
+    refresh.ChangeGuard.allows = lambda self, change: True  # type: ignore[method-assign]
 
 
 @caught_by(("tests/training/test_remainders.py", "-k", "one_rounding and shared"))
@@ -260,7 +260,7 @@ def gradient_of_the_prime_for_that_of_the_weight() -> None:
 @caught_by(("tests/training/test_foreign.py", "-k", "slow"))
 def other_states_stay() -> None:
     """Only the momenta of torch's own optimizers move along at a refresh."""
-    refresh._is_signed = lambda state: False
+    coordinates._is_signed = lambda state: False
 
 
 @caught_by(("tests/training/test_interrupted.py", "-k", "given_up"))

@@ -102,7 +102,7 @@ def test_a_process_that_fails_in_the_sum_leaves_the_statistics(monkeypatch):
 
     sent = []
 
-    def torn(sum, group):
+    def torn(sum, op=None, group=None):
         sent.append(sum.mul_(2))  # what the others have seen is there, but not yet how many rows
         if len(sent) == 2:
             raise RuntimeError("another process is gone")

@@ -29,7 +29,7 @@ def adding_up(monkeypatch):
     """Let two networks of this process add up their statistics."""
     sent, others = [], []
 
-    def all_reduce(flat, group):
+    def all_reduce(flat, op=None, group=None):
         sent.append(flat.clone())
         if others:
             flat.add_(others.pop(0))

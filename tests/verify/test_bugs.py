@@ -12,7 +12,7 @@ from sngd_compile.fisher.kinds.base import FisherKind
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.roots.cholesky import CholeskyRoot
 from sngd_compile.rules.convolution import Convolution
-from sngd_compile.training.refresh import LocalSite
+from sngd_compile.training import refresh
 from verify import failing, made
 
 # The functions of these names stand before the modules.
@@ -52,12 +52,14 @@ def another_factor_is_decomposed(monkeypatch):
 
 
 def a_refresh_changes_weights(monkeypatch):
-    def changed(original, site, root, optimizers):
-        original(site, root, optimizers)
+    def changed(original, steps, *others):
+        refused = original(steps, *others)
         with torch.no_grad():
-            site.weight.mul_(1.01)
+            for site, _ in steps:
+                site.weight.mul_(1.01)
+        return refused
 
-    wrapped(monkeypatch, LocalSite, "change_root_", changed)
+    wrapped(monkeypatch, refresh, "_take_roots_", changed)
 
 
 def gradients_move_like_weights(monkeypatch):

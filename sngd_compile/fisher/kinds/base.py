@@ -336,10 +336,15 @@ class FisherKind:
 
     def refresh_work(self, spec: FisherSpec) -> int:
         """Count the multiply-adds of a refresh, about: a Cholesky factor, then w', g', momentum."""
-        elements, sizes = prod(spec.layout.matrix), self.factor_widths(spec)
+        elements, widest = prod(spec.layout.matrix), max(self.factor_widths(spec))
         other = spec.layout.outputs if self.has_output_side else 0
-        cubes = sum(size**3 for size in sizes) + other**3
-        return self.factor_count(spec) * cubes // 3 + 9 * elements * (max(sizes) + other) // 2
+        return self.root_work(spec) + 9 * elements * (widest + other) // 2
+
+    def root_work(self, spec: FisherSpec) -> int:
+        """Count the multiply-adds of the decompositions alone, of which processes take shares."""
+        other = spec.layout.outputs if self.has_output_side else 0
+        cubes = sum(size**3 for size in self.factor_widths(spec)) + other**3
+        return self.factor_count(spec) * cubes // 3
 
 
 def _by_group(numbers: Sequence[Tensor]) -> Tensor:

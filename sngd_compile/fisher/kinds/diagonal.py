@@ -90,3 +90,7 @@ class Diagonal(FisherKind):
     def refresh_work(self, spec: FisherSpec) -> int:
         """Count w', its gradient and its momentum, there and back."""
         return 6 * prod(spec.layout.matrix)
+
+    def root_work(self, spec: FisherSpec) -> int:
+        """Count a number for each weight of an output."""
+        return (spec.layout.groups or 1) * spec.size

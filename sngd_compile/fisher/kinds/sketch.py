@@ -206,9 +206,12 @@ class Sketch(FisherKind):
 
     def refresh_work(self, spec: FisherSpec) -> int:
         """Count the root, then w', g' and momentum, there and back."""
-        columns, elements = _columns(spec), prod(spec.layout.matrix)
-        root = 3 * spec.size * columns**2 + columns**3
-        return (spec.layout.groups or 1) * root + 12 * elements * columns
+        return self.root_work(spec) + 12 * prod(spec.layout.matrix) * _columns(spec)
+
+    def root_work(self, spec: FisherSpec) -> int:
+        """Count the products of the columns, and what is `[l, l]`."""
+        columns = _columns(spec)
+        return (spec.layout.groups or 1) * (3 * spec.size * columns**2 + columns**3)
 
     @staticmethod
     def _omega(spec: FisherSpec, like: Tensor) -> Tensor:
