@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PATHS = (HERE.parent, HERE.parents[1] / "examples")
+EXAMPLES = HERE.parents[1] / "examples"
 
 
 def run(program: str, kind: str, size: int, folder: Path, seconds: int = 300) -> tuple[list, str]:
     """Run all processes; return what each printed, and what they said beside it."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(map(str, PATHS))}
+    # Only who runs an example finds them: libraries have modules of the same names.
+    paths = [HERE.parent, *([EXAMPLES] if program == "killed.py" else [])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(map(str, paths))}
     commands = [
         [sys.executable, HERE / program, kind, str(rank), str(size), folder / f"{kind}{size}"]
         for rank in range(size)
