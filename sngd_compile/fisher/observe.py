@@ -88,16 +88,13 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
 
     Nothing is added while the gate is shut, nor for a forward pass that is repeated inside the
     backward pass: it has been counted; nor for one of a pipeline that only looks for shapes. A
-    swapped use has rows over the outputs:
-    every output's Fisher is a multiple of the identity, on average `sum_n |x_n|^2 / swapped`. A
-    pass with a number that is not finite adds to `tally[REJECTED]` alone. The arithmetic is float32
-    or wider whatever the activations are: what takes halves multiplies them exactly.
+    swapped use has rows over the outputs: every output's Fisher is a multiple of the identity, on
+    average `sum_n |x_n|^2 / swapped`. A pass with a number that is not finite adds to
+    `tally[REJECTED]` alone. The arithmetic is float32 or wider whatever the activations are: what
+    takes halves multiplies them exactly.
     """
     observing, seed, most_rows = gate.tolist()
-    if not observing or (backward_pass() != OUTSIDE_BACKWARD and repeats_a_forward()):
-        return
-    # Not every rule can make rows of nothing.
-    if finds_shapes() or not all(tensor.numel() for tensor in inputs):
+    if not observing or not _counts(inputs):
         return
     _refuse_compiled_pipeline(encoded)
     statistics: Statistics = RULES[rule]  # by name: an op takes tensors, numbers and strings
@@ -123,6 +120,14 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
 
     add_if_finite_(sum, finite, add_)
     _count_(tally, finite, samples[0].shape[0] * rows_each)
+
+
+def _counts(inputs: Sequence[Tensor]) -> bool:
+    """Say whether a forward pass is a new one, on numbers of its own, and there are any."""
+    if backward_pass() != OUTSIDE_BACKWARD and repeats_a_forward():
+        return False
+    # Not every rule can make rows of nothing.
+    return not finds_shapes() and all(tensor.numel() for tensor in inputs)
 
 
 def _refuse_compiled_pipeline(encoded: str) -> None:
