@@ -1,4 +1,4 @@
-"""A bar on the terminal while a large model is looked at, where rich is installed."""
+"""A bar on the terminal while a large model is looked at."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import Progress
 
 Item = TypeVar("Item")
 
@@ -19,27 +21,22 @@ LARGE = 128
 def tracked(items: Sequence[Item], doing: str) -> Iterator[Iterable[Item]]:
     """Give the items, and show how many of them are done.
 
-    Nothing is shown of a few items, where standard error is no terminal, in any process but the
-    first, or without rich.
+    Nothing is shown of a few items, where standard error is no terminal, or in any process but the
+    first.
 
     Args:
         items: One for each module.
         doing: What is done with them.
     """
     is_first = os.environ.get("RANK", "0") == "0"
-    bar = _bar() if len(items) >= LARGE and is_first and sys.stderr.isatty() else None
-    if bar is None:
+    if len(items) < LARGE or not is_first or not sys.stderr.isatty():
         yield items
         return
+    bar = Progress(
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,  # what others print meanwhile is left alone
+        redirect_stderr=False,
+    )
     with bar:
         yield bar.track(items, description=doing)
-
-
-def _bar() -> Any:
-    """Return a bar that leaves what others print alone, or None without rich."""
-    try:
-        console = import_module("rich.console").Console(stderr=True)
-        made = import_module("rich.progress").Progress
-    except ImportError:
-        return None
-    return made(console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
