@@ -65,15 +65,21 @@ def group_of(tensor: Tensor) -> Any:
     return _group_of_mesh(sharded.device_mesh) if is_sharded(tensor) else None
 
 
-@cache
 def _group_of_mesh(mesh: Any) -> Any:
     if mesh.ndim == 1:
         return mesh.get_group()
     ranks = mesh.mesh.flatten().tolist()
+    world = torch.distributed.group.WORLD
     if len(ranks) == torch.distributed.get_world_size():
-        return torch.distributed.group.WORLD
+        return world
+    return _group_of_ranks(tuple(ranks), world)
+
+
+@cache
+def _group_of_ranks(ranks: tuple[int, ...], world: Any) -> Any:
+    """Make a group once for each world: one that was destroyed takes its groups along."""
     # Other processes, of another mesh, may not come here.
-    return torch.distributed.new_group(ranks, use_local_synchronization=True)
+    return torch.distributed.new_group(list(ranks), use_local_synchronization=True)
 
 
 def check_sharding(name: str, parameter: Tensor | None) -> None:
