@@ -152,7 +152,8 @@ def skip_move(is_skipped: Callable[[Any, Any], bool]) -> None:
         if not is_skipped(site, held.weight):
             original(site, change, dtype, held)
 
-    wrap(refresh, "move_", move)
+    for module in (coordinates, refresh):
+        wrap(module, "move_", move)
 
 
 @caught_by(LINEAR)
@@ -224,7 +225,7 @@ def every_root_is_taken() -> None:
 @caught_by(("tests/training/test_remainders.py", "-k", "one_rounding and shared"))
 def roundings_of_half_precision_add_up() -> None:
     """A refresh moves w' without what the last one rounded away."""
-    refresh.completed = lambda parameter, remainder: (
+    coordinates.completed = lambda parameter, remainder: (
         parameter if parameter is None or remainder is None else parameter.detach().float()
     )
 
