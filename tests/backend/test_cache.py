@@ -64,7 +64,7 @@ def run(folder: Path, backend: bool, factor: int) -> tuple[int, list[float]]:
     "backend",
     [
         pytest.param(True, id="backend", marks=pytest.mark.nightly),
-        pytest.param(False, id="reconstruct", marks=pytest.mark.slow),
+        pytest.param(False, id="reconstruct", marks=pytest.mark.nightly),
     ],
 )
 def test_a_second_process_computes_the_same(tmp_path, backend):

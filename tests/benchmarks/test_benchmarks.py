@@ -210,6 +210,7 @@ def test_reconstruct_time_from_end_to_end():
     assert "(<= 12)" in printed
 
 
+@pytest.mark.slow
 def test_compiled_steps_from_end_to_end():
     arguments = ("--steps", 1, "--backend", "eager")
     status, printed = run(command(compiled_step.main), *arguments)

@@ -82,7 +82,13 @@ def test_few_outputs_are_mapped_sooner_than_an_op_is_called(outputs, ops):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_few_outputs_too")
-@pytest.mark.parametrize(("network", "shape"), [(lambda: mlp(131, 37, 3), (131,)), (ConvNet, None)])
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (lambda: mlp(131, 37, 3), (131,)),
+        pytest.param(ConvNet, None, marks=pytest.mark.nightly),
+    ],
+)
 def test_inductor_writes_at_most_a_kernel_more_for_each_weight(network, shape):
     model = network()
     reconstructed = sngd.reconstruct(model, SETTING)

@@ -19,7 +19,7 @@ pytestmark = [
 OPTIONS = {"early_refreshes": (1, 2), "observe_every": 1, "max_rows": None}
 
 
-IN_EVERY_CHECK = ("BERT", "T5", "ResNet", "U-Net", "control flow")
+IN_EVERY_CHECK = ("BERT", "ResNet", "U-Net", "control flow")
 CASES = [
     pytest.param(
         case, id=case.name, marks=[] if case.name in IN_EVERY_CHECK else pytest.mark.nightly

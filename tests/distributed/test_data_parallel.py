@@ -24,10 +24,10 @@ EXACT = [
     "compiled",
     "around",
     "backend",
-    "backend_around_own",
+    pytest.param("backend_around_own", marks=pytest.mark.nightly),
     "sharded",
     "sharded_layers",
-    "sharded_compiled",
+    pytest.param("sharded_compiled", marks=pytest.mark.nightly),
 ]
 
 
