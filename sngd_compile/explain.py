@@ -99,8 +99,14 @@ def graph(net: nn.Module, name: str | None = None) -> Graphs:
         name: Qualified name of one module, whose graph alone is wanted; "" for the network itself.
 
     Raises:
-        ModelError: There is no reconstructed module of that name with a graph.
+        ModelError: There is no reconstructed module of that name with a graph, or `net` is compiled
+            with `backend="sngd"`.
     """
+    if isinstance(net, nn.Module) and COMPILED.includes(net):
+        raise ModelError(
+            'a model compiled with backend="sngd" has graphs of Dynamo, one a frame: see what '
+            "became of its weights by sngd.explain, or take sngd.graph of sngd.reconstruct(model)"
+        )
     programs = {key: m.program for key, m in reconstructed_modules(net).items() if m.program.graph}
     if name is not None:
         if name not in programs:

@@ -170,7 +170,8 @@ def fold(
                 "write another kind of file, or fold the part that holds the network"
             )
         # Copies: the format takes no tensors that share memory, as tied ones do.
-        tensors = {key: value.clone() for key, value in folded.items()}
+        dense = torch.contiguous_format
+        tensors = {key: value.clone(memory_format=dense) for key, value in folded.items()}
         import_module("safetensors.torch").save_file(tensors, file)
     else:
         torch.save(folded, file)
@@ -212,7 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(args=given, prog_name="sngd-compile")
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
+        # Code of the user's may end with a text, or with nothing for success.
+        if isinstance(end.code, str):
+            print(f"error: {shown(end.code)}", file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
         if given[:1] == ["--debug"]:
             raise

@@ -30,7 +30,8 @@ class WideBuffers(nn.Module):
                 if buffer is None:
                     continue
                 moved = fn(buffer)
-                if moved.is_floating_point() and moved.dtype.itemsize < buffer.dtype.itemsize:
+                is_narrower = moved.dtype.itemsize < buffer.dtype.itemsize
+                if moved.is_floating_point() and (is_narrower or name in REMAINDERS):
                     moved = buffer.to(moved.device)
                 module._buffers[name] = moved
         return self

@@ -62,7 +62,8 @@ def curve(
         level: A height to draw across.
     """
     kept = [(x, y) for x, y in pairs if math.isfinite(y)] or [(0.0, 1.0)]
-    kept = kept[:: math.ceil(len(kept) / MOST_POINTS)]
+    # The last one too, which is the present state.
+    kept = [*kept[:-1][:: math.ceil(len(kept) / (MOST_POINTS - 1))], kept[-1]]
     heights = [y for _, y in kept] + ([] if level is None else [level])
     lowest, highest = min(heights), max(heights)
     first, last = kept[0][0], kept[-1][0]

@@ -175,8 +175,8 @@ def _absorbed_(layers: Sequence[FisherLayer]) -> list[FisherLayer]:
 
 def _written_by_absorbing(layer: FisherLayer) -> list[Tensor]:
     """List what adding up and absorbing the sums write to."""
-    root = {id(buffer) for buffer in layer.root_buffers.buffers()}
-    return [buffer for buffer in layer.buffers() if id(buffer) not in root]
+    others = {id(buffer) for buffer in (*layer.root_buffers.buffers(), *layer.remainders)}
+    return [buffer for buffer in layer.buffers() if id(buffer) not in others]
 
 
 class KeptStatistics:

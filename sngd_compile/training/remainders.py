@@ -9,6 +9,9 @@ from sngd_compile.fisher.buffers import REMAINDER_DTYPE, REMAINDERS, is_narrow
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.training.sharding import is_sharded, put_, whole
 
+MOST_OF_IT = 0.98
+"""Of a remainder: with that much of it a number is rounded to the parameter it was lost from."""
+
 
 @torch.no_grad()
 def fit_remainders_(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) -> None:
@@ -27,10 +30,17 @@ def fit_remainders_(fisher: FisherLayer, weight: Tensor, bias: Tensor | None) ->
 
 
 def completed(parameter: Tensor | None, remainder: Tensor | None) -> Tensor | None:
-    """Return a parameter with what it has lost, a wider tensor; itself where nothing is kept."""
+    """Return a parameter with what it has lost, a wider tensor; itself where nothing is kept.
+
+    What no rounding to the present number could have lost is of a number that was overwritten
+    since, as by pruning: it is left out.
+    """
     if parameter is None or remainder is None:
         return parameter
-    return parameter.detach().to(torch.float32) + remainder
+    wide = parameter.detach().to(torch.float32)
+    # A little less of it, since the remainder too is rounded, and may lie on the edge.
+    is_of_it = (wide + MOST_OF_IT * remainder).to(parameter.dtype) == parameter.detach()
+    return torch.where(is_of_it, wide + remainder, wide)
 
 
 def round_(parameter: Tensor | None, remainder: Tensor | None, exact: Tensor | None) -> None:

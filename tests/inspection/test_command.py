@@ -45,6 +45,12 @@ def loss(y):
 def number():
     return 3
 
+def leaves():
+    raise SystemExit("no \x1b device")
+
+def leaves_well():
+    raise SystemExit
+
 def wrong():
     raise ZeroDivisionError("by \\x1b[31m nothing")
 """
@@ -166,6 +172,12 @@ def test_an_error_is_a_line(file, capsys, arguments, text):
     assert text in line
     with pytest.raises(Exception, match=r"."):
         main(["--debug", *given])
+
+
+def test_code_that_ends_the_program_has_the_last_word(file, capsys):
+    assert main(["explain", f"{file}:leaves"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == r"error: no \x1b device"
+    assert main(["explain", f"{file}:leaves_well"]) == 0
 
 
 def test_wrong_usage_has_its_own_code(capsys):

@@ -167,3 +167,10 @@ def test_passes_of_a_model_are_those_of_its_network():
     assert [record.after for record in of_model] == [record.after for record in of_network]
     with pytest.raises(ModelError, match=r"torch\.nn\.Module"):
         sngd.passes(3)
+
+
+def test_a_compiled_model_is_no_network_of_graphs():
+    model = torch.compile(nn.Linear(3, 2), backend="sngd")
+    model(torch.randn(4, 3)).sum().backward()
+    with pytest.raises(ModelError, match=r"graphs of Dynamo.*sngd\.explain"):
+        sngd.graph(model)

@@ -87,8 +87,10 @@ def test_a_curve_fills_its_picture():
     points = [tuple(map(float, point.split(","))) for point in found.points.split()]
     assert points == [(0, 0), (WIDTH / 2, HEIGHT), (WIDTH, HEIGHT / 2)]
     assert (found.lowest, found.highest, found.level) == (1.0, 5.0, HEIGHT / 2)
-    many = curve([(i, 1.0) for i in range(10 * MOST_POINTS + 3)])
-    assert len(many.points.split()) <= MOST_POINTS
+    for number in (1, 2, MOST_POINTS, MOST_POINTS + 1, 10 * MOST_POINTS + 3):
+        many = curve([(i, 1.0 + i) for i in range(number)])
+        assert len(many.points.split()) <= MOST_POINTS
+        assert (many.first, many.last, many.highest) == (0, number - 1, number)
     assert curve([]).points
     assert curve([(1, float("inf"))]).points
 

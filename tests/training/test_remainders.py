@@ -197,6 +197,26 @@ def test_a_state_from_before_remainders_loads():
     assert not any(layer.weight_remainder.any() for layer in sngd.fisher_layers(other).values())
 
 
+def test_what_was_overwritten_in_place_does_not_come_back():
+    net = sngd.reconstruct(mlp().bfloat16(), EVERY_STEP)
+    for step in range(4):
+        observed_again(net, step, torch.bfloat16)
+    layers = sngd.fisher_layers(net)
+    assert all(bool(layer.remainders[0].any()) for layer in layers.values())
+    parameters = [p for name, p in net.named_parameters() if name.endswith("weight")]
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.data[:, ::2] = 0
+    before = folded(net)
+    observed_again(net, 5, torch.bfloat16)
+    assert apart(before, folded(net)).max() < 0.05
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.data.zero_()
+    observed_again(net, 6, torch.bfloat16)
+    assert not any(parameter.any() for parameter in parameters)
+
+
 def test_it_is_gone_where_the_parameter_is_another():
     net = start()
     layer = sngd.fisher_layers(net)["0.weight"]
@@ -255,11 +275,19 @@ def test_steps_with_waiting_changes_are_not_lost():
     """A step between two refreshes moves the sum as it moves w'."""
     net = start()
     before = folded(net, exactly=True)
-    step = 2.0**-3
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.fill_(step)
+            parameter.add_(parameter)  # a step that rounds nothing, and from which none comes back
     expected = folded(net, exactly=True)
     observed_again(net, 1, torch.bfloat16)
     assert apart(expected, folded(net, exactly=True)).max() < 1e-3
     assert apart(before, expected).max() > 0.1
+
+
+def test_it_keeps_its_exponents_when_the_network_changes_its_halves():
+    net = sngd.reconstruct(mlp().half(), EVERY_STEP)
+    for change in (nn.Module.half, nn.Module.bfloat16, nn.Module.half):
+        observed_again(net, 1, net[0].weight.dtype)
+        change(net)
+        kept = [layer.remainders[0] for layer in sngd.fisher_layers(net).values()]
+        assert {remainder.dtype for remainder in kept} == {torch.bfloat16}
