@@ -136,7 +136,7 @@ def _visible(value: Any) -> Any:
 
 @cache
 def _template(name: str) -> jinja2.Template:
-    loader = jinja2.PackageLoader("sngd_compile.inspection", "templates")
+    loader = jinja2.PackageLoader("sngd_compile.inspection", "")
     environment = jinja2.Environment(
         loader=loader,
         autoescape=True,
