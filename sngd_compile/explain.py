@@ -49,14 +49,11 @@ def explain(
         ModelError: `model` is no module.
         ConfigError: `config` is none, or an override matches no parameter.
     """
-    is_compiled = isinstance(model, nn.Module) and COMPILED.includes(model)
-    has_layers = is_compiled or reconstructed_modules(model)
-    layers = fisher_layers(model) if has_layers else {}
 
     def plan() -> Plan:
         return _plan_of_any(model, config, overrides)
 
-    return Explanation(plan(), layers, plan)
+    return Explanation(plan(), fisher_layers(model), plan)
 
 
 def passes(
@@ -77,7 +74,7 @@ def passes(
         ModelError: `model` is no module.
         ConfigError: `config` is none, or an override matches no parameter.
     """
-    return run_recorded_(_plan_of_any(model, config, overrides))[0]
+    return run_recorded_(_plan_of_any(model, config, overrides))
 
 
 def _plan_of_any(model: nn.Module, config: Config | None, overrides: Overrides | None) -> Plan:

@@ -52,6 +52,24 @@ def fold_checkpoint(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> d
     return folded
 
 
+def save_tensors(folded: Mapping[str, Any], file: Path) -> None:
+    """Write what `fold_checkpoint` returns as safetensors.
+
+    Raises:
+        ModelError: An entry is no tensor.
+    """
+    others = [key for key, value in folded.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ModelError(
+            f"{file} would hold tensors alone, and {others[0]!r} of the checkpoint is none: "
+            "write another kind of file, or fold the part that holds the network"
+        )
+    # Dense copies: the format takes no strides, and no tensors that share memory, as tied ones do.
+    dense = torch.contiguous_format
+    tensors = {key: value.clone(memory_format=dense) for key, value in folded.items()}
+    import_module("safetensors.torch").save_file(tensors, file)
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     """Read a checkpoint onto the CPU, whatever its format."""
     if not path.exists():

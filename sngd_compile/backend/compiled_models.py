@@ -117,7 +117,9 @@ def note_left(left: Iterable[tuple[Tensor, str]]) -> None:
 
 def original(model: nn.Module) -> nn.Module:
     """Return the module inside a compiled one."""
-    inner = model._modules.get(ORIGINAL_MODULE)
+    if ORIGINAL_MODULE not in model._modules:  # no dictionary of a scripted module: it has no `get`
+        return model
+    inner = model._modules[ORIGINAL_MODULE]
     return model if inner is None else inner
 
 

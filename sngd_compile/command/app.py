@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +21,7 @@ from sngd_compile.errors import ModelError, SngdError, first_line, shown
 from sngd_compile.explain import explain as explain_
 from sngd_compile.explain import graph as graph_
 from sngd_compile.explain import passes as passes_
-from sngd_compile.fold_checkpoint import fold_checkpoint
+from sngd_compile.fold_checkpoint import fold_checkpoint, save_tensors
 from sngd_compile.reconstruct import reconstruct
 from sngd_compile.verify import verify as verify_
 
@@ -163,16 +162,7 @@ def fold(
     _in_folder(file)
     folded = fold_checkpoint(checkpoint)
     if file.suffix == ".safetensors":
-        others = [key for key, value in folded.items() if not isinstance(value, torch.Tensor)]
-        if others:
-            raise ModelError(
-                f"{file} would hold tensors alone, and {others[0]!r} of the checkpoint is none: "
-                "write another kind of file, or fold the part that holds the network"
-            )
-        # Copies: the format takes no tensors that share memory, as tied ones do.
-        dense = torch.contiguous_format
-        tensors = {key: value.clone(memory_format=dense) for key, value in folded.items()}
-        import_module("safetensors.torch").save_file(tensors, file)
+        save_tensors(folded, file)
     else:
         torch.save(folded, file)
     said: Any = {"file": str(file), "entries": len(folded)}

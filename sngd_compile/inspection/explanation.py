@@ -17,7 +17,7 @@ from sngd_compile.errors import shown
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.inspection.page import fragment, page
 from sngd_compile.plan.records import Plan, Site, bytes_text, fisher_text
-from sngd_compile.plan.report import Block, blocks_of, text_of
+from sngd_compile.plan.report import Block, blocks_of, joined
 from sngd_compile.plan.totals import totals_of
 from sngd_compile.training.joint_roots import sent_bytes
 
@@ -72,7 +72,7 @@ class Explanation:
         Raises:
             ConfigError: `by` is none of these.
         """
-        return "\n\n".join(map(text_of, self.blocks(by)))
+        return joined(self.blocks(by))
 
     def blocks(self, by: str = "order") -> list[Block]:
         """Return the tables as rows of cells.
@@ -99,7 +99,7 @@ class Explanation:
         """
         parts: list[RenderableType] = []
         for block in self.blocks(by):
-            parts.append(Text(shown(block.text) if "\n" not in block.text else block.text))
+            parts.append(Text(block.text))
             if block.rows:
                 parts.append(_rich_table(block.rows))
         return Group(*parts)

@@ -46,7 +46,7 @@ def page(
         layers: The Fisher layers, by the name of their weight; empty for a model.
         history: Pairs of a step and what `sngd.metrics` returned then.
     """
-    records, _ = run_recorded_(plan)
+    records = run_recorded_(plan)
     return _template("report.html").render(
         torch_version=torch.__version__,
         blocks=blocks,

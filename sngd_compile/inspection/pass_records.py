@@ -6,8 +6,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from time import perf_counter
 
-from torch import fx
-
 from sngd_compile.errors import shown
 from sngd_compile.passes import PASSES, run_passes
 from sngd_compile.plan.records import Plan
@@ -71,13 +69,13 @@ class PassRecords(list[PassRecord]):
         )
 
 
-def run_recorded_(plan: Plan) -> tuple[PassRecords, dict[str, fx.Graph]]:
-    """Run the passes on the graphs of a plan, which they change; return records and graphs.
+def run_recorded_(plan: Plan) -> PassRecords:
+    """Run the passes on the graphs of a plan, which they change, and record each.
 
     Args:
         plan: A plan that nobody else holds.
     """
-    records, graphs = PassRecords(), {}
+    records = PassRecords()
     for module in plan.modules:
         if module.graph is None or not module.sites:
             continue
@@ -92,5 +90,4 @@ def run_recorded_(plan: Plan) -> tuple[PassRecords, dict[str, fx.Graph]]:
             name = module.module_name
             records.append(PassRecord(name, rewrite.__name__, nodes, now, seconds, before, after))
             before = after
-        graphs[module.module_name] = module.graph
-    return records, graphs
+    return records

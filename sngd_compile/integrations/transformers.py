@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from sngd_compile.fold_checkpoint import fold_checkpoint
+from sngd_compile.fold_checkpoint import fold_checkpoint, save_tensors
 from sngd_compile.integrations.trained_network import HeldCopies, logged_metrics, missing_extra
 from sngd_compile.modules.portable_state import SAVER
 
 try:
-    import safetensors.torch
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
     from transformers.trainer_callback import DefaultFlowCallback
 except ImportError as error:
@@ -97,9 +96,7 @@ class SngdCallback(TrainerCallback):
         if hasattr(net, SAVER):
             net.save_pretrained(folder, state_dict=folded)
         else:
-            # Copies: the format takes no tensors that share memory, as tied ones do.
-            tensors = {key: value.clone() for key, value in folded.items()}
-            safetensors.torch.save_file(tensors, folder / "model.safetensors")
+            save_tensors(folded, folder / "model.safetensors")
         if self.trainer.processing_class is not None:
             self.trainer.processing_class.save_pretrained(folder)
 

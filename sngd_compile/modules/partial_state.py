@@ -79,7 +79,7 @@ def fit_remainders_in_(site: LocalSite, state: State, prefix: str, is_assigned: 
         prefix: Of the module, in the state.
         is_assigned: Whether the tensors of the state become the parameters.
     """
-    of_layer = f"{prefix}{site.weight_name}_fisher."
+    of_layer = f"{prefix}{site.fisher_name}."
     # A file may hold the layer that names share under another of them.
     if not any(key.startswith(f"{of_layer}root_buffers.") for key in state):
         return
@@ -114,7 +114,7 @@ def _parts(site: LocalSite, fisher: FisherLayer, prefix: str) -> dict[str, Any]:
     """List what belongs together, by the keys of a state."""
     pairs = zip((site.weight_name, site.bias_name), (site.weight, site.bias), strict=True)
     own: dict[str, Any] = {f"{prefix}{n}": p for n, p in pairs if n is not None and p is not None}
-    of_layer = f"{prefix}{site.weight_name}_fisher."
+    of_layer = f"{prefix}{site.fisher_name}."
     layer = fisher.state_dict(prefix=of_layer, keep_vars=True)
     # Without a remainder w' is the same weight but for a rounding.
     kept = tuple(of_layer + name for name in REMAINDERS)

@@ -220,7 +220,7 @@ class Reconstructed(nn.Module):
         """Take a plain checkpoint too: it holds weights and no Fisher layers."""
         is_assigned = local_metadata.get("assign_to_params_buffers", False)
         for site in self.local_sites():
-            fisher_prefix = f"{prefix}{site.weight_name}_fisher."
+            fisher_prefix = f"{prefix}{site.fisher_name}."
             if any(key.startswith(fisher_prefix) for key in state_dict):
                 take_form_(site, state_dict, prefix)
                 fit_remainders_in_(site, state_dict, prefix, is_assigned)

@@ -21,15 +21,9 @@ LONGEST_INDEX = 10
 """Digits from which on a name is no index of a layer."""
 
 
-def plan_report(plan: Plan, totals: Totals | None = None, by: str = "order") -> str:
-    """Return a plan as tables: every parameter, its rule and cost, or why it is left; and in all.
-
-    Args:
-        plan: The plan.
-        totals: Of a network whose Fisher layers are there; None for what the plan adds up to.
-        by: See `blocks_of`.
-    """
-    return "\n\n".join(map(text_of, blocks_of(plan, totals or totals_of(plan), by)))
+def plan_report(plan: Plan) -> str:
+    """Return a plan as tables: each parameter, its rule and cost or why it is left; totals."""
+    return joined(blocks_of(plan, totals_of(plan)))
 
 
 @dataclass(frozen=True)
@@ -45,9 +39,10 @@ class Block:
     rows: list[Row] = field(default_factory=list)
 
 
-def text_of(block: Block) -> str:
-    """Return a part of a report as text."""
-    return "\n\n".join(part for part in (block.text, _table(block.rows)) if part)
+def joined(blocks: Iterable[Block]) -> str:
+    """Return the parts of a report as plain text."""
+    parts = [part for block in blocks for part in (block.text, _table(block.rows)) if part]
+    return "\n\n".join(parts)
 
 
 ORDERS: dict[str, Callable[[Site], int]] = {

@@ -185,6 +185,7 @@ def test_forwards_that_are_no_plain_functions():
 def test_scripted_and_traced_modules_are_left():
     for made in (torch.jit.script(nn.Linear(3, 3)), torch.jit.trace(nn.Linear(3, 3), X)):
         assert "scripted" in reason(made)
+        assert sngd.fisher_layers(made) == {}
         model = nn.Sequential(made, nn.Linear(3, 2)).eval()
         expected = model(X)
         net = sngd.reconstruct(model, inplace=True)

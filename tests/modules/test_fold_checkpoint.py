@@ -17,6 +17,7 @@ from random_networks import LAYERS, WIDTH
 from sngd_compile import ModelError
 from sngd_compile.command.app import main
 from sngd_compile.fisher.spec import FORMAT, FORMAT_ENTRY, LENGTH, TEXT
+from sngd_compile.fold_checkpoint import save_tensors
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -191,6 +192,18 @@ def test_the_command_line(tmp_path, capsys, name):
     assert capsys.readouterr().err == (
         "error: none.pt does not exist: give the file or the folder of a checkpoint\n"
     )
+
+
+def test_entries_that_are_left_as_they_are_may_have_strides(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    net = trained(nn.Sequential(nn.Flatten(), nn.Linear(5, 5)))
+    folded = sngd.fold_checkpoint(net.state_dict())
+    strided = {"image": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)}
+    save_tensors(folded | strided, tmp_path / "out.safetensors")
+    read = safetensors.load_file(tmp_path / "out.safetensors")
+    assert all(torch.equal(read[key], value) for key, value in (folded | strided).items())
+    with pytest.raises(ModelError, match=r"'epoch' of the checkpoint is none"):
+        save_tensors(folded | {"epoch": 3}, tmp_path / "out.safetensors")
 
 
 def test_ties_and_transposed_layouts_become_safetensors(tmp_path):
