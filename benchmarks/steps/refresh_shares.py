@@ -12,9 +12,6 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
-from itertools import pairwise
 from typing import Annotated, Any
 from unittest import mock
 
@@ -36,24 +33,19 @@ EACH_ALL, SHARED_OUT = "each all", "shared out"
 Times = dict[str, list[tuple[float, float]]]
 
 
-def mlp(*widths: int) -> nn.Module:
-    """Return a network of linear layers."""
-    layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
-    return nn.Sequential(*(part for layer in layers for part in (layer, nn.Tanh())))
+WIDTH = 256
 
-
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], sngd.Config]] = {
-    "8 layers, D = 257, exact": (partial(mlp, *[256] * 9), sngd.Config(rank=None)),
-    "8 layers, D = 257, sketches": (partial(mlp, *[256] * 9), sngd.Config()),
-    "8 layers, D = 257, symmetric": (
-        partial(mlp, *[256] * 9),
-        sngd.Config(root="symmetric", rank=None),
-    ),
-    "8 layers, D = 257, kronecker": (
-        partial(mlp, *[256] * 9),
-        sngd.Config(fisher="kronecker", rank=None),
-    ),
+CONFIGS = {
+    "8 layers, D = 257, exact": sngd.Config(rank=None),
+    "8 layers, D = 257, sketches": sngd.Config(),
+    "8 layers, D = 257, symmetric": sngd.Config(root="symmetric", rank=None),
+    "8 layers, D = 257, kronecker": sngd.Config(fisher="kronecker", rank=None),
 }
+
+
+def mlp() -> nn.Module:
+    """Return a network of linear layers."""
+    return nn.Sequential(*(part for _ in range(8) for part in (nn.Linear(WIDTH, WIDTH), nn.Tanh())))
 
 
 def each_all(layers: Any, group: Any) -> Any:
@@ -61,12 +53,12 @@ def each_all(layers: Any, group: Any) -> Any:
     return next_joint_roots(layers, None)
 
 
-def timed(net: nn.Module, trained: nn.Module, width: int) -> tuple[float, float]:
+def timed(net: nn.Module, trained: nn.Module) -> tuple[float, float]:
     """Observe a batch, and return the clock's and the processor's seconds of a refresh."""
     for layer in sngd.fisher_layers(net).values():
         layer.schedule.restore(0, 0)
     trained.zero_grad()
-    trained(torch.randn(64, width)).square().mean().backward()
+    trained(torch.randn(64, WIDTH)).square().mean().backward()
     dist.barrier()
     start = time.perf_counter(), time.process_time()
     sngd.refresh_(net)
@@ -79,16 +71,14 @@ def process(rank: int, size: int, meeting: str, name: str, results: Any) -> None
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     torch.manual_seed(0)
-    make, config = NETWORKS[name]
-    net = sngd.reconstruct(make(), config)
+    net = sngd.reconstruct(mlp(), CONFIGS[name])
     trained = DistributedDataParallel(net)
     ways = {EACH_ALL: each_all, SHARED_OUT: next_joint_roots}
-    width = next(p.shape[1] for p in net.parameters() if p.dim() == 2)
     found: Times = {way: [] for way in ways}
     for turn in range(ROUNDS + 1):
         for way, roots in ways.items():
             with mock.patch.object(refresh, "next_joint_roots", roots):
-                pair = timed(net, trained, width)
+                pair = timed(net, trained)
             if turn:  # the first one warms up
                 found[way].append(pair)
     results.put(found)
@@ -128,7 +118,7 @@ def main(most: Annotated[int, typer.Option(help="Processes, at the most.")] = 4)
     ways = [f"{way}: clock, processor" for way in (EACH_ALL, SHARED_OUT)]
     table = Table("network", "processes", *ways)
     table.title = "a refresh, milliseconds of the slowest process: medians"
-    for name in NETWORKS:
+    for name in CONFIGS:
         for size in (1, 2, 4):
             if size <= most:
                 table.add_row(name, str(size), *map(medians, measured(name, size).values()))
