@@ -16,7 +16,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-torch test-slow nightly fuzz test-interpreter test-gpu test-triton-matrix lint format types docs bench
 .PHONY: bench-peers bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
-.PHONY: bench-metrics bench-refresh monitoring report-picture bench-gpu bench-gpu-steps bench-layers bench-compiled
+.PHONY: bench-metrics bench-refresh monitoring report-picture bench-gpu bench-gpu-steps bench-gpu-all bench-layers bench-compiled
 .PHONY: bench-memory
 .PHONY: kernel-table mutants mutants-only wheel check clean FORCE
 
@@ -152,6 +152,9 @@ bench-gpu-steps: $(STAMP)  ## step time against plain SGD, on this machine's GPU
 
 bench-gpu: $(STAMP)  ## the Triton kernels against the best library path, on this machine's GPU
 	$(BENCHMARK) gpu.gpu_kernels $(ARGS)
+
+bench-gpu-all: $(STAMP)  ## all of that and some training within 8 minutes, the kernels checked first
+	$(BENCHMARK) gpu.everything $(ARGS)
 
 kernel-table: $(STAMP)  ## docs/kernels/resources.md: registers, shared memory, instructions
 	PYTHONPATH=tests $(PY) tests/ops/ahead_of_time/table.py

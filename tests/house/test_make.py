@@ -29,6 +29,7 @@ TARGETS += [
     "report-picture",
     "bench-gpu-steps",
     "bench-gpu",
+    "bench-gpu-all",
     "kernel-table",
 ]
 TARGETS += ["mutants", "wheel", "check", "clean"]
