@@ -277,6 +277,20 @@ def forward_pre_hooks(module: nn.Module) -> list[Any]:
     return list(module._forward_pre_hooks.values())
 
 
+def surround_forward(module: nn.Module, before: Any, after: Any) -> None:
+    """Add a hook before the forward and one behind it, which runs whatever happens in between.
+
+    Under a number that is the same for every module: torch counts on, and a compiler would compile
+    each of several equal networks anew, because it looks at the numbers.
+    """
+    module._forward_pre_hooks[_OWN_HOOKS] = before
+    module._forward_hooks[_OWN_HOOKS] = after
+    module._forward_hooks_always_called[_OWN_HOOKS] = True
+
+
+_OWN_HOOKS = -1  # torch counts from 0
+
+
 def remove_hooks(module: nn.Module, hooks: Container[Any]) -> None:
     """Take hooks of the forward and of loading away again, whose handles a copy does not have."""
     for number, held in list(module._load_state_dict_pre_hooks.items()):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import linecache
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
-from weakref import finalize
+from weakref import WeakValueDictionary, finalize
 
 from torch import fx, nn
 
 from sngd_compile.capture.module_graph import is_plain
 
 _serial = count()
+_functions: WeakValueDictionary[Any, Callable[..., Any]] = WeakValueDictionary()
+"""The functions that any program runs, by their source and what its names mean."""
 
 
 class Program:
@@ -39,15 +41,7 @@ class Program:
             return
         code = _with_quoted_names(graph).python_code(root_module="self")
         self.source = code.src.strip()
-        filename = f"<sngd_compile program {next(_serial)}>"
-        lines = self.source.splitlines(keepends=True)
-        # For tracebacks; without a time the entry is kept, as no file of that name is looked for.
-        linecache.cache[filename] = (len(self.source), None, lines, filename)
-        # For tracebacks, as long as there can be any.
-        finalize(self, linecache.cache.pop, filename, None)
-        namespace = dict(code.globals)
-        exec(compile(self.source, filename, "exec"), namespace)
-        self.forward = namespace["forward"]
+        self.forward = _function_of(self.source, code.globals)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         """Share: a program has no state."""
@@ -57,6 +51,34 @@ class Program:
         """Leave nothing in a file."""
         # The class may have changed when the file is read, and what its forward says then counts.
         return _nothing, ()
+
+
+def _function_of(source: str, names: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the function `forward` of a source, one for all that are equal.
+
+    A compiler keeps what it has compiled by the code of a function: equal layers, as the blocks of
+    a transformer or the networks of several trials, are compiled once, like plain ones.
+
+    Args:
+        source: Of the function.
+        names: What its other names mean.
+    """
+    # What the names mean is kept alive by the function, so an identity stays what it is.
+    key = source, tuple((name, id(value)) for name, value in sorted(names.items()))
+    known = _functions.get(key)
+    if known is not None:
+        return known
+    filename = f"<sngd_compile program {next(_serial)}>"
+    lines = source.splitlines(keepends=True)
+    # Without a time the entry is kept, as no file of that name is looked for.
+    linecache.cache[filename] = (len(source), None, lines, filename)
+    namespace = dict(names)
+    exec(compile(source, filename, "exec"), namespace)
+    made: Callable[..., Any] = namespace["forward"]
+    # For tracebacks, as long as there can be any.
+    finalize(made, linecache.cache.pop, filename, None)
+    _functions[key] = made
+    return made
 
 
 def _with_quoted_names(graph: fx.Graph) -> fx.Graph:

@@ -22,6 +22,7 @@ from sngd_compile.torch_private import (
     is_in_pipeline,
     is_replica,
     remove_hooks,
+    surround_forward,
 )
 from sngd_compile.training.optimizer_hooks import changes_of_owners
 from sngd_compile.training.sharding import is_sharded
@@ -51,8 +52,7 @@ _running: WeakKeyDictionary[nn.Module, ForwardPass] = WeakKeyDictionary()
 def watch(network: nn.Module) -> None:
     """Fold the small weights of a network together in each forward pass, and look at its states."""
     if begin_forward not in forward_pre_hooks(network):
-        network.register_forward_pre_hook(begin_forward)
-        network.register_forward_hook(end_forward, always_call=True)
+        surround_forward(network, begin_forward, end_forward)
         network.register_load_state_dict_pre_hook(begin_loading)
 
 

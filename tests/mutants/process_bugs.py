@@ -6,7 +6,7 @@ from bug import caught_by, wrap
 from sngd_compile.fisher.kinds.base import FisherKind
 from sngd_compile.fisher.layer import ROWS, FisherLayer
 from sngd_compile.fisher.output_side import OutputSide
-from sngd_compile.modules import partial_state, reconstructed, whole_network
+from sngd_compile.modules import partial_state, program, reconstructed, whole_network
 from sngd_compile.modules.reconstructed import Program
 from sngd_compile.training import bias_groups, joint_roots, optimizer_hooks, transaction
 
@@ -39,10 +39,36 @@ def steps_inside_of_steps_count() -> None:
 def nothing_was_read() -> None:
     """No attribute has a forward captured again."""
 
-    def init(original: Any, program: Program, graph: Any, names_read: Any) -> None:
-        original(program, graph, frozenset())
+    def init(original: Any, made: Program, graph: Any, names_read: Any) -> None:
+        original(made, graph, frozenset())
 
     wrap(Program, "__init__", init)
+
+
+SHARED = "tests/compile/test_shared_code.py"
+
+
+@caught_by((SHARED, "-k", "names_mean"))
+def names_mean_what_they_say() -> None:
+    """Programs share a function whose names mean something else."""
+    original = program._function_of
+    known: dict[str, Any] = {}
+
+    def shared(source: str, names: Any) -> Any:
+        return known.setdefault(source, original(source, names))
+
+    program._function_of = shared
+
+
+@caught_by((SHARED, "-k", "container"))
+def hooks_are_counted() -> None:
+    """Hooks of a network have numbers of their own."""
+
+    def surround(module: Any, before: Any, after: Any) -> None:
+        module.register_forward_pre_hook(before)
+        module.register_forward_hook(after, always_call=True)
+
+    whole_network.surround_forward = surround
 
 
 @caught_by(("tests/bad_input/test_damaged_state.py", "-k", "together"))
