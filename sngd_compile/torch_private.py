@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
-from types import CodeType, FrameType
 from typing import Any, cast
 
 import torch
@@ -206,10 +205,8 @@ def is_joining(wrapper: Any) -> bool:
     return bool(wrapper._join_config.enable)
 
 
-_PIPELINE, _SCHEDULES = (
-    "torch.distributed.pipelining.stage",
-    "torch.distributed.pipelining.schedules",
-)
+_PIPELINE = "torch.distributed.pipelining.stage"
+_SCHEDULES = "torch.distributed.pipelining.schedules"
 _SHAPES_ARE_FOUND = ("_prepare_forward_infra", "_prepare_backward_infra")
 """Methods of a stage of a pipeline that run its module on made-up numbers; seen on 2.13."""
 
@@ -238,14 +235,6 @@ def gradient_divisor() -> int:
     schedules = (frame.f_locals.get("self") for frame in _calling(_SCHEDULES))
     found = next((s for s in schedules if hasattr(s, "scale_grads")), None)
     return found._n_microbatches if found is not None and found.scale_grads else 1
-
-
-def is_running(code: CodeType) -> bool:
-    """Say whether a function is running in this thread."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code is not code:
-        frame = frame.f_back
-    return frame is not None
 
 
 DISTRIBUTED = "_distribute_module_applied"
@@ -277,29 +266,28 @@ def forward_pre_hooks(module: nn.Module) -> list[Any]:
     return list(module._forward_pre_hooks.values())
 
 
-def surround_forward(module: nn.Module, before: Any, after: Any) -> None:
-    """Add a hook before the forward and one behind it, which runs whatever happens in between.
+_OWN_HOOKS = -1
+"""The number of this library's hooks, one for all modules: torch counts theirs, from 0 on.
 
-    Under a number that is the same for every module: torch counts on, and a compiler would compile
-    each of several equal networks anew, because it looks at the numbers.
-    """
+A compiler looks at the numbers, and would compile each of several equal networks anew.
+"""
+
+
+def surround_forward(module: nn.Module, before: Any, after: Any) -> None:
+    """Add a hook before the forward and one behind it, which runs whatever happens in between."""
     module._forward_pre_hooks[_OWN_HOOKS] = before
     module._forward_hooks[_OWN_HOOKS] = after
     module._forward_hooks_always_called[_OWN_HOOKS] = True
 
 
-_OWN_HOOKS = -1  # torch counts from 0
-
-
-def remove_hooks(module: nn.Module, hooks: Container[Any]) -> None:
-    """Take hooks of the forward and of loading away again, whose handles a copy does not have."""
+def remove_hooks(module: nn.Module, loading: Any) -> None:
+    """Take those away again, and a hook of loading, whose handle a copy does not have."""
+    tables = module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called
+    for table in tables:
+        table.pop(_OWN_HOOKS, None)
     for number, held in list(module._load_state_dict_pre_hooks.items()):
-        if getattr(held, "hook", held) in hooks:
+        if getattr(held, "hook", held) is loading:
             del module._load_state_dict_pre_hooks[number]
-    for table in (module._forward_pre_hooks, module._forward_hooks):
-        for number in [number for number, hook in table.items() if hook in hooks]:
-            del table[number]
-            module._forward_hooks_always_called.pop(number, None)
 
 
 def is_replica(module: nn.Module) -> bool:
@@ -311,10 +299,7 @@ OPTIMIZER_STEP = Optimizer.profile_hook_step(lambda: None).__code__
 """The code around the step of every optimizer; its variable `self` is the optimizer."""
 
 STATE_MAKER = "_init_optim_state"
-"""The function in which `torch.distributed.checkpoint` has an optimizer without states take a step.
-
-Its gradients and rates are zeros. By name: importing the function takes long.
-"""
+"""The function in which `torch.distributed.checkpoint` lets an optimizer make states, by zeros."""
 
 
 # FX and Dynamo.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from types import CodeType, FrameType
 
 import torch
 from torch import Tensor
@@ -19,7 +21,6 @@ from sngd_compile.torch_private import (
     backward_pass,
     finds_shapes,
     gradient_divisor,
-    is_running,
     repeats_a_forward,
 )
 
@@ -137,7 +138,7 @@ def _refuse_compiled_pipeline(encoded: str) -> None:
         ModelError: Where gradients at outputs count, and the schedule of a pipeline scales them.
     """
     divisor = gradient_divisor()
-    if divisor > 1 and not is_running(observe.__code__):
+    if divisor > 1 and not _is_running(observe.__code__):
         spec = FisherSpec.decode(encoded)
         if kind_of(spec).has_output_side:
             raise ModelError(
@@ -146,6 +147,14 @@ def _refuse_compiled_pipeline(encoded: str) -> None:
                 "outputs would count as if it did not. Nothing has been observed. Give the "
                 "schedule scale_grads=False and divide the loss, or compile no stage"
             )
+
+
+def _is_running(code: CodeType) -> bool:
+    """Say whether a function is running in this thread."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _count_(tally: Tensor, finite: Tensor, rows: int) -> None:

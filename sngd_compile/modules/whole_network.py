@@ -58,7 +58,7 @@ def watch(network: nn.Module) -> None:
 
 def forget(network: nn.Module) -> None:
     """Undo `watch`."""
-    remove_hooks(network, (begin_forward, end_forward, begin_loading))
+    remove_hooks(network, begin_loading)
     _recorded.pop(network, None)
 
 
