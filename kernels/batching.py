@@ -15,10 +15,7 @@ def one_by_one(operation: Callable[..., Any]) -> Rule:
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         entries = [
             operation(
-                *(
-                    argument.select(dim, entry) if isinstance(dim, int) else argument
-                    for argument, dim in zip(args, in_dims, strict=True)
-                )
+                *(_entry(argument, dim, entry) for argument, dim in zip(args, in_dims, strict=True))
             )
             for entry in range(info.batch_size)
         ]
@@ -27,6 +24,13 @@ def one_by_one(operation: Callable[..., Any]) -> Rule:
         return torch.stack(entries), 0
 
     return rule
+
+
+def _entry(argument: Any, dim: Any, entry: int) -> Any:
+    """Return what one entry of the mapped axis is given; of a list of tensors, each of them."""
+    if isinstance(dim, (list, tuple)):
+        return [_entry(one, of_one, entry) for one, of_one in zip(argument, dim, strict=True)]
+    return argument.select(dim, entry) if isinstance(dim, int) else argument
 
 
 def together(operation: Callable[..., Any]) -> Rule:

@@ -23,6 +23,7 @@ from sngd_compile.torch_private import (
     gradient_divisor,
     repeats_a_forward,
 )
+from sngd_kernels.batching import one_by_one
 
 
 def observe(  # noqa: PLR0913, PLR0917 - a node of a graph is flat
@@ -198,3 +199,5 @@ torch.library.define(
 )
 torch.library.impl("sngd::observe_", "default", observe_)
 torch.library.register_fake("sngd::observe_", lambda *arguments: None)
+# Each entry is a pass by itself: its inputs have no axis of samples but those that it sees.
+torch.library.register_vmap("sngd::observe_", one_by_one(torch.ops.sngd.observe_))

@@ -15,6 +15,7 @@ from sngd_compile.fisher.output_side import SAMPLES, OutputSide
 from sngd_compile.fisher.samples import draw, strided
 from sngd_compile.registry import RULES
 from sngd_compile.torch_private import finds_shapes, gradient_divisor
+from sngd_kernels.batching import one_by_one
 
 LARGEST = 1e152
 """Entries of a gradient whose squares float64 holds; larger ones count as not finite."""
@@ -126,3 +127,6 @@ def observe_gradient_(
 @observe_gradient_.register_fake
 def _(*arguments: Any) -> None:
     return None
+
+
+observe_gradient_.register_vmap(one_by_one(observe_gradient_))

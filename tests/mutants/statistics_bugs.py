@@ -20,6 +20,7 @@ from sngd_compile.passes.observe import observe_
 from sngd_compile.rules import Rule
 from sngd_compile.rules.convolution import Convolution, Geometry
 from sngd_compile.rules.linear import Linear
+from sngd_kernels import batching
 
 
 def before_absorbing(change: Callable[[FisherLayer], Any]) -> None:
@@ -57,6 +58,12 @@ def change_geometry(**changes: Callable[[Geometry], tuple[int, ...]]) -> None:
 def sum_for_mean() -> None:
     """The factor is the sum of the outer products."""
     before_absorbing(lambda fisher: fisher.tally[ROWS].fill_(1))
+
+
+@caught_by(("tests/training/test_function_transforms.py", "-k", "shared"))
+def one_sample_of_a_mapped_axis() -> None:
+    """Of samples that `torch.vmap` goes through the first one is observed, each time."""
+    wrap(batching, "_entry", lambda original, argument, dim, entry: original(argument, dim, 0))
 
 
 @caught_by(LINEAR)
