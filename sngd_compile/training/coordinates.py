@@ -16,7 +16,7 @@ from sngd_compile.fisher.roots.base import Change
 from sngd_compile.fisher.weight_map import as_matrices
 from sngd_compile.training.divided_states import LINEAR_STATES, states_of
 from sngd_compile.training.remainders import completed, fit_remainders_, round_
-from sngd_compile.training.sharding import put_, whole
+from sngd_compile.training.sharding import held_here, put_, whole
 
 Half = tuple[Tensor | None, Tensor | None]
 """Of a weight and of its bias; either may be missing."""
@@ -169,9 +169,14 @@ def _linear_states(
     for parameter, found in zip((weight, bias), halves, strict=True):
         if parameter is None:
             continue
+        # Memory moves once: `load_state_dict(other.state_dict())` lets two optimizers share theirs.
+        seen = {_memory(tensor) for tensor in (parameter, parameter.grad) if tensor is not None}
         for optimizer in optimizers:
             for name, state in states_of(optimizer, parameter).items():
-                if isinstance(state, Tensor) and _is_like(state, parameter):
+                if not isinstance(state, Tensor) or not _is_like(state, parameter):
+                    continue
+                if _memory(state) not in seen:
+                    seen.add(_memory(state))
                     found[name].append(state)
     # In order, since each optimizer may have both, and each half an optimizer of its own.
     return [
@@ -184,6 +189,11 @@ def _linear_states(
 
 def _is_like(state: Tensor, parameter: Tensor) -> bool:
     return state.shape == parameter.shape and state.is_floating_point()
+
+
+def _memory(tensor: Tensor) -> int:
+    """Say where the numbers of a tensor lie; of one without any, which tensor it is."""
+    return held_here(tensor).data_ptr() or id(tensor)
 
 
 def _is_signed(state: Tensor | None) -> bool:

@@ -71,6 +71,37 @@ def test_momentum_moves_with_the_coordinates():
     torch.testing.assert_close(in_w(), before)
 
 
+def with_the_state_of(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Make another optimizer of the same parameters, as one whose settings shall be others."""
+    other = SGD([p for group in optimizer.param_groups for p in group["params"]])
+    other.load_state_dict(optimizer.state_dict())
+    return other
+
+
+class Remembering(SGD):
+    """Keeps the parameter and its gradient in its state, as they are."""
+
+    def step(self, closure=None):
+        """Keep both, and step."""
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter] |= {"last": parameter.grad, "slow": parameter.detach()}
+        return super().step(closure)
+
+
+def test_what_several_hold_moves_once():
+    nets = [sngd.reconstruct(mlp_of(3), EVERY_STEP) for _ in range(3)]
+    optimizers = [sgd(nets[0]), sgd(nets[1])]
+    optimizers.append(Remembering(nets[2].parameters(), lr=0.03, momentum=0.9))
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        train(net, optimizer, steps=3)
+    optimizers.append(with_the_state_of(optimizers[1]))  # the first one stays alive
+    train(nets[0], optimizers[0], first=3)
+    train(nets[1], optimizers[3], first=3)
+    train(nets[2], optimizers[2], first=3)
+    assert apart(nets[0], nets[1]) == 0
+    assert apart(nets[0], nets[2]) == 0
+
+
 def test_optimizer_state_loaded_later_moves_too():
     net = sngd.reconstruct(mlp(), EVERY_STEP)
     optimizer = train(net, steps=4)
