@@ -35,6 +35,7 @@ from sngd_compile.plan.records import (
     noted_together,
     qualified,
 )
+from sngd_compile.plan.shared_memory import held_twice
 from sngd_compile.progress import tracked
 
 Overrides = Mapping[str, Config | None]
@@ -142,6 +143,10 @@ class _Planner:
         configs = {p: self.config_of(names) for p, names in self.tied.items()}
         elsewhere = uses_elsewhere(self.model, self.class_of, self.occurrences)
         known = {p: [*held, *elsewhere.get(p, ())] for p, held in self.occurrences.items()}
+        for parameter, reason in held_twice(self.model).items():
+            # What is reconstructed already stays that, whatever holds it by now.
+            if parameter in known and (self.class_of is type or configs[parameter] is None):
+                known[parameter].append(_refused(reason))
         decided, reasons = decide(known, configs)
         decisions = self.settle(decided)
         local: dict[int, list[tuple[Site, Place]]] = defaultdict(list)
@@ -184,6 +189,11 @@ class _Planner:
         """Say why modules that hold the weight have no graph."""
         notes = {self.owners[h.owner].findings.note for h in self.occurrences[weight]}
         return "; ".join(sorted(note for note in notes if note))
+
+
+def _refused(reason: str) -> Occurrence:
+    """Say why a parameter is left, beside what modules do with it."""
+    return Occurrence(-1, {}, "", Findings(None, {"": reason}))
 
 
 def _name_of(parameter: Tensor | None, module: nn.Module) -> str | None:

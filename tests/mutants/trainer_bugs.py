@@ -5,6 +5,7 @@ import importlib
 from bug import caught_by, wrap
 from sngd_compile.integrations import trained_network
 from sngd_compile.modules import portable_state
+from sngd_compile.training import coordinates
 
 observe = importlib.import_module("sngd_compile.fisher.observe")
 RECOMPUTED = "tests/training/test_recomputed.py"
@@ -26,6 +27,12 @@ def reentrant_forwards_never_counted() -> None:
 def adapters_given_as_w_prime() -> None:
     """Only what saves is taken for who asks for the weights of adapters."""
     portable_state.ASKING = frozenset({"save_pretrained"})
+
+
+@caught_by(("tests/training/test_hooks.py", "-k", "moves_once"))
+def shared_momentum_moves_twice() -> None:
+    """Each optimizer that holds a momentum moves it."""
+    coordinates._memory = lambda tensor: object()
 
 
 @caught_by(("tests/integrations/test_lightning.py", "-k", "metrics_are_logged and False"))
