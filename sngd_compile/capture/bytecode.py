@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from types import CodeType
+from types import CodeType, FunctionType
 
 Steps = list[dis.Instruction]
 
@@ -96,14 +97,14 @@ def reads_parameters_raw(owner: type, function: object) -> bool:
 
 
 def names_read(owner: type, function: object) -> frozenset[str]:
-    """List the attributes that a method, or one that it calls on `self`, reads of anything."""
+    """List the attributes that a method reads of anything, or what it calls: methods, functions."""
     found: set[str] = set()
 
     def collect(steps: Steps) -> bool:
         found.update(str(s.argval) for s in steps if s.opname in ("LOAD_ATTR", "LOAD_METHOD"))
         return False
 
-    _is_done(owner, function, collect, into_torch=False)
+    _is_done(owner, function, collect, into_torch=False, into_helpers=True)
     return frozenset(found)
 
 
@@ -112,6 +113,7 @@ def _is_done(
     function: object,
     does: Callable[[Steps], bool],
     into_torch: bool = True,
+    into_helpers: bool = False,
     depth: int = 5,
 ) -> bool:
     """Say whether the bytecode of a method, or of one that it calls on `self`, does something."""
@@ -122,10 +124,14 @@ def _is_done(
     steps = [step for step in dis.get_instructions(code) if step.opname not in _NO_STEPS]
     if does(steps):
         return True
+    called = [
+        *_called(owner, function, steps),
+        *(_helpers(function, steps) if into_helpers else ()),
+    ]
     return any(
-        _is_done(owner, called, does, into_torch, depth - 1)
-        for called in _called(owner, function, steps)
-        if into_torch or not is_of_torch(called)
+        _is_done(owner, each, does, into_torch, into_helpers, depth - 1)
+        for each in called
+        if into_torch or not is_of_torch(each)
     )
 
 
@@ -146,6 +152,17 @@ def _called(owner: type, function: object, steps: Steps) -> list[object]:
     code = function.__code__  # type: ignore[attr-defined]
     inner = [_Inner(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
     return [f for f in (*called, *inner) if f is not function and hasattr(f, "__code__")]
+
+
+def _helpers(function: object, steps: Steps) -> list[object]:
+    """List the functions that a function finds among its globals or in its closure."""
+    found = dict(getattr(function, "__globals__", {}))
+    cells = getattr(function, "__closure__", None) or ()
+    for name, cell in zip(function.__code__.co_freevars, cells, strict=False):  # type: ignore[attr-defined]
+        with suppress(ValueError):  # it is empty as yet
+            found[name] = cell.cell_contents
+    named = {s.argval for s in steps if s.opname in ("LOAD_GLOBAL", "LOAD_DEREF")}
+    return [found[name] for name in named if isinstance(found.get(name), FunctionType)]
 
 
 # CPython renames opcodes: PRECALL went with 3.12, KW_NAMES with 3.13, where CALL_KW came.

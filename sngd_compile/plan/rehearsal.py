@@ -29,6 +29,7 @@ from sngd_compile.rules.interception import (
     name_of,
     swapped_width,
 )
+from sngd_compile.rules.lookup import Lookup
 from sngd_compile.rules.weight_views import VIEWS, bare, track_view
 from sngd_compile.torch_private import IGNORING_SUBCLASS, tree_leaves, tree_map_only
 
@@ -71,6 +72,7 @@ class Watched(Tensor):
         is_transposed: As of a folded weight.
         group: As of a folded weight.
         is_whole: Whether it is the parameter itself.
+        is_slice: Whether it is a slice that leaves inputs out, which counts as looked up.
     """
 
     __torch_function__ = IGNORING_SUBCLASS
@@ -78,6 +80,7 @@ class Watched(Tensor):
     is_transposed: bool
     group: int | None
     is_whole: bool
+    is_slice: bool
 
 
 def watched(
@@ -86,10 +89,11 @@ def watched(
     is_transposed: bool = False,
     group: int | None = None,
     is_whole: bool = False,
+    is_slice: bool = False,
 ) -> Watched:
     """Return a stand-in for a parameter or a view of one."""
     made = value.as_subclass(Watched)
-    made.fisher, made.is_whole = heard, is_whole
+    made.fisher, made.is_whole, made.is_slice = heard, is_whole, is_slice
     made.is_transposed, made.group = is_transposed, group
     return made
 
@@ -246,11 +250,15 @@ class Rehearsal(TorchFunctionMode):
         rule = rule_for(func)
         known = [_numbers(value) for value in args], {k: _numbers(v) for k, v in kwargs.items()}
         use: Any = intercepted_use(func, *known, weights) if rule else ""
-        for weight in weights:
+        parts = [weight for weight in weights if weight.is_slice]
+        self._meet_parts(func, use, parts)
+        for weight in [weight for weight in weights if not weight.is_slice]:
             if rule is None or isinstance(use, str):
                 reason = _reason(func, use, len(weights) == len(_tensors(args, kwargs)))
             elif weight is use.weight:
                 self._hear(weight, use.layout, rule.name, use.bias)
+                if isinstance(result, Tensor) and _is_slice(func, args):
+                    return watched(weight.fisher, result, is_slice=True)
                 continue
             elif weight is use.bias and weight.is_whole:
                 weight.fisher.joins.add(use.weight.fisher.name)
@@ -260,6 +268,14 @@ class Rehearsal(TorchFunctionMode):
             weight.fisher.refused = weight.fisher.refused or reason
         return self.paths.unknown()
 
+    def _meet_parts(self, func: Any, use: Any, parts: Sequence[Watched]) -> None:
+        """Refuse what was looked up and is a weight after all; else it is an activation."""
+        for part in parts:
+            is_weight = part is getattr(use, "weight", None) and func not in Lookup.targets
+            if is_weight and not part.fisher.refused:
+                reason = f"a slice of its inputs enters {_where(func)} as a weight; {PLAIN}"
+                part.fisher.refused = reason
+
     def _view(
         self, weight: Watched, func: Any, rest: Sequence[Any], kwargs: Any, result: Any
     ) -> Any:
@@ -268,6 +284,8 @@ class Rehearsal(TorchFunctionMode):
         def make(heard: Any, value: Tensor, is_transposed: bool = False, group: Any = None) -> Any:
             return watched(heard, value, is_transposed, group)
 
+        if weight.is_slice and isinstance(result, Tensor):
+            return watched(weight.fisher, result, is_slice=True)
         if result is not None:
             return track_view(weight, make, func, rest, kwargs, result)
         if VIEWS[func] == "same":
@@ -297,9 +315,17 @@ _AMONG = words("cat concat concatenate stack hstack vstack where expand expand_a
 DEVICE: Any = Tensor.device.__get__
 
 
+def _is_slice(func: Any, args: Sequence[Any]) -> bool:
+    """Say whether a call looks up what no numbers choose, which gives a view."""
+    return func in Lookup.targets and not any(
+        isinstance(one, Tensor | list)
+        for one in (args[1] if isinstance(args[1], tuple) else args[1:])
+    )
+
+
 def _is_change(func: Any, kwargs: Mapping[str, Any]) -> bool:
     """Say whether a call changes what it is given."""
-    return is_in_place(func) or name_of(func) in _OPERATORS or "out" in kwargs
+    return is_in_place(func) or name_of(func) in _OPERATORS or kwargs.get("out") is not None
 
 
 def _first_guess(shape: Sequence[int]) -> Layout:

@@ -29,7 +29,7 @@ def adapters_given_as_w_prime() -> None:
     portable_state.ASKING = frozenset({"save_pretrained"})
 
 
-@caught_by(("tests/training/test_hooks.py", "-k", "moves_once"))
+@caught_by(("tests/training/test_hooks.py", "-k", "share_moves_once"))
 def shared_momentum_moves_twice() -> None:
     """Each optimizer that holds a momentum moves it."""
     coordinates._memory = lambda tensor: object()

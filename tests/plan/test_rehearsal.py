@@ -39,6 +39,10 @@ class Branching(nn.Module):
         raise NotImplementedError
 
 
+def doubled(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, 2 * layer.weight, layer.bias)
+
+
 def branching(use, *shapes, **children) -> nn.Module:
     return type("Written", (Branching,), {"use": use})(*shapes, **children)
 
@@ -122,6 +126,7 @@ def counts(model: nn.Module, name: str = "a") -> list[float]:
         (lambda self, x: x.sum() * self.a[:, torch.tensor([1, 1, -3])], (2, 3), [4, 8, 0]),
         (lambda self, x: x.sum() * self.a[[0, 0, 1]], (3, 2), [8, 4, 0]),
         (lambda self, x: x[:2, :2] + self.a[1:3], (4, 2), [0, 6, 6, 0]),
+        (lambda self, x: x[:2, :2] + self.a[:, 1:3], (2, 4), [0, 6, 6, 0]),
         (lambda self, x: x.sum() * self.a[torch.arange(4) % 2 == 0], (4, 2), [6, 0, 6, 0]),
         (lambda self, x: F.embedding(torch.tensor([0, 1, 1]), self.a), (3, 2), [4, 8, 0]),
     ],
@@ -163,6 +168,10 @@ def test_a_learned_factor_has_the_mean_square_of_what_it_multiplies(use, shape):
             "computed from it by exp",
         ),
         (lambda self, x: F.interpolate(self.a[None], 5).sum() + x, (2, 3), "interpolate"),
+        (lambda self, x: F.linear(x[:, :2], self.a[:, 1:3]), (2, 3), "a slice of its inputs"),
+        (lambda self, x: x[:, :2] @ self.a[:, :2].T, (2, 3), "a slice of its inputs"),
+        (lambda self, x: x * self.a[:, 1], (3, 2), "a slice of its inputs"),
+        (lambda self, x: F.linear(x, F.normalize(self.a)), (2, 3), "computed from it by normalize"),
     ],
 )
 def test_what_cannot_be_observed_stays_plain_and_says_why(use, shape, reason):
@@ -180,6 +189,8 @@ def test_what_cannot_be_observed_stays_plain_and_says_why(use, shape, reason):
         (lambda self, x: self.one(x) @ self.one.weight, "one", {"one.weight"}),
         (lambda self, x: self.one(x) + self.one.bias, "one", {"one.weight"}),
         (lambda self, x: self.one(x) * self.one.weight.abs().sum(), "one", set()),
+        (lambda self, x: F.linear(x, F.normalize(self.one.weight)), "one", set()),
+        (lambda self, x: doubled(self.one, x), "one", set()),
         (
             lambda self, x: self.many[0](x) + self.many[1].weight[0].tanh(),
             "many",

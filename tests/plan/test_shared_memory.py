@@ -128,7 +128,7 @@ def seeded(build: Callable[[], nn.Module]) -> nn.Module:
 def test_it_trains_and_folds_as_the_plain_network(build):
     model, net = (seeded(build) for _ in range(2))
     reasons = {skip.name: skip.reason for skip in sngd.explain(model).skips}
-    assert PLACES[build] in reasons["first.weight"]
+    assert PLACES[build] in reasons.get("first.weight", "")
     sngd.reconstruct(net, EVERY_STEP, inplace=True)  # a copy shares no memory among its parameters
     assert "first.weight" not in sngd.fisher_layers(net)
     assert apart(net, model) < 1e-12

@@ -88,18 +88,30 @@ class Remembering(SGD):
         return super().step(closure)
 
 
-def test_what_several_hold_moves_once():
-    nets = [sngd.reconstruct(mlp_of(3), EVERY_STEP) for _ in range(3)]
-    optimizers = [sgd(nets[0]), sgd(nets[1])]
-    optimizers.append(Remembering(nets[2].parameters(), lr=0.03, momentum=0.9))
+def two_trained(*kinds: type[SGD]) -> tuple[list, list]:
+    """Train a network with each kind of optimizer for three steps, all on one path."""
+    nets = [sngd.reconstruct(mlp_of(3), EVERY_STEP) for _ in kinds]
+    optimizers = [
+        kind(net.parameters(), lr=1e-3, momentum=0.9) for kind, net in zip(kinds, nets, strict=True)
+    ]
     for net, optimizer in zip(nets, optimizers, strict=True):
         train(net, optimizer, steps=3)
+    return nets, optimizers
+
+
+def test_momentum_that_two_optimizers_share_moves_once():
+    (net, other), optimizers = two_trained(SGD, SGD)
     optimizers.append(with_the_state_of(optimizers[1]))  # the first one stays alive
-    train(nets[0], optimizers[0], first=3)
-    train(nets[1], optimizers[3], first=3)
-    train(nets[2], optimizers[2], first=3)
-    assert apart(nets[0], nets[1]) == 0
-    assert apart(nets[0], nets[2]) == 0
+    train(net, optimizers[0], steps=3, first=3)
+    train(other, optimizers[2], steps=3, first=3)
+    assert apart(net, other) == 0
+
+
+def test_a_state_that_is_the_parameter_or_its_gradient_moves_with_that():
+    (net, other), optimizers = two_trained(SGD, Remembering)
+    train(net, optimizers[0], steps=3, first=3)
+    train(other, optimizers[1], steps=3, first=3)
+    assert apart(net, other) == 0
 
 
 def test_optimizer_state_loaded_later_moves_too():
