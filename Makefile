@@ -14,7 +14,7 @@ BENCHMARK := PYTHONPATH=benchmarks:examples $(PY) -m
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-torch test-slow nightly fuzz test-interpreter test-gpu test-triton-matrix lint format types docs bench
+.PHONY: help demo test test-torch test-slow nightly fuzz test-interpreter test-gpu test-triton-matrix lint format types docs site bench
 .PHONY: bench-peers bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
 .PHONY: bench-metrics bench-refresh monitoring report-picture bench-gpu bench-gpu-steps bench-gpu-all bench-layers bench-compiled
 .PHONY: bench-memory
@@ -93,8 +93,11 @@ types: $(STAMP)  ## mypy, strict
 	ln -sfn ../../kernels build/typing/sngd_kernels
 	$(PY) -m mypy sngd_compile build/typing/sngd_kernels examples $(wildcard benchmarks)
 
-docs: $(STAMP)  ## build the documentation, running every example in it
+docs: $(STAMP)  ## build the documentation, running every example in it, and the site
 	$(SCRIPT) docs/build.py $(ARGS)
+
+site: $(STAMP)  ## the site alone, build/site/index.html, without running the examples
+	$(SCRIPT) docs/website.py
 
 bench: $(STAMP)  ## step time and memory against plain SGD
 	$(BENCHMARK) steps.step_time $(ARGS)
@@ -144,7 +147,7 @@ monitoring: $(STAMP)  ## draw the picture of docs/monitoring.md: metrics over a 
 
 report-picture: $(STAMP)  ## draw docs/report.png, the page of the demo, with Chromium
 	$(MAKE) demo
-	chromium --headless --no-sandbox --hide-scrollbars --window-size=1280,1500 \
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1280,1232 \
 	    --screenshot=docs/report.png build/demo/report.html
 
 bench-gpu-steps: $(STAMP)  ## step time against plain SGD, on this machine's GPU

@@ -1,9 +1,9 @@
-"""Builds the documentation: runs every page, and checks `docs/api.md` against the docstrings.
+"""Builds the documentation: runs every page, checks what is generated, makes the site of it.
 
 Files that a page asks its reader to write are added to a copy of the project and tested there.
 
 make docs                  # fails with page and line where something no longer holds
-make docs ARGS=--write     # writes printed outputs and docs/api.md anew
+make docs ARGS=--write     # writes printed outputs and generated pages anew
 """
 
 import os
@@ -16,24 +16,32 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from layer_picture import layer_picture
+from notebook import notebook_problem
 from pages import PageError, blocks, check_page, run_page
 from pasted import check_files
 from reference import reference
+from rules_page import rules_page
+from website import build_site
 
 ROOT = Path(__file__).resolve().parents[1]
-API = ROOT / "docs" / "api.md"
+GENERATED = {"docs/api.md": reference, "docs/rules.md": rules_page, "docs/layer.svg": layer_picture}
 
 
 def pages() -> list[Path]:
-    """Every page with code in it, README first; `docs/api.md` is generated."""
-    found = [ROOT / "README.md", *sorted(set((ROOT / "docs").rglob("*.md")) - {API})]
-    return [page for page in found if any(blocks(page.read_text()))]
+    """Every page with code in it, README first, and the notebooks."""
+    generated = {ROOT / name for name in GENERATED}
+    found = [ROOT / "README.md", *sorted(set((ROOT / "docs").rglob("*.md")) - generated)]
+    notebooks = sorted((ROOT / "docs").glob("*.ipynb"))
+    return [*notebooks, *(page for page in found if any(blocks(page.read_text())))]
 
 
 def build_page(path: Path, write: bool) -> str | None:
     """Run one page and test its files, in a Python of its own; return what is wrong with it."""
     sys.path.append(str(ROOT / "tests"))  # the shared laws, as in the tests
     shown = path.relative_to(ROOT).as_posix()
+    if path.suffix == ".ipynb":
+        return notebook_problem(path, shown, write)
     try:
         if write:
             path.write_text(run_page(path, shown))
@@ -45,14 +53,14 @@ def build_page(path: Path, write: bool) -> str | None:
     return None
 
 
-def build_api(write: bool) -> str | None:
-    """Generate `docs/api.md`; return what is wrong with the one that is there."""
-    text = reference()
-    if write:
-        API.write_text(text)
-    elif not API.exists() or API.read_text() != text:
-        return "docs/api.md: the docstrings have changed; run make docs ARGS=--write"
-    return None
+def build_generated(write: bool) -> Iterator[str]:
+    """Generate what docstrings and registries say; yield which pages say something else."""
+    for name, generate in GENERATED.items():
+        text, path = generate(), ROOT / name
+        if write:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            yield f"{name}: the docstrings have changed; run make docs ARGS=--write"
 
 
 def problems(write: bool) -> Iterator[str]:
@@ -67,11 +75,13 @@ def problems(write: bool) -> Iterator[str]:
 
     with own_compile_cache(), workers:
         results = [workers.submit(build_page, page, write) for page in pages()]
-        yield from filter(None, [build_api(write), *(result.result() for result in results)])
+        yield from build_generated(write)
+        yield from filter(None, (result.result() for result in results))
+    yield from build_site()
 
 
 def main(
-    write: Annotated[bool, typer.Option(help="Write outputs and docs/api.md anew.")] = False,
+    write: Annotated[bool, typer.Option(help="Write outputs and generated pages anew.")] = False,
 ) -> None:
     """Run every page and check what it shows."""
     start = time.perf_counter()

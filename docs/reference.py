@@ -57,9 +57,9 @@ def entry(public: Any, name: str) -> str:
     heading = f"### {name}\n\n"
     if inspect.isclass(public):
         methods = "".join(f"\n{text}" for text in _methods(public))
-        return f"{heading}{_code(_class_header(public))}\n{_docstring(public)}\n{methods}"
+        return f"{heading}{_code(_class_header(public))}\n{docstring(public)}\n{methods}"
     if inspect.isfunction(public):
-        return f"{heading}{_code(_function_header(_tree(public)))}\n{_docstring(public)}\n"
+        return f"{heading}{_code(_function_header(_tree(public)))}\n{docstring(public)}\n"
     alias = str(public).removeprefix("typing.").replace("'", '"')
     return heading + _code(f"{name} = {alias}")
 
@@ -106,10 +106,10 @@ def _methods(public: type) -> Iterator[str]:
             method = inspect.getattr_static(public, node.name)
             function = method.__func__ if isinstance(method, classmethod) else method
             header = _code(_function_header(node, tree.lines))
-            yield f"#### {public.__name__}.{node.name}\n\n{header}\n{_docstring(function)}\n"
+            yield f"#### {public.__name__}.{node.name}\n\n{header}\n{docstring(function)}\n"
 
 
-def _docstring(public: Any) -> str:
+def docstring(public: Any) -> str:
     """Turn a Google-style docstring into Markdown."""
     parts = []
     for paragraph in ((public.__doc__ and inspect.getdoc(public)) or "").split("\n\n"):

@@ -11,6 +11,7 @@ TARGETS += [
     "format",
     "types",
     "docs",
+    "site",
     "bench",
     "bench-peers",
     "bench-one-rate",
