@@ -137,5 +137,5 @@ def build_site() -> list[str]:
 
 if __name__ == "__main__":
     found = build_site()
-    print("\n".join([*found, f"{SITE.relative_to(ROOT)}/index.html"]))
+    print("\n".join(found or [f"{SITE.relative_to(ROOT)}/index.html"]))
     sys.exit(bool(found))

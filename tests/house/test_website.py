@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from torch import nn
 
 import sngd_compile
 from sngd_compile.rules import RULES
@@ -118,6 +119,16 @@ def test_the_notebook_holds_the_outputs_of_one_run_from_top_to_bottom(script):
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     kinds = {output.output_type for cell in code for output in cell.outputs}
     assert kinds == {"stream", "display_data", "execute_result"}
+
+
+def test_the_picture_of_a_layer_shows_the_graphs_of_the_network(script):
+    picture = script("layer_picture")
+    captured, *_, last = picture.graphs_of(nn.Linear(6, 4))
+    graphs = sngd_compile.graph(sngd_compile.reconstruct(nn.Linear(6, 4)))
+    assert captured == picture.drawn(graphs.before[""])
+    assert last == picture.drawn(graphs[""])
+    drawn = (DOCS / "layer.svg").read_text()
+    assert [name for name in [*captured, *last] if f">{name}<" not in drawn] == []
 
 
 @pytest.mark.slow
