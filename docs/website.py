@@ -4,6 +4,7 @@ A link from page to page, or to a source, therefore leads to the same file on th
 viewer. mkdocs then builds build/site, with warnings as errors; the site fetches nothing.
 
 make site                  # build/site/index.html; make docs runs every page as well
+python -m http.server --directory build/site     # a browser searches pages of a server only
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def stage(files: dict[Path, str]) -> None:
                 place.with_name(name).write_bytes(content)
         else:
             shutil.copyfile(ROOT / path, place)
-    for path in THEME.glob("*.[cj]s*"):
+    for path in THEME.glob("*.css"):
         shutil.copyfile(path, PAGES / path.name)
 
 
@@ -137,5 +138,5 @@ def build_site() -> list[str]:
 
 if __name__ == "__main__":
     found = build_site()
-    print("\n".join(found or [f"{SITE.relative_to(ROOT)}/index.html"]))
+    print("\n".join(found or [f"{SITE.relative_to(ROOT)}/index.html (its search needs a server)"]))
     sys.exit(bool(found))
