@@ -8,6 +8,7 @@ then no longer fits the library), or if the same tests fail without any bug. Wit
 are not run without one: they have just passed.
 """
 
+import gc
 import io
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+import hypothesis  # noqa: F401  # on behalf of the children, as torch is
 import pytest
 import torch
 from rich.console import Console
@@ -72,8 +74,6 @@ OPTIONS = [
     "not nightly",
     "-p",
     "no:cacheprovider",
-    "-p",
-    "no:xdist",
 ]
 
 
@@ -134,6 +134,7 @@ class Outcome:
 
 def in_child(run: Run, sender: Connection) -> None:
     """Plant the bug, run the tests, send a report."""
+    gc.freeze()  # it need not look through what it inherits
     start = time.perf_counter()
     printed, first = io.StringIO(), FirstFailure()
     with redirect_stdout(printed), redirect_stderr(printed):
@@ -198,6 +199,8 @@ def main(arguments: Sequence[str]) -> int:
     os.chdir(ROOT)
     torch.set_num_threads(1)
     torch.optim.SGD([torch.zeros(1)])  # its first use imports much
+    # What other packages add to pytest would be imported for each bug, longer than its tests take.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     start = time.perf_counter()
     bugs = [BUGS[name] for name in names or BUGS]
     runs = [] if tests_pass else [Run(t) for t in dict.fromkeys(bug.tests for bug in bugs)]
