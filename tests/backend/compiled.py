@@ -25,6 +25,8 @@ SETTING = Config(
     max_rows=None,
 )
 INNER = ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+# Where another test asks the same of inductor.
+AT_NIGHT = ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.nightly)]
 Batch = tuple[Tensor, Tensor]
 
 

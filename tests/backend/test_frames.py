@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import sngd_compile as sngd
-from backend.compiled import INNER, SETTING, apart, compiled, mlp, pair, sample, train
+from backend.compiled import AT_NIGHT, INNER, SETTING, apart, compiled, mlp, pair, sample, train
 from sngd_compile import ConfigError
 
 pytestmark = [
@@ -67,10 +67,20 @@ class Equal(nn.Module):
         return torch.tanh(self.layer(x))
 
 
-@pytest.mark.parametrize("inner", INNER)
-@pytest.mark.parametrize("network", [Broken, TiedAcrossFrames, lambda: TiedAcrossFrames(True)])
+@pytest.mark.parametrize("inner", AT_NIGHT)
+@pytest.mark.parametrize("network", [Broken, lambda: TiedAcrossFrames(True)])
 def test_frames_on_both_sides_of_a_graph_break_share_states(network, inner):
-    model, net = pair(network())
+    assert_states_are_shared(network(), inner)
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_a_weight_tied_across_frames_has_one_state(inner):
+    assert_states_are_shared(TiedAcrossFrames(), inner)
+
+
+def assert_states_are_shared(model: nn.Module, inner: str) -> None:
+    """Compare with the reconstructed network."""
+    model, net = pair(model)
     net_of_frames = compiled(model, inner)
     train(net_of_frames, lambda step: [sample((5,), step)])
     train(net, lambda step: [sample((5,), step)])
@@ -167,7 +177,7 @@ def test_a_checkpoint_around_the_compiled_model_counts_once():
     assert {layer.rows_seen for layer in sngd.fisher_layers(inner).values()} == {130}
 
 
-@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("inner", AT_NIGHT)
 def test_autocast_leaves_statistics_and_roots_in_float32(inner):
     torch.set_default_dtype(torch.float32)
     model = mlp()

@@ -7,7 +7,19 @@ import pytest
 import torch
 
 import sngd_compile as sngd
-from backend.compiled import INNER, SETTING, Block, Tied, apart, compiled, mlp, pair, sample, train
+from backend.compiled import (
+    AT_NIGHT,
+    INNER,
+    SETTING,
+    Block,
+    Tied,
+    apart,
+    compiled,
+    mlp,
+    pair,
+    sample,
+    train,
+)
 from sngd_compile import SngdWarning
 from theorem.descent import NaturalDescent
 from theorem.networks import MLP, ConvNet, Residual
@@ -71,7 +83,7 @@ def test_the_trajectory_is_the_handwritten_one(network):
         assert (one - other).norm() < 1e-10 * other.norm()
 
 
-@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("inner", AT_NIGHT)
 def test_micro_batches_of_any_size_add_up(inner):
     model, net = pair(mlp())
 

@@ -10,7 +10,12 @@ from backend.compiled import SETTING, Block, mlp, sample, train
 from compile.test_one_graph import assert_equal
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64", "fresh")]
-MODES = ["default", "reduce-overhead", "max-autotune-no-cudagraphs"]
+# In the default mode, each test that compiles with inductor does.
+MODES = [
+    pytest.param("default", marks=pytest.mark.nightly),
+    "reduce-overhead",
+    "max-autotune-no-cudagraphs",
+]
 
 
 @pytest.mark.parametrize("mode", MODES)
