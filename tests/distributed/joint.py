@@ -1,6 +1,7 @@
 """What every process holds of the others: two processes print what they found, by name."""
 
 import contextlib
+import functools
 import io
 import json
 import sys
@@ -97,26 +98,26 @@ def walk(rank: int, way: str, kind: str) -> list[float]:
     return weights(net, kind)
 
 
-def file_of(parts: tuple, rank: int) -> bytes:
-    """Return what the first process saves, alone, in both processes."""
+@functools.cache
+def file_of(rank: int, kind: str, divided: bool) -> bytes:
+    """Train in two processes; return what the first saves, alone, in both."""
+    net = start(kind)
+    optimizer = descent(net, kind, divided)
+    train(DistributedDataParallel(net), optimizer, rank, range(SAVED))
+    if isinstance(optimizer, ZeroRedundancyOptimizer):
+        optimizer.consolidate_state_dict(0)
     held = [None]
     if rank == 0:
-        torch.save([part.state_dict() for part in parts], file := io.BytesIO())
+        torch.save([part.state_dict() for part in (net, optimizer)], file := io.BytesIO())
         held = [file.getvalue()]
     dist.broadcast_object_list(held, 0)
     return held[0]
 
 
 def saved(rank: int, kind: str, divided: tuple[bool, bool]) -> tuple[list, nn.Module, Optimizer]:
-    """Train in two processes; return the states of the first, and what shall go on."""
-    net = start(kind)
-    optimizer = descent(net, kind, divided[0])
-    train(DistributedDataParallel(net), optimizer, rank, range(SAVED))
-    if isinstance(optimizer, ZeroRedundancyOptimizer):
-        optimizer.consolidate_state_dict(0)
-    file = file_of((net, optimizer), rank)
+    """Return the states of the first of two processes, and what shall go on."""
     again = start(kind)
-    states = torch.load(io.BytesIO(file), weights_only=True)
+    states = torch.load(io.BytesIO(file_of(rank, kind, divided[0])), weights_only=True)
     return states, again, descent(again, kind, divided[1])
 
 
