@@ -18,7 +18,7 @@ from sngd_compile.fisher.kinds.base import Damped, first_root, kind_of
 from sngd_compile.fisher.output_side import OutputSide
 from sngd_compile.fisher.processes import is_in_process_group
 from sngd_compile.fisher.roots.base import Root, copy_root_
-from sngd_compile.fisher.schedule import Schedule
+from sngd_compile.fisher.schedule import ALL_ROWS, Schedule
 from sngd_compile.fisher.spec import COUNTS, FisherSpec, Record, fault, packed
 from sngd_compile.fisher.ties import Ties
 from sngd_compile.layout import Layout
@@ -174,6 +174,12 @@ class FisherLayer(WideBuffers):
         group = self.ties.process_group
         processes = 1 if group is None else torch.distributed.get_world_size(group)
         return self.rows_seen / (max(1, self.schedule.observed_in_all) * processes)
+
+    @property
+    def may_miss_rows(self) -> bool:
+        """Whether as many rows were observed in a step as `Config.max_rows` draws of a pass."""
+        most_rows = self.schedule.most_rows
+        return most_rows != ALL_ROWS and self.rows_per_step >= most_rows
 
     @property
     def unseen(self) -> str:

@@ -62,6 +62,11 @@ class Schedule:
         return self.config.is_refreshed(self.steps)
 
     @property
+    def most_rows(self) -> int:
+        """How many rows of a pass are drawn; `ALL_ROWS` where all are taken."""
+        return int(self.gate[MOST_ROWS])
+
+    @property
     def observed_in_all(self) -> int:
         """Optimizer steps done that were observed."""
         every = self.config.observe_every

@@ -16,6 +16,7 @@ from rich.text import Text
 from sngd_compile.errors import shown
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.inspection.page import fragment, page
+from sngd_compile.plan.cost import cost_of
 from sngd_compile.plan.records import Plan, Site, bytes_text, fisher_text
 from sngd_compile.plan.report import Block, blocks_of, joined
 from sngd_compile.plan.totals import totals_of
@@ -32,10 +33,10 @@ class Explanation:
         state_bytes: Memory of all Fisher layers, in bytes: of a network that of their buffers, of
             a model what they will be.
         work_per_step: Multiply-adds that the roots add to a step, forward and backward, over those
-            of the weights, `3 N O K` for N rows, O outputs and K weights of one output; each root
-            on the cheaper side. N is the mean of the rows that a layer has counted in an observed
-            step, at most `Config.max_rows` of a pass; while no layer has counted any, 256. Tables
-            that are looked up are left out.
+            of the weights, `3 N O K` for N rows, O outputs and K weights of one output; the root of
+            a matrix that multiplies rows on the cheaper side. N is the mean of the rows that a
+            layer has counted in an observed step, at most `Config.max_rows` of a pass; while no
+            layer has counted any, 256. Tables that are looked up are left out.
         reconstructed_share: Elements of the parameters that are reconstructed, over those of all
             that require a gradient; 0.0 where there are none.
         sent_bytes: What each process gives to the messages of a refresh and of the observed steps
@@ -159,6 +160,7 @@ class Explanation:
     def _site(self, site: Site) -> dict[str, Any]:
         layer = self._layers.get(site.name)
         is_there = layer is not None and not layer.factor.is_meta
+        cost = cost_of(site, layer)
         return {
             "name": site.name,
             "parameters": site.parameter_names,
@@ -176,6 +178,8 @@ class Explanation:
             "refresh_work": site.refresh_work,
             "rows_seen": layer.rows_seen if layer is not None and is_there else None,
             "damping": layer.damping if layer is not None and is_there else None,
+            **asdict(cost),
+            "added_ratio": cost.added_ratio,
             "note": site.note,
         }
 

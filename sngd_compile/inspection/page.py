@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import torch
@@ -73,14 +73,52 @@ def _totals(record: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _row(site: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return the cells of a weight, each with what it is sorted by."""
+class Cell(NamedTuple):
+    """What a table shows of a weight.
+
+    Args:
+        text: As it is read.
+        key: What it is sorted by.
+        share: Of a cell with a bar, the part of it that is filled, in percent; None of others.
+        parts: What the text adds up, shown where one points at it.
+    """
+
+    text: str
+    key: str | float
+    share: float | None = None
+    parts: str = ""
+
+
+def _row(site: Mapping[str, Any]) -> list[Cell]:
+    """Return the cells of a weight."""
     texts = (site["name"], site["rule"], site["fisher_text"], site["note"])
-    name, rule, fisher, note = ((text, text) for text in texts)
-    costs = [(count_text(site[key]), site[key]) for key in ("step_work", "refresh_work")]
-    shape = (shape_text(site["shape"]), site["elements"])
-    state = (bytes_text(site["state_bytes"]), site["state_bytes"])
-    return [name, shape, rule, fisher, state, *costs, note]
+    name, rule, fisher, note = (Cell(text, text) for text in texts)
+    costs = [Cell(count_text(site[key]), site[key]) for key in ("step_work", "refresh_work")]
+    shape = Cell(shape_text(site["shape"]), site["elements"])
+    state = Cell(bytes_text(site["state_bytes"]), site["state_bytes"])
+    return [name, shape, rule, fisher, state, *costs, _own(site), _added(site), note]
+
+
+def _own(site: Mapping[str, Any]) -> Cell:
+    """Return what a layer multiplies itself; below all others where that is not known."""
+    work = site["own_work"]
+    if work is None:
+        return Cell("unknown", -1)
+    least = "at least " if site["is_at_most"] else ""
+    return Cell(least + count_text(round(work)) if work else "0: a table", work)
+
+
+def _added(site: Mapping[str, Any]) -> Cell:
+    """Return what is added to that, with a bar of the step's work that this is."""
+    ratio = site["added_ratio"]
+    if ratio is None:
+        return Cell("unknown" if site["own_work"] is None else "nothing to compare", -1)
+    most = "at most " if site["is_at_most"] else ""
+    parts = ", ".join(
+        f"{name} {count_text(round(site[f'added_by_{name}']))}"
+        for name in ("root", "observation", "refresh")
+    )
+    return Cell(f"{most}{100 * ratio:.3g} %", ratio, 100 * ratio / (1 + ratio), parts)
 
 
 def _graphs(plan: Plan, records: PassRecords) -> list[dict[str, Any]]:

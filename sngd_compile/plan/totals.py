@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 
 from torch.nn import Parameter
 from torch.nn.parameter import is_lazy
 
-from sngd_compile.fisher.kinds.diagonal import Diagonal
 from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.plan.cost import own_work, root_work, rows_of
 from sngd_compile.plan.records import Plan, Site
-from sngd_compile.rules import RULES
 
 ASSUMED_ROWS = 256
 """Rows of a step that a weight is taken to multiply before any were observed."""
@@ -63,7 +61,7 @@ def totals_of(plan: Plan, layers: Mapping[str, FisherLayer] | None = None) -> To
     planned = sum(site.state_bytes for site in sites)
     memory = sum(buffer.nbytes for layer in distinct for buffer in layer.buffers())
     state = memory if layers else planned
-    rows = {site.name: _rows(layers.get(site.name)) for site in sites}
+    rows = {site.name: rows_of(layers.get(site.name)) for site in sites}
     counts = {site.name: site.parameter_count for site in sites}
     wanted = sum(p.numel() for p in _parameters(plan) if p.requires_grad and not is_lazy(p))
     seen = sum(counts[name] for name, number in rows.items() if number)
@@ -85,32 +83,15 @@ def totals_of(plan: Plan, layers: Mapping[str, FisherLayer] | None = None) -> To
 def _work(sites: list[Site], rows: Mapping[str, float]) -> float:
     """Return what the roots add to a step, over the `3 N O K` of each weight.
 
-    A root acts on the O rows of its weight or on the N rows, whichever are fewer, so of one layer
-    it is `4 l / (3 max(N, O))` for a sketch and `2 D / (3 max(N, O))` for a factor. A layer without
-    rows counts nothing.
+    Of one layer whose root acts on the cheaper side it is `4 l / (3 max(N, O))` for a sketch and
+    `2 D / (3 max(N, O))` for a factor. A table, and a layer without rows, counts nothing.
     """
     added = plain = 0.0
     for site in sites:
-        number = rows[site.name]
-        if not _looks_up(site):
-            plain += 3 * number * prod(site.layout.matrix)
-            added += site.step_work * number / max(number, site.layout.outputs)
+        own = own_work(site, rows[site.name])
+        plain += own
+        added += root_work(site, rows[site.name]) if own else 0.0
     return added / plain if plain else 0.0
-
-
-def _rows(layer: FisherLayer | None) -> float:
-    """Return how many rows of a step a layer has observed on average; 0.0 where there are none."""
-    if layer is None or layer.factor.is_meta:
-        return 0.0
-    return layer.rows_per_step
-
-
-def _looks_up(site: Site) -> bool:
-    """Say whether a weight is a table, of which rows are taken and nothing is multiplied."""
-    if site.rule in RULES:
-        is_table: bool = RULES[site.rule].kind == Diagonal.name
-        return is_table
-    return site.spec.is_diagonal and site.layout.is_transposed
 
 
 def _parameters(plan: Plan) -> Iterator[Parameter]:

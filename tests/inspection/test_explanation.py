@@ -30,6 +30,13 @@ KEYS = {
     "rows_seen",
     "damping",
     "note",
+    "rows_per_step",
+    "is_at_most",
+    "own_work",
+    "added_by_root",
+    "added_by_observation",
+    "added_by_refresh",
+    "added_ratio",
 }
 
 

@@ -66,6 +66,20 @@ def test_it_holds_everything_and_fetches_nothing(page):
     assert tags.tags.count("polyline") == 3 + 5
 
 
+def test_what_is_not_known_is_said(page, tmp_path):
+    planned = sngd.explain(nn.Linear(3, 2)).to_html(tmp_path / "page.html").read_text()
+    assert planned.count(">unknown<") == 2
+    assert 'class="bar"' not in planned
+    net = sngd.reconstruct(nn.Embedding(5, 3), sngd.Config(observe_every=1))
+    net(torch.arange(4)).sum().backward()
+    table = sngd.explain(net).to_html(tmp_path / "page.html").read_text()
+    assert ">0: a table<" in table
+    assert ">nothing to compare<" in table
+    shares = re.findall(r'<span style="width: ([\d.]+)%', page.read_text(encoding="utf-8"))
+    assert len(shares) == 3
+    assert all(0 < float(share) < 100 for share in shares)
+
+
 def test_modules_that_are_rewritten_alike_share_a_block(tmp_path):
     layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(40)))
     text = sngd.explain(layers).to_html(tmp_path / "page.html").read_text()
@@ -118,6 +132,7 @@ const sort = column => document.querySelectorAll("#sites th button")[column].cli
 const keys = column => [...document.querySelectorAll("#sites tbody tr")]
   .map(row => row.cells[column].dataset.key);
 sort(4); seen.up = keys(4); sort(4); seen.down = keys(4);
+sort(8); seen.ratios = keys(8);
 sort(0); seen.names = keys(0); seen.sort = document.querySelector("#sites th").ariaSort;
 document.querySelector("summary").click();
 seen.graph = document.querySelector("details[open]").innerText;
@@ -152,6 +167,7 @@ def test_a_reader_searches_sorts_and_opens(page, tmp_path):
     assert seen["up"] == sorted(seen["up"], key=float)
     assert seen["down"] == seen["up"][::-1]
     assert len(set(seen["up"])) == 3
+    assert seen["ratios"] == sorted(seen["ratios"], key=float)
     assert seen["names"][1:] == [last, wide]
     assert seen["sort"] == "ascending"
     assert "local_linear" in seen["graph"]

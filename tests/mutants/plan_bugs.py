@@ -1,13 +1,17 @@
 """Bugs in what a plan adds up, and in how it keeps to the budget of memory."""
 
+from dataclasses import replace
 from typing import Any
 
 from bug import caught_by, wrap
 from sngd_compile.capture import stand_ins
-from sngd_compile.plan import budget, planner, totals
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.inspection import explanation
+from sngd_compile.plan import budget, cost, planner, totals
 
 REHEARSAL = "tests/plan/test_rehearsal.py"
 BUDGET, TOTALS = "tests/plan/test_budget.py", "tests/plan/test_totals.py"
+COST = "tests/plan/test_cost.py"
 
 
 @caught_by((BUDGET, "-k", "largest or before"))
@@ -36,7 +40,7 @@ def diagonals_at_once() -> None:
 @caught_by((TOTALS, "-k", "work or multiplies"))
 def tables_multiply() -> None:
     """A table that is looked up counts as a product with all of its entries."""
-    totals._looks_up = lambda site: False
+    cost._looks_up = lambda site: False
 
 
 @caught_by((TOTALS, "-k", "rows_are_those"))
@@ -46,7 +50,24 @@ def rows_of_all_steps() -> None:
     def rows(original: Any, layer: Any) -> float:
         return float(layer.rows_seen) if original(layer) else 0.0
 
-    wrap(totals, "_rows", rows)
+    wrap(totals, "rows_of", rows)
+
+
+@caught_by((COST, "-k", "beside"))
+def refreshes_of_every_step() -> None:
+    """A refresh counts whole in each step."""
+
+    def cost_of(original: Any, site: Any, layer: Any) -> Any:
+        found = original(site, layer)
+        return replace(found, added_by_refresh=float(site.refresh_work))
+
+    wrap(explanation, "cost_of", cost_of)
+
+
+@caught_by((COST, "-k", "left_out"))
+def drawn_rows_are_all() -> None:
+    """Rows that were drawn are taken for all that there were."""
+    FisherLayer.may_miss_rows = False
 
 
 @caught_by((REHEARSAL, "-k", "stays_plain or handed_on"))

@@ -317,7 +317,8 @@ class FisherKind:
 
     def observation_work(self, spec: FisherSpec, rows: int) -> int:
         """Count the multiply-adds that so many observed rows of one group add."""
-        return rows * spec.size**2 // 2
+        other = spec.layout.outputs if self.has_output_side else 0
+        return rows * (spec.size**2 + other**2) // 2
 
     def factor_widths(self, spec: FisherSpec) -> tuple[int, ...]:
         """Return the rows of each factor over the inputs of one group, without the bias."""

@@ -83,6 +83,10 @@ class Unit(FisherKind):
         for of_group, weights, moments in zip(rows, nu.unbind(1), groups, strict=True):
             sngd_kernels.unit_second_moment(of_group, weights, bias=spec.has_bias, out=moments)
 
+    def observation_work(self, spec: FisherSpec, rows: int) -> int:
+        """Count half a square for each output."""
+        return spec.layout.outputs * super().observation_work(spec, rows)
+
     def factor_count(self, spec: FisherSpec) -> int:
         """Return the number of outputs."""
         return spec.layout.all_outputs
