@@ -6,10 +6,8 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TypeVar
-
-from rich.console import Console
-from rich.progress import Progress
 
 Item = TypeVar("Item")
 
@@ -32,8 +30,8 @@ def tracked(items: Sequence[Item], doing: str) -> Iterator[Iterable[Item]]:
     if len(items) < LARGE or not is_first or not sys.stderr.isatty():
         yield items
         return
-    bar = Progress(
-        console=Console(stderr=True),
+    bar = import_module("rich.progress").Progress(  # most processes show none and load none
+        console=import_module("rich.console").Console(stderr=True),
         transient=True,
         redirect_stdout=False,  # what others print meanwhile is left alone
         redirect_stderr=False,

@@ -7,20 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
-from sngd_compile.errors import shown
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.inspection.page import fragment, page
 from sngd_compile.plan.cost import cost_of
 from sngd_compile.plan.records import Plan, Site, bytes_text, fisher_text
 from sngd_compile.plan.report import Block, blocks_of, joined
 from sngd_compile.plan.totals import totals_of
 from sngd_compile.training.joint_roots import sent_bytes
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 SCHEMA = 1
 """Version of what `to_dict` returns: raised when a key is renamed, removed or changes meaning."""
@@ -98,12 +96,8 @@ class Explanation:
         Args:
             by: As for `text`.
         """
-        parts: list[RenderableType] = []
-        for block in self.blocks(by):
-            parts.append(Text(block.text))
-            if block.rows:
-                parts.append(_rich_table(block.rows))
-        return Group(*parts)
+        of_terminal: Callable[[Sequence[Block]], RenderableType] = _form("terminal").tables
+        return of_terminal(self.blocks(by))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data, see docs/reading_a_report.md for every key."""
@@ -149,13 +143,16 @@ class Explanation:
             The path.
         """
         path = Path(path)
-        text = page(self._plan_anew(), self.blocks(), self.to_dict(), self._layers, history)
+        text = _form("page").page(
+            self._plan_anew(), self.blocks(), self.to_dict(), self._layers, history
+        )
         path.write_text(text, encoding="utf-8")
         return path
 
     def _repr_html_(self) -> str:
         """Return the tables for a notebook."""
-        return fragment(self.blocks())
+        html: str = _form("page").fragment(self.blocks())
+        return html
 
     def _site(self, site: Site) -> dict[str, Any]:
         layer = self._layers.get(site.name)
@@ -184,11 +181,6 @@ class Explanation:
         }
 
 
-def _rich_table(rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(header_style="bold")
-    for index, name in enumerate(rows[0]):
-        is_number = rows[0][0] == "weight" and index >= 4
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*(Text(shown(cell)) for cell in row))
-    return table
+def _form(name: str) -> ModuleType:
+    """Import what writes a report, which a training that asks for none does not pay for."""
+    return import_module(f"sngd_compile.inspection.{name}")
