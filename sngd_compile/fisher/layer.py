@@ -182,6 +182,17 @@ class FisherLayer(WideBuffers):
         return most_rows != ALL_ROWS and self.rows_per_step >= most_rows
 
     @property
+    def is_observing(self) -> bool:
+        """Whether what a forward pass shows now counts: not of a weight that is frozen by now.
+
+        No optimizer would count its steps, so its first one would be observed for ever.
+        """
+        if not self.schedule.observing:
+            return False
+        weight = self.ties.weight()
+        return weight is None or bool(weight.requires_grad)
+
+    @property
     def unseen(self) -> str:
         """What has never been observed, "input" or "output gradient"; "" where nothing lacks."""
         if not self.rows_seen:

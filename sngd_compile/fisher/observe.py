@@ -50,7 +50,7 @@ def observe(  # noqa: PLR0913, PLR0917 - a node of a graph is flat
         output: What the call returns, for a kind of Fisher that sees outputs.
     """
     # Eager execution asks the gate before it pays for a dispatch; a graph leaves that to the op.
-    if observing and (torch.compiler.is_compiling() or fisher.schedule.observing):
+    if observing and (torch.compiler.is_compiling() or fisher.is_observing):
         sum = fisher.sum if group is None else fisher.sum[group]
         statistics = (sum, fisher.tally, fisher.schedule.gate)
         add_to_sum(statistics, inputs, output, (rule, list(geometry), fisher.spec.encoded, swapped))

@@ -44,7 +44,7 @@ def observe_gradient(
         observed: Tensor = _Observed.apply(output, *statistics, rule, numbers)  # type: ignore[no-untyped-call]
         return observed
     # A hook, where nothing is traced: a layer that comes next may change the output in place.
-    if fisher.schedule.observing and not finds_shapes():
+    if fisher.is_observing and not finds_shapes():
         # Asked here, since the backward pass of a GPU runs in another thread.
         form = rule, numbers, gradient_divisor()
         output.register_hook(partial(_add, side, fisher.schedule.gate, form))

@@ -28,6 +28,7 @@ class Ties:
         module: Gives the module of a layer that follows another or is a copy, or None.
         copies: Deep copies of this layer that nobody trains.
         followers: Layers that take over the roots of this one.
+        weight: Gives w' as its module holds it now, or None where no module is known.
         process_group: The processes that train its weight in parallel; None for this one alone.
         is_hooked: Whether loading it is followed up.
         weight_sum: Sum of its weight when it was copied or last looked at, if no change is due
@@ -47,6 +48,7 @@ class Ties:
         self.module: Reference = _nothing
         self.followers: WeakSet[nn.Module] = WeakSet()
         self.copies: WeakSet[nn.Module] = WeakSet()
+        self.weight: Reference = _nothing
         self.process_group: Any = None
         self.is_hooked = False
         self.weight_sum: Tensor | None = None

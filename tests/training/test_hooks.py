@@ -195,6 +195,20 @@ def test_frozen_later_stays_where_it_is():
     assert steps_of(net) == [10, 10]
 
 
+@pytest.mark.parametrize("kind", ["shared", "kronecker"])
+def test_frozen_later_is_not_observed_until_it_is_thawed(kind):
+    net = sngd.reconstruct(mlp(), EVERY_STEP.replace(fisher=kind))
+    net[0].requires_grad_(False)
+    train(net, SGD([p for p in net.parameters() if p.requires_grad], lr=0.02))
+    first, last = sngd.fisher_layers(net).values()
+    assert first.rows_seen == 0 < last.rows_seen
+    assert first.output_side is None or first.output_side.is_empty
+    net[0].requires_grad_(True)
+    train(net, sgd(net))
+    assert first.rows_seen > 0
+    assert not first.unseen
+
+
 def test_a_bias_frozen_before_stays():
     model = mlp()
     for name, parameter in model.named_parameters():
