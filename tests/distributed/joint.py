@@ -31,7 +31,7 @@ Batches = Callable[[int], Tensor]
 SETTING = sngd.Config(refresh_every=6, observe_every=2, max_rows=None, damping_abs=0.1)
 # The local Fisher, and the decay of weights: with some, biases are parted from their weights.
 KINDS = {"shared": ("shared", 0.0), "kronecker": ("kronecker", 0.0), "apart": ("kronecker", 0.1)}
-ALONE, STEPS, SAVED = 2, 17, 9  # a process with the joint batches; the file lies between refreshes
+ALONE, STEPS, SAVED = 2, 14, 9  # a process with the joint batches; the file lies between refreshes
 
 
 def start(kind: str) -> nn.Module:

@@ -30,7 +30,7 @@ from transformers import (
 import sngd_compile as sngd
 from backend.compiled import mlp
 
-PROCESSES, STEPS, SAVED = 4, 17, 9  # the file lies between an observed step and a refresh
+PROCESSES, STEPS, SAVED = 4, 14, 9  # the file lies between an observed step and a refresh
 SETTING = sngd.Config(refresh_every=6, observe_every=2, max_rows=None, damping_abs=0.1)
 
 
