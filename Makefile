@@ -17,7 +17,7 @@ ARGS ?=
 .PHONY: help demo test test-torch test-slow nightly fuzz test-interpreter test-gpu test-triton-matrix lint format types docs site bench
 .PHONY: bench-peers bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
 .PHONY: bench-metrics bench-refresh monitoring report-picture bench-gpu bench-gpu-steps bench-gpu-all bench-layers bench-compiled
-.PHONY: bench-memory
+.PHONY: bench-memory test-torch-matrix release-check
 .PHONY: kernel-table mutants mutants-only wheel check clean FORCE
 
 help:  ## this list
@@ -51,6 +51,7 @@ test-slow: $(STAMP)  ## the tests, slow ones too: most compile, or start process
 nightly: $(STAMP)  ## every test, nightly ones too, with many random networks
 	$(PYTEST) $(SHARED_OUT) -m '' --hypothesis-profile nightly $(ARGS)
 	$(INTERPRET) -m '' $(ARGS)
+	$(if $(ARGS),,$(MAKE) --no-print-directory release-check)
 
 fuzz: $(STAMP)  ## 11,200 random trainings, other ones each time; what they met, and what broke
 	$(PYTEST) $(SHARED_OUT) tests/fuzz --hypothesis-profile fuzz --hypothesis-show-statistics $(ARGS)
@@ -76,6 +77,25 @@ test-triton-matrix: $(STAMP)  ## the tests of the kernels on the oldest and the 
 	        || $(PIP_INSTALL) --no-deps --target $$path triton==$$version 'numpy<2.4' || exit 1; \
 	    PYTHONPATH=$$path $(PY) -m pytest tests/ops/ahead_of_time -m '' $(ARGS) || exit 1; \
 	    PYTHONPATH=$$path $(INTERPRET) $(OLD_NUMPY) $(ARGS) || exit 1; \
+	done
+
+# The least that pyproject.toml allows, and the pinned one. Where the package index serves builds for CUDA alone,
+# those for the processor are found with pip's own PIP_EXTRA_INDEX_URL.
+TORCHES ?= $(shell sed -n 's/.*"torch>=\(.*\)".*/\1/p' pyproject.toml) $(shell sed -n 's/^torch==//p' constraints.txt)
+# torch names the triton and the setuptools that it works with.
+OF_TORCH = ^(setuptools|torch|triton)==
+
+test-torch-matrix: $(STAMP)  ## the tests but the slow ones on the oldest and the pinned torch
+	mkdir -p build
+	grep -vE '$(OF_TORCH)' constraints.txt > build/constraints-matrix.txt
+	for version in $(TORCHES); do \
+	    path=build/torch-$$version; \
+	    [ -e $$path/installed ] || { \
+	        $(PYTHON) -m venv --clear $$path \
+	        && $$path/bin/python -m pip install --quiet --disable-pip-version-check \
+	            --constraint build/constraints-matrix.txt torch==$$version --editable '.[test]' \
+	        && touch $$path/installed; } || exit 1; \
+	    $(subst $(PY),$$path/bin/python,$(PYTEST)) $(SHARED_OUT) $(ARGS) || exit 1; \
 	done
 
 lint: $(STAMP)  ## ruff's rules and format, who may import whom, private names of torch
@@ -167,6 +187,9 @@ mutants: $(STAMP)  ## plant each known bug and see that a test catches it
 
 wheel: $(STAMP)  ## source distribution and wheel, in dist/
 	$(PY) -m build --no-isolation --outdir dist .
+
+release-check: $(STAMP)  ## wheel and sdist as a user gets them: metadata, types, an empty environment
+	$(SCRIPT) tests/release/check.py
 
 mutants-only: $(STAMP)
 	$(SCRIPT) tests/mutants/run.py --tests-pass

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ["help", "demo", "test", "test-slow", "nightly", "fuzz", "test-interpreter", "test-gpu"]
-TARGETS += ["test-triton-matrix"]
+TARGETS += ["test-triton-matrix", "test-torch-matrix"]
 TARGETS += [
     "lint",
     "format",
@@ -33,7 +33,7 @@ TARGETS += [
     "bench-gpu-all",
     "kernel-table",
 ]
-TARGETS += ["mutants", "wheel", "check", "clean"]
+TARGETS += ["mutants", "wheel", "release-check", "check", "clean"]
 
 
 def test_help_lists_every_target():
