@@ -17,7 +17,7 @@ ARGS ?=
 .PHONY: help demo test test-torch test-slow nightly fuzz test-interpreter test-gpu test-triton-matrix lint format types docs site bench
 .PHONY: bench-peers bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
 .PHONY: bench-metrics bench-refresh monitoring report-picture bench-gpu bench-gpu-steps bench-gpu-all bench-layers bench-compiled
-.PHONY: bench-memory test-torch-matrix release-check
+.PHONY: bench-memory test-torch-matrix release-check tensorboard-picture
 .PHONY: kernel-table mutants mutants-only wheel check clean FORCE
 
 help:  ## this list
@@ -164,6 +164,11 @@ bench-metrics: $(STAMP)  ## time of a call of sngd.metrics; on a GPU with ARGS="
 
 monitoring: $(STAMP)  ## draw the picture of docs/monitoring.md: metrics over a short training
 	$(BENCHMARK) micro.metrics_over_time
+
+tensorboard-picture: $(STAMP)  ## draw docs/tensorboard.png, the same in TensorBoard, with Chromium
+	[ -e build/tensorboard ] \
+	    || $(PIP_INSTALL) --constraint constraints.txt --target build/tensorboard tensorboard==2.21.0
+	PYTHONPATH=benchmarks:$(CURDIR)/build/tensorboard $(PY) -m micro.tensorboard_picture
 
 report-picture: $(STAMP)  ## draw docs/report.png, the page of the demo, with Chromium
 	$(MAKE) demo

@@ -4,6 +4,7 @@ make monitoring
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -43,24 +44,30 @@ def network() -> nn.Module:
     )
 
 
-def curves(steps: int) -> Curves:
-    """Train, and return each metric of each weight, step by step."""
+def courses(steps: int) -> Iterator[dict[str, float]]:
+    """Train, and yield the metrics of each step before it is taken."""
     torch.manual_seed(0)
     digits = load_digits()
     inputs = torch.tensor(digits.images[:, None] / 16, dtype=torch.float32)
     labels = torch.tensor(digits.target)
     net = sngd.reconstruct(network())
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    found: Curves = defaultdict(lambda: defaultdict(list))
     for _ in range(steps):
         batch = torch.randint(len(inputs), (ROWS,))
         optimizer.zero_grad()
         F.cross_entropy(net(inputs[batch]), labels[batch]).backward()
-        for key, value in sngd.metrics(net).items():
-            weight, _, metric = key.rpartition("/")
-            found[metric][weight].append(value)
+        yield sngd.metrics(net)
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
+
+
+def curves(steps: int) -> Curves:
+    """Train, and return each metric of each weight, step by step."""
+    found: Curves = defaultdict(lambda: defaultdict(list))
+    for metrics in courses(steps):
+        for key, value in metrics.items():
+            weight, _, metric = key.rpartition("/")
+            found[metric][weight].append(value)
     return found
 
 

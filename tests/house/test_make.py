@@ -27,6 +27,7 @@ TARGETS += [
     "bench-refresh",
     "bench-metrics",
     "monitoring",
+    "tensorboard-picture",
     "report-picture",
     "bench-gpu-steps",
     "bench-gpu",
