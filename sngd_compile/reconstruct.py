@@ -13,6 +13,7 @@ from sngd_compile.modules.portable_state import let_saver_fold
 from sngd_compile.modules.reconstructed import reconstruct_, reconstructed_modules
 from sngd_compile.modules.whole_network import watch
 from sngd_compile.plan.planner import Overrides, make_plan
+from sngd_compile.training.averaged_copies import remember_twins
 from sngd_compile.training.data_parallel import keep_out_of_broadcast
 from sngd_compile.training.refresh import LocalSite
 from sngd_compile.training.sharding import sharded_name
@@ -76,6 +77,7 @@ def reconstruct(
     keep_out_of_broadcast(model)
     if plan.sites:
         watch(model)
+        remember_twins(model, [site for _, site in _sites_by_prefix(model)])
         let_saver_fold(type(model), _sites_by_prefix)
     return model
 

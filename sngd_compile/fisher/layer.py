@@ -365,7 +365,7 @@ class FisherLayer(WideBuffers):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the schedule."""
         self.schedule.restore(*state[:COUNTS].tolist())
-        self.ties.expect_change()
+        self.ties.expect_load()
 
     def extra_repr(self) -> str:
         """Show what kind of layer it is and whether it has seen anything."""

@@ -27,6 +27,7 @@ class Ties:
         leader: Gives the layer whose roots this one takes over, or None.
         module: Gives the module of a layer that follows another or is a copy, or None.
         copies: Deep copies of this layer that nobody trains.
+        twins: Other tensors of its network that began with the numbers of its weight.
         followers: Layers that take over the roots of this one.
         weight: Gives w' as its module holds it now, or None where no module is known.
         process_group: The processes that train its weight in parallel; None for this one alone.
@@ -49,6 +50,7 @@ class Ties:
         self.followers: WeakSet[nn.Module] = WeakSet()
         self.copies: WeakSet[nn.Module] = WeakSet()
         self.weight: Reference = _nothing
+        self.twins: list[Any] = []
         self.process_group: Any = None
         self.is_hooked = False
         self.weight_sum: Tensor | None = None
@@ -86,6 +88,12 @@ class Ties:
     def expect_change(self) -> None:
         """Note that the weight changed as it should: it was loaded, or has a new root."""
         self.weight_sum = self.first_squares = None
+
+    def expect_load(self) -> None:
+        """Note that its network is loaded, other tensors of it too."""
+        self.expect_change()
+        for twin in self.twins:
+            twin.total = None
 
     def is_written_to(self, total: Tensor) -> bool:
         """Say whether the sum of a weight is another than last time, though no change was due."""

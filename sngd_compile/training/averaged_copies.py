@@ -13,12 +13,16 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.next_roots import warn_once, warn_once_of
 from sngd_compile.fisher.weight_map import mapped_in_full
 from sngd_compile.training.intact import sites_or_error
 from sngd_compile.training.sharding import is_sharded, whole
+
+FEW = 8
+"""Numbers of a tensor that are looked at first."""
 
 
 class SiteOfModule(Protocol):
@@ -92,6 +96,94 @@ def warn_of_averages(sites: Iterable[SiteOfModule], leaders: Container[Any]) -> 
                 "average those of several steps, call sngd.follow(copy, net) once, before the "
                 "first step: w' of different roots have no average",
             )
+
+
+class Twin:
+    """A tensor of a network that began as a copy of a reconstructed weight, as a target network's.
+
+    Args:
+        module: Which holds it.
+        name: Of its parameter or buffer.
+    """
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        """Remember what it is."""
+        self.module, self.name = ref(module), name
+        self.total = self._sum()
+
+    def tensor(self) -> Tensor | None:
+        """Return it as it is now, or None where it is gone."""
+        held = vars(self.module() or _Gone())
+        for tensors in (held.get("_parameters"), held.get("_buffers")):
+            if (found := (tensors or {}).get(self.name)) is not None:
+                return cast(Tensor, found)
+        return None
+
+    def is_written_to(self) -> bool:
+        """Say whether its numbers are others than last time."""
+        before, self.total = self.total, self._sum()
+        return None not in (before, self.total) and before != self.total
+
+    def _sum(self) -> float | None:
+        tensor = self.tensor()
+        return None if tensor is None else float(whole(tensor.detach().double().sum()))
+
+
+class _Gone:
+    """Stands for a module that is gone."""
+
+
+@torch.no_grad()
+def remember_twins(net: nn.Module, sites: Iterable[SiteOfModule]) -> None:
+    """Note which tensors of a network, that was just reconstructed, equal one of its weights."""
+    alike: dict[Any, list[tuple[nn.Module, str, Tensor]]] = {}
+    for module in net.modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and _has_numbers(tensor):
+                alike.setdefault(_first_numbers(tensor), []).append((module, name, tensor))
+    for site in sites:
+        weight = site.weight
+        known = alike.get(_first_numbers(weight), []) if _has_numbers(weight) else []
+        others = [each for each in known if each[2] is not weight]
+        # All ones, or zeros, are what many tensors begin as.
+        if others and bool((weight != weight.flatten()[0]).any()):
+            equal = [(module, name) for module, name, t in others if torch.equal(t, weight)]
+            site.fisher.ties.twins = [Twin(*each) for each in equal]
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    is_plain = tensor.layout is torch.strided and not (is_lazy(tensor) or tensor.is_meta)
+    return is_plain and tensor.is_floating_point() and tensor.numel() > 0
+
+
+def _first_numbers(tensor: Tensor) -> Any:
+    """Return what equal tensors have in common, without a look at all of their numbers."""
+    some = tuple(tensor.detach().flatten()[:FEW].tolist())
+    return tensor.shape, tensor.dtype, tensor.device, some
+
+
+def warn_of_twins(leaders: Iterable[FisherLayer], stepped: Container[int]) -> None:
+    """Warn once of a target network inside of a network, which is made of parameters.
+
+    Args:
+        leaders: Fisher layers that are about to get new roots.
+        stepped: The ids of what optimizers step.
+    """
+    written = []
+    for fisher in leaders:
+        for twin in fisher.ties.twins:
+            tensor = twin.tensor()
+            is_trained = tensor is None or id(tensor) in stepped or tensor.grad is not None
+            if twin.is_written_to() and not is_trained:
+                written.append(fisher)
+    warn_once_of(
+        written,
+        "twin",
+        "another tensor of the same network began as a copy of this weight and was written to. "
+        "Where it averages the parameters of several steps, as a target network does, these are w' "
+        "of different roots and have no average: put sngd.follow(copy.deepcopy(online), online) in "
+        "the place of that network after reconstruct, or average the attributes .weight",
+    )
 
 
 def remember_copies(sites: Iterable[SiteOfModule]) -> None:

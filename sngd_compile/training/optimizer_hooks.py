@@ -37,6 +37,7 @@ from sngd_compile.training.averaged_copies import (
     remember_copies,
     warn_of_averages,
     warn_of_restored,
+    warn_of_twins,
 )
 from sngd_compile.training.backward import after_backward
 from sngd_compile.training.bias_groups import Pair, part_biases_
@@ -324,6 +325,9 @@ def _end_step(observed: list[FisherLayer], due: list[Site], learning: list[Site]
 
 def _warn_of_averages(leaders: list[FisherLayer]) -> None:
     """Look for copies of layers that are due which somebody averages."""
+    if any(fisher.ties.twins for fisher in leaders):
+        groups = [group for optimizer in _bindings for group in optimizer.param_groups]
+        warn_of_twins(leaders, {id(p) for group in groups for p in group["params"]})
     if Ties.copied:
         stepped = {id(site.fisher) for known in _bindings.values() for site in known.sites}
         everywhere = _listed(_owners, lambda owner: False)
