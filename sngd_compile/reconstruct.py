@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from sngd_compile.config import Config
@@ -70,8 +71,17 @@ def reconstruct(
                 "parallelize_module has cut, as tensor parallel does, cannot be reconstructed"
             )
         if not inplace:
-            model = copied(model, "reconstruct it itself, with inplace=True")
-    plan = make_plan(model, config or Config(), overrides or {})
+            # Copies that are made in inference mode could not be trained.
+            with torch.inference_mode(False):
+                model = copied(model, "reconstruct it itself, with inplace=True")
+    _rewrite_(model, config or Config(), overrides or {})
+    return model
+
+
+@torch.inference_mode(False)
+def _rewrite_(model: nn.Module, config: Config, overrides: Overrides) -> None:
+    """Plan, rewrite, and look after what is rewritten; Fisher layers must be trainable."""
+    plan = make_plan(model, config, overrides)
     reconstruct_(plan)
     # Before anybody wraps it: DistributedDataParallel reads the list when it is made.
     keep_out_of_broadcast(model)
@@ -79,7 +89,6 @@ def reconstruct(
         watch(model)
         remember_twins(model, [site for _, site in _sites_by_prefix(model)])
         let_saver_fold(type(model), _sites_by_prefix)
-    return model
 
 
 def _sites_by_prefix(net: nn.Module) -> list[tuple[str, LocalSite]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import REJECTED, ROWS, FisherLayer
-from sngd_compile.fisher.samples import draw, finite_samples, strided
+from sngd_compile.fisher.samples import draw, finite_samples, real, strided
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.statistics import Statistics
 from sngd_compile.registry import RULES
@@ -100,7 +100,7 @@ def observe_(  # noqa: PLR0913, PLR0917 - an op's schema is flat
         return
     _refuse_compiled_pipeline(encoded)
     statistics: Statistics = RULES[rule]  # by name: an op takes tensors, numbers and strings
-    samples = statistics.samples(inputs, geometry)
+    samples = [real(tensor) for tensor in statistics.samples(inputs, geometry)]
     rows_each = statistics.rows_per_sample(samples, geometry)
     if samples[0].shape[0] * rows_each == 0:
         return

@@ -31,6 +31,11 @@ def strided(tensor: Tensor) -> Tensor:
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in tensor.unbind()])
 
 
+def real(samples: Tensor) -> Tensor:
+    """Return samples as real ones: a weight multiplies real and imaginary parts alike."""
+    return torch.cat([samples.real, samples.imag]) if samples.is_complex() else samples
+
+
 def draw(
     samples: list[Tensor], most_rows: int, rows_each: int, least: int, seed: int
 ) -> list[Tensor]:

@@ -107,6 +107,22 @@ def check_intact(module: nn.Module, names: Iterable[tuple[str, str | None]]) -> 
                 )
 
 
+def check_distinct(sites: Iterable[Any]) -> None:
+    """Check that no two local Fishers have one weight, as after a tie past the library.
+
+    Raises:
+        ModelError: Two have; a change of the root of one would change the other's weight.
+    """
+    known: dict[int, FisherLayer] = {}
+    for site in sites:
+        other = known.setdefault(id(site.weight), site.fisher)
+        if other is not site.fisher:
+            raise ModelError(
+                f"{other.name} and {site.fisher.name}: other code gave both the same parameter, "
+                f"and each has a local Fisher of its own; {REMEDY}"
+            )
+
+
 def sites_or_error(owner: Any) -> tuple[list[Any], ModelError | None]:
     """List the sites of a reconstructed module, or return what is wrong with it.
 

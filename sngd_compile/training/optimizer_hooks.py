@@ -42,7 +42,7 @@ from sngd_compile.training.averaged_copies import (
 from sngd_compile.training.backward import after_backward
 from sngd_compile.training.bias_groups import Pair, part_biases_
 from sngd_compile.training.data_parallel import close_steps_, find_groups
-from sngd_compile.training.intact import parameters_of, remember, sites_or_error
+from sngd_compile.training.intact import check_distinct, parameters_of, remember, sites_or_error
 from sngd_compile.training.refresh import LocalSite, Site, change_root_, refresh_sites
 from sngd_compile.training.remainders import fit_remainders_
 from sngd_compile.training.running_steps import (
@@ -212,6 +212,7 @@ def _bind(optimizer: Optimizer) -> Binding:
     driven.sort(key=lambda site: owned[id(site.weight)])
     sites = list({id(site.fisher): site for site in driven}.values())  # shallow copies share one
     of_biases = [site for site in everywhere if id(site.bias) in owned]
+    check_distinct(sites)
     owns_any = bool(sites or of_biases)
     weights: list[Tensor] = [site.weight for site in sites]
     find_groups((site.weight, site.fisher) for site in sites)

@@ -66,9 +66,13 @@ def _differences(plain: nn.Module, expected: nn.Module) -> str:
     """Name what is another class or key than that of the model; "" where nothing is."""
     if reconstructed_modules(plain):
         return "reconstructed modules left"
-    classes = [{name: type(m) for name, m in model.named_modules()} for model in (plain, expected)]
+    # By name: each copy of a `GraphModule` has a class of its own.
+    classes = [
+        {name: (type(m).__module__, type(m).__qualname__) for name, m in model.named_modules()}
+        for model in (plain, expected)
+    ]
     for name in classes[0] | classes[1]:
-        if classes[0].get(name) is not classes[1].get(name):
+        if classes[0].get(name) != classes[1].get(name):
             return f"another class at {name or 'the top'!r} than the model"
     states = [
         {key: getattr(value, "shape", None) for key, value in model.state_dict().items()}

@@ -201,3 +201,13 @@ def test_a_network_whose_parameter_is_given_back_goes_on():
     net[0]._parameters["weight"] = kept
     train(net, optimizer)
     assert apart(net, sngd.fold(net)) < 1e-4
+
+
+def test_one_parameter_with_two_local_fishers_is_refused():
+    net = sngd.reconstruct(nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)), EVERY_STEP)
+    optimizer = train(net)
+    net[2]._parameters["weight"] = net[0]._parameters["weight"]
+    with pytest.raises(sngd.ModelError, match=r"0.weight and 2.weight: other code gave both"):
+        train(net, optimizer)
+    other = sngd.reconstruct(mlp(), EVERY_STEP)
+    train(other)

@@ -60,6 +60,17 @@ def test_two_threads_may_run_one_network(make):
     assert not failures
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_network_that_is_made_in_inference_mode_can_be_trained(inplace):
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    with torch.inference_mode():
+        net = sngd.reconstruct(model, inplace=inplace)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net(torch.ones(2, 5)).sum().backward()
+    optimizer.step()
+    assert all(fisher.rows_seen == 2 for fisher in sngd.fisher_layers(net).values())
+
+
 def test_a_profiler_stays_on():
     def afterwards() -> None:
         """Be recorded."""

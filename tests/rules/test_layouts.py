@@ -127,3 +127,25 @@ def test_jagged_indices_are_looked_up(entries):
         return [p.detach() for p in sngd.fold(net).parameters()]
 
     torch.testing.assert_close(step(parts), step(indices))
+
+
+def test_complex_inputs_are_observed_as_two_real_ones():
+    weight = nn.Parameter(torch.randn(4, 5, dtype=torch.float64))
+    x = torch.randn(7, 5, dtype=torch.complex128)
+
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = weight
+
+        def forward(self, x):
+            return x @ self.weight.to(x.dtype).T
+
+    factors = []
+    for inputs in (x, torch.cat([x.real, x.imag])):
+        net = sngd.reconstruct(Product(), SETTING)
+        assert torch.equal(net(inputs), Product()(inputs))
+        (fisher,) = sngd.fisher_layers(sngd.refresh_(net)).values()
+        assert fisher.rows_seen == 14
+        factors.append(fisher.factor)
+    torch.testing.assert_close(*factors)

@@ -44,6 +44,11 @@ def test_a_random_forward():
     assert report.ok  # no state dict holds the generator, of the plain model neither
 
 
+def test_classes_that_each_copy_has_anew_are_the_same():
+    model = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)))
+    assert holding(sngd.verify(model, torch.randn(6, 5))) == ALL
+
+
 def test_a_branch_that_is_not_taken_is_named():
     report = sngd.verify(Branches(), torch.randn(6, 5))
     assert failing(report) == ["observed"]
