@@ -6,8 +6,9 @@ The optimizer hooks of this process see every reconstructed module. One that was
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -40,11 +41,23 @@ _registered: WeakKeyDictionary[nn.Module, Registered] = WeakKeyDictionary()
 
 
 def remember(module: nn.Module) -> None:
-    """Keep what names a module's layers and finds their optimizer, should they be damaged."""
+    """Keep what names a module's layers and finds their optimizer, should they be damaged.
+
+    Each Fisher layer learns where its weight is.
+    """
     sites, _ = sites_or_error(module)
+    for site in sites:
+        site.fisher.ties.weight = partial(_held_by, ref(module), site.weight_name)
     names = {site.weight_name: site.fisher.name for site in sites}
     held = [p for site in sites for p in (site.weight, site.bias) if p is not None]
     _registered[module] = Registered(names, [ref(parameter) for parameter in held])
+
+
+def _held_by(owner: Callable[[], Any], name: str) -> Tensor | None:
+    """Return a parameter of a module, which may be gone, or have lost it."""
+    module = owner()
+    held: Tensor | None = None if module is None else module._parameters.get(name)
+    return held
 
 
 def parameters_of(owner: Any) -> list[Any]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from math import isfinite
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -94,16 +94,8 @@ def register_owner(owner: SiteOwner | nn.Module) -> None:
         remember(owner)
         for site in sites_or_error(owner)[0]:
             site.fisher.ties.first_squares = squares_of(site.weight)
-            site.fisher.ties.weight = partial(_held_by, ref(owner), site.weight_name)
             fit_remainders_(site.fisher, site.weight, site.bias)
     _generation += 1
-
-
-def _held_by(owner: Callable[[], Any], name: str) -> Tensor | None:
-    """Return a parameter of a module, which may be gone, or have lost it."""
-    module = owner()
-    held: Tensor | None = None if module is None else module._parameters.get(name)
-    return held
 
 
 def register_copy(module: nn.Module) -> None:
