@@ -12,13 +12,13 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import wraps
 from typing import Any, cast
 from weakref import WeakSet, WeakValueDictionary, ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.kinds.base import first_root
@@ -55,6 +55,9 @@ _last = _Last()
 _folding_savers: WeakSet[Any] = WeakSet()
 
 
+TORCH_LOADS: Any = nn.Module._load_from_state_dict
+
+
 def is_for_plain_models() -> bool:
     """Say whether a state is asked for that a plain model will load."""
     frame = sys._getframe(1)
@@ -66,6 +69,41 @@ def is_for_plain_models() -> bool:
 
 
 @torch.no_grad()
+def put_in_state_(sites: Iterable[LocalSite], state: State, prefix: str, keep_vars: bool) -> None:
+    """Put `w'` and `b'` into a state, or `w` and `b` where plain models shall load it.
+
+    A class that makes a state of its own may have read its attributes, which are `w` and `b`.
+
+    Raises:
+        ModelError: A weight is sharded, and plain models shall load it.
+    """
+    for site in sites:
+        for key, parameter in _keys_of(site, prefix):
+            if key in state:
+                state[key] = parameter if keep_vars else parameter.detach()
+        if is_for_plain_models():
+            fold_in_state_(site, state, prefix)
+
+
+@torch.no_grad()
+def take_from_state_(sites: Iterable[LocalSite], state: State, prefix: str) -> None:
+    """Take `w'` and `b'` of a state that a class of its own has loaded into its attributes."""
+    for site in sites:
+        if cast(Any, site.module).original_class._load_from_state_dict is TORCH_LOADS:
+            continue
+        for key, parameter in _keys_of(site, prefix):
+            value = state.get(key)
+            is_part = is_sharded(parameter) or parameter.is_meta
+            if isinstance(value, Tensor) and value.shape == parameter.shape and not is_part:
+                parameter.copy_(value)
+
+
+def _keys_of(site: LocalSite, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in ((site.weight_name, site.weight), (site.bias_name, site.bias)):
+        if name is not None and parameter is not None:
+            yield f"{prefix}{name}", parameter
+
+
 def fold_in_state_(site: LocalSite, state: State, prefix: str) -> None:
     """Put the folded weight and bias of a site in the place of `w'` and `b'`.
 

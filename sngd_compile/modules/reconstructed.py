@@ -18,9 +18,9 @@ from sngd_compile.modules.attributes import Names, attributes_of, weights_held
 from sngd_compile.modules.composites import members_of
 from sngd_compile.modules.partial_state import fit_remainders_in_, keep_together_, take_form_
 from sngd_compile.modules.portable_state import (
-    fold_in_state_,
-    is_for_plain_models,
+    put_in_state_,
     refuse_prime,
+    take_from_state_,
     unfold_in_state_,
 )
 from sngd_compile.modules.program import Program
@@ -239,15 +239,14 @@ class Reconstructed(nn.Module):
             # the Fisher layer finds its present state here, and strict loading misses no key.
             state_dict.update(site.fisher.state_dict(prefix=fisher_prefix))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
+        take_from_state_(() if is_assigned else self.local_sites(), state_dict, prefix)
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         """Give `w'` and the Fisher layers; `w` to who writes files for plain models."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if is_for_plain_models():
-            for site in self.local_sites():
-                fold_in_state_(site, destination, prefix)
+        put_in_state_(self.local_sites(), destination, prefix, keep_vars)
 
 
 def reconstruct_(plan: Plan) -> None:

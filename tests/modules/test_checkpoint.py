@@ -129,3 +129,45 @@ def test_a_state_dict_holds_no_views_of_folded_weights():
     state = net.state_dict()
     assert state["0.weight"].data_ptr() == net[0].weight_prime.data_ptr()
     assert net(batch()).shape == (7, 3)
+
+
+class OfItsOwnMaking(nn.Linear):
+    """Writes its attributes into its state, and reads that into them, as classes of PyG do."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        for name in ("weight", "bias"):
+            value = getattr(self, name)
+            destination[prefix + name] = value if keep_vars else value.detach()
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        with torch.no_grad():
+            self.weight.copy_(state_dict[prefix + "weight"])
+            self.bias.copy_(state_dict[prefix + "bias"])
+
+
+def made_of_attributes():
+    torch.manual_seed(0)
+    return nn.Sequential(OfItsOwnMaking(5, 4), nn.Tanh(), OfItsOwnMaking(4, 3))
+
+
+def test_a_state_that_a_class_makes_of_its_attributes_is_that_of_the_parameters():
+    net = sngd.reconstruct(made_of_attributes(), EVERY_STEP)
+    optimizer = train(net)
+    state = copy.deepcopy(net.state_dict())
+    assert torch.equal(state["0.weight"], net[0].weight_prime)
+    assert net.state_dict(keep_vars=True)["0.bias"] is net[0].bias_prime
+    other = sngd.reconstruct(made_of_attributes(), EVERY_STEP)
+    again = sgd(other)
+    train(other, again, steps=2)
+    other.load_state_dict(state)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert apart(net, other) == 0
+    train(net, optimizer, first=5)
+    train(other, again, first=5)
+    assert apart(net, other) == 0
+    plain = made_of_attributes()
+    plain.load_state_dict(sngd.fold(net).state_dict())
+    assert apart(net, plain) < 1e-12
+    other.load_state_dict(plain.state_dict())
+    assert apart(net, other) < 1e-12
+    assert is_fresh(sngd.fisher_layers(other)["0.weight"])
