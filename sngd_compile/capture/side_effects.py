@@ -172,18 +172,27 @@ class Watch(Followed):
         return frame is self.root or not library
 
 
+def members_of(value: object) -> list[object]:
+    """List what a container holds, of a dictionary keys and values in turn; nothing of others.
+
+    As its base class does: one of a user's own may not say its length, or count itself.
+    """
+    if isinstance(value, dict):
+        return [member for pair in dict.items(value) for member in pair]
+    for base in (list, tuple, set, frozenset, deque):
+        if isinstance(value, base):
+            return [*base.__iter__(value)]
+    return []
+
+
 def contents(value: object, depth: int = 3) -> list[Content]:
     """List a value and, inside containers and plain objects, all that it holds."""
     version = 0
     if isinstance(value, torch.Tensor) and not nn.parameter.is_lazy(value):
         version = 0 if value.is_inference() else version_of(value)
     found: list[Content] = [(value, version)]
-    members: list[object] = []
-    if isinstance(value, dict):
-        members = [member for pair in value.items() for member in pair]
-    elif isinstance(value, list | tuple | set | deque):
-        members = list(value)
-    elif not isinstance(value, torch.Tensor | nn.Module | type | fx.Proxy):
+    members = members_of(value)
+    if not members and not isinstance(value, torch.Tensor | nn.Module | type | fx.Proxy):
         members = [state] if isinstance(state := getattr(value, "__dict__", None), dict) else []
     if depth:
         for member in members:

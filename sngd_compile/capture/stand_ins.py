@@ -25,6 +25,7 @@ from sngd_compile.capture.bytecode import EFFECTS, is_of_torch, words
 from sngd_compile.capture.side_effects import (
     PURE,
     Followed,
+    members_of,
     module_of,
     names_draws_of_numpy,
     outer_values,
@@ -297,7 +298,7 @@ class _Unharmed(Followed):
         for logger in self.loggers:
             logger.removeFilter(self._is_of_others)
         for held, before in self.kept.values():
-            now = _members(held)
+            now = members_of(held)
             if len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
                 held.clear()
                 if isinstance(held, dict):
@@ -311,7 +312,7 @@ class _Unharmed(Followed):
                 raise PathEnd("it draws random numbers of numpy")
             for _, value in outer_values(frame):
                 if type(value) in (dict, list, set, deque):  # others have ways of their own
-                    self.kept.setdefault(id(value), (value, _members(value)))
+                    self.kept.setdefault(id(value), (value, members_of(value)))
         elif event == "call" and module_of(frame) == "logging":
             self._silence(frame.f_locals.get("self"), frame.f_code.co_name)
         elif event == "call" and frame.f_back is not None and not _is_library(frame.f_back):
@@ -332,11 +333,6 @@ class _Unharmed(Followed):
 
     def _is_of_others(self, record: logging.LogRecord) -> bool:
         return record.thread != self.thread
-
-
-def _members(held: Any) -> list[Any]:
-    """List what is in a container, of a dictionary keys and values in turn."""
-    return [x for pair in held.items() for x in pair] if isinstance(held, dict) else [*held]
 
 
 def _refuse(module: str, name: str) -> None:

@@ -6,7 +6,7 @@ What is read there would be `w'`; the attribute of a reconstructed module alone 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from sngd_compile.capture.side_effects import members_of
 from sngd_compile.plan.reasons import PLAIN
 from sngd_compile.plan.records import qualified
 from sngd_compile.torch_private import FLAT_WEIGHTS
@@ -90,10 +91,10 @@ def _tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
 
 
 def _members(value: Any) -> Iterator[Any]:
-    if isinstance(value, _CONTAINERS):
-        yield from list(value)
-    elif isinstance(value, Mapping):
-        yield from list(value.values())
+    if isinstance(value, dict):
+        yield from dict.values(value)  # a key is only compared
+    elif isinstance(value, _CONTAINERS):
+        yield from members_of(value)
     elif isinstance(value, partial):
         yield from (*value.args, *value.keywords.values())
     elif not isinstance(value, _OPAQUE):

@@ -151,6 +151,35 @@ def test_one_parameter_of_several_modules_is_one():
     assert {"3.weight_ih_l0", "3.weight_hh_l0"} < set(layers)
 
 
+class Counted(tuple):
+    """A tuple that does not say how long it is, as irreps of e3nn."""
+
+    def __len__(self) -> int:
+        """Refuse."""
+        raise NotImplementedError
+
+
+class Parts(nn.Linear):
+    """Keeps such a tuple, and reads it in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply once for each part."""
+        return sum(part * super(Parts, self).forward(x) for part in self.parts)
+
+
+def test_containers_of_a_class_of_its_own_are_looked_into():
+    model = nn.Sequential(Parts(5, 4), nn.Linear(4, 3))
+    model[0].parts, model.names = Counted((1.0, 2.0)), {model[1].weight: "a key"}
+    net = sngd.reconstruct(model, EVERY_STEP)
+    assert apart(net, model) == 0
+    train(net)
+    assert apart(net, sngd.fold(net)) < 1e-11
+    assert "1.weight" in sngd.fisher_layers(net)
+    model[0].parts = Counted((1.0, model[1].weight))
+    reasons = {skip.name: skip.reason for skip in sngd.explain(model).skips}
+    assert "the attribute 0.parts" in reasons["1.weight"]
+
+
 def test_parameters_without_numbers_are_told_apart():
     model = mlp().to("meta")
     model.kept = [model[0].weight]
