@@ -179,7 +179,8 @@ def members_of(value: object) -> list[object]:
     """
     if isinstance(value, dict):
         return [member for pair in dict.items(value) for member in pair]
-    for base in (list, tuple, set, frozenset, deque):
+    bases: tuple[Any, ...] = (list, tuple, set, frozenset, deque)
+    for base in bases:
         if isinstance(value, base):
             return [*base.__iter__(value)]
     return []

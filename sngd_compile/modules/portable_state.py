@@ -18,7 +18,7 @@ from typing import Any, cast
 from weakref import WeakSet, WeakValueDictionary, ref
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.kinds.base import first_root
@@ -55,9 +55,6 @@ _last = _Last()
 _folding_savers: WeakSet[Any] = WeakSet()
 
 
-TORCH_LOADS: Any = nn.Module._load_from_state_dict
-
-
 def is_for_plain_models() -> bool:
     """Say whether a state is asked for that a plain model will load."""
     frame = sys._getframe(1)
@@ -89,8 +86,6 @@ def put_in_state_(sites: Iterable[LocalSite], state: State, prefix: str, keep_va
 def take_from_state_(sites: Iterable[LocalSite], state: State, prefix: str) -> None:
     """Take `w'` and `b'` of a state that a class of its own has loaded into its attributes."""
     for site in sites:
-        if cast(Any, site.module).original_class._load_from_state_dict is TORCH_LOADS:
-            continue
         for key, parameter in _keys_of(site, prefix):
             value = state.get(key)
             is_part = is_sharded(parameter) or parameter.is_meta
