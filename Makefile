@@ -172,7 +172,7 @@ tensorboard-picture: $(STAMP)  ## draw docs/tensorboard.png, the same in TensorB
 
 report-picture: $(STAMP)  ## draw docs/report.png, the page of the demo, with Chromium
 	$(MAKE) demo
-	chromium --headless --no-sandbox --hide-scrollbars --window-size=1280,1232 \
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1280,1300 \
 	    --screenshot=docs/report.png build/demo/report.html
 
 bench-gpu-steps: $(STAMP)  ## step time against plain SGD, on this machine's GPU
