@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sngd_kernels
+from sngd_compile.capture.stand_ins import Unknown
 from sngd_compile.layout import Layout
 from sngd_compile.rules.base import Call, Rule, Use
 from sngd_compile.rules.registry import register_rule
@@ -97,11 +98,12 @@ class Convolution(Rule):
         if weight is None:
             return "the convolution uses it, but not as its weight"
         # They go into the graph as plain integers, so they must be known before the forward runs.
+        arguments = {**call.arguments, "groups": _groups(call.arguments["groups"], weight)}
         static = ("stride", "padding", "dilation", "groups")
-        dynamic = [name for name in static if not is_static(call.arguments[name])]
+        dynamic = [name for name in static if not is_static(arguments[name])]
         if dynamic:
             return f"the convolution's {dynamic[0]} is computed in the forward"
-        geometry = Geometry.of(call.arguments, weight)
+        geometry = Geometry.of(arguments, weight)
         groups = geometry.groups if geometry.groups > 1 else None
         bias = call.arguments["bias"] if call.parameter("bias") is not None else None
         inputs = (call.arguments["input"],)
@@ -207,6 +209,16 @@ def per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
     """Return one number per spatial axis."""
     numbers = (value,) if isinstance(value, int) else tuple(value)
     return numbers * axes if len(numbers) == 1 else numbers
+
+
+def _groups(given: Any, weight: Tensor) -> Any:
+    """Return the number of groups; in a rehearsal, which knows no sizes, that of the channels.
+
+    Causal convolutions of state space models count them in the activations. Where there are others
+    when the network runs, the call does not fit what was planned, and is named.
+    """
+    is_depthwise = isinstance(given, Unknown) and weight.shape[1] == 1
+    return weight.shape[0] if is_depthwise else given
 
 
 def is_static(value: object) -> bool:

@@ -39,6 +39,12 @@ class Branching(nn.Module):
         raise NotImplementedError
 
 
+def causal(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve along the samples, each channel by itself, as state space models do."""
+    x = x.T[None]
+    return F.conv1d(x, weight.unsqueeze(1), bias, groups=x.shape[1])
+
+
 def doubled(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, 2 * layer.weight, layer.bias)
 
@@ -74,6 +80,10 @@ LINEAR = {
     ),
     "convolution": (lambda self, x: F.conv1d(image(x)[:, 0], self.a, None, 2), ((4, 3, 2),)),
     "depthwise": (lambda self, x: F.conv2d(image(x), self.a, groups=2), ((2, 1, 2, 3),)),
+    "depthwise by the channels of its input": (
+        lambda self, x: F.conv1d(x[None].mT, self.a[:, None], groups=x.shape[1]),
+        ((3, 2),),
+    ),
     "transposed": (lambda self, x: F.conv_transpose2d(image(x), self.a), ((2, 3, 2, 2),)),
     "einsum": (lambda self, x: torch.einsum("nk,kho->nho", x, self.a), ((3, 2, 4),)),
     "einsum outwards": (
@@ -192,6 +202,11 @@ def test_what_cannot_be_observed_stays_plain_and_says_why(use, shape, reason):
         (lambda self, x: F.linear(x, F.normalize(self.one.weight)), "one", set()),
         (lambda self, x: doubled(self.one, x), "one", set()),
         (
+            lambda self, x: causal(x, self.conv.weight.squeeze(1), self.conv.bias),
+            "conv",
+            {"conv.weight"},
+        ),
+        (
             lambda self, x: self.many[0](x) + self.many[1].weight[0].tanh(),
             "many",
             {f"many.{i}.weight" for i in (0, 1)},
@@ -199,8 +214,12 @@ def test_what_cannot_be_observed_stays_plain_and_says_why(use, shape, reason):
     ],
 )
 def test_a_child_s_weight_counts_what_the_forward_above_does_with_it(use, children, observed):
-    made = nn.Linear(3, 3) if children == "one" else nn.ModuleList([nn.Linear(3, 3) for _ in "ab"])
-    model = branching(use, **{children: made})
+    made = {
+        "one": nn.Linear(3, 3),
+        "conv": nn.Conv1d(3, 3, 2, groups=3),
+        "many": nn.ModuleList([nn.Linear(3, 3) for _ in "ab"]),
+    }
+    model = branching(use, **{children: made[children]})
     assert set(kept_promises(model, X)) == observed
 
 
