@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sngd_compile.config import Config
 from sngd_compile.errors import ModelError
@@ -190,7 +190,8 @@ class FisherLayer(WideBuffers):
         if not self.schedule.observing:
             return False
         weight = self.ties.weight()
-        return weight is None or bool(weight.requires_grad)
+        # What `functional_call` puts in its place, as under `vmap`, may not say what it is part of.
+        return not isinstance(weight, nn.Parameter) or weight.requires_grad
 
     @property
     def unseen(self) -> str:
