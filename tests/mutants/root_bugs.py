@@ -279,4 +279,4 @@ def primes_in_states_that_are_handed_over() -> None:
 @caught_by(("tests/modules/test_portable_state.py", "-k", "plain_model"))
 def primes_in_files_for_plain_models() -> None:
     """`save_pretrained` writes w' for w."""
-    sngd_compile.modules.reconstructed.is_for_plain_models = lambda: False
+    sngd_compile.modules.portable_state.is_for_plain_models = lambda: False
