@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from unittest import mock
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import sngd_compile as sngd
 from api.interruption import StrikeAt
 from fuzz import OPTIMIZERS, WAYS, Training, loss, note_kinds, trainings
 from sngd_compile import SngdError, SngdWarning
+from sngd_compile.training import optimizer_hooks
 
 # make check draws as many as make test: more of them are what make fuzz is for.
 many = settings(max_examples=4 * max(10, settings().max_examples // 5))
@@ -182,10 +184,13 @@ def test_training_goes_on_after_an_interruption(training, number):
         group["lr"] /= 10  # at the full rate one step more or less may take a loss anywhere
     for x in training.stream():
         training.step(net, optimizer, x)
-    # What is interrupted has taken the step, or has but observed it, or has not begun it.
-    others = [copy.deepcopy((net, optimizer)) for _ in range(3)]
+    # What is interrupted has taken the step, or that without the refresh which follows it, or has
+    # but observed it, or has not begun it.
+    others = [copy.deepcopy((net, optimizer)) for _ in range(4)]
     training.step(*others[0], training.inputs(3))
-    training.backward(others[1][0], training.inputs(3))
+    with mock.patch.object(optimizer_hooks, "refresh_sites"):
+        training.step(*others[1], training.inputs(3))
+    training.backward(others[2][0], training.inputs(3))
     strike = StrikeAt(number, KeyboardInterrupt())
     with strike, suppress(KeyboardInterrupt):
         training.step(net, optimizer, training.inputs(3))
