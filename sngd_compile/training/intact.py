@@ -130,9 +130,10 @@ def check_distinct(sites: Iterable[Any]) -> None:
     for site in sites:
         other = known.setdefault(id(site.weight), site.fisher)
         if other is not site.fisher:
+            names = " and ".join(sorted((other.name, site.fisher.name)))
             raise ModelError(
-                f"{other.name} and {site.fisher.name}: other code gave both the same parameter, "
-                f"and each has a local Fisher of its own; {REMEDY}"
+                f"{names}: other code gave both the same parameter, and each has a local Fisher of "
+                f"its own; {REMEDY}"
             )
 
 
