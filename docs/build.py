@@ -60,7 +60,7 @@ def build_generated(write: bool) -> Iterator[str]:
         if write:
             path.write_text(text)
         elif not path.exists() or path.read_text() != text:
-            yield f"{name}: the docstrings have changed; run make docs ARGS=--write"
+            yield f"{name}: what it is made from has changed; run make docs ARGS=--write"
 
 
 def problems(write: bool) -> Iterator[str]:

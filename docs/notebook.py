@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ def executed(path: Path) -> Any:
         )
         client.execute()
     book.metadata.pop("language_info", None)  # the version of the Python that ran it last
+    for output in (output for cell in book.cells for output in cell.get("outputs", [])):
+        if "text/plain" in (data := output.get("data", {})):  # nor where an object lay
+            data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", data["text/plain"])
     return book
 
 

@@ -70,17 +70,16 @@ def reconstruct(
                 f"{name} is sharded already: fully_shard(reconstruct(model)). A weight that "
                 "parallelize_module has cut, as tensor parallel does, cannot be reconstructed"
             )
-        if not inplace:
-            # Copies that are made in inference mode could not be trained.
-            with torch.inference_mode(False):
-                model = copied(model, "reconstruct it itself, with inplace=True")
-    _rewrite_(model, config or Config(), overrides or {})
+    # What is made in inference mode, a copy or Fisher layers, could not be trained.
+    with torch.inference_mode(False):
+        if isinstance(model, nn.Module) and not inplace:
+            model = copied(model, "reconstruct it itself, with inplace=True")
+        _rewrite_(model, config or Config(), overrides or {})
     return model
 
 
-@torch.inference_mode(False)
 def _rewrite_(model: nn.Module, config: Config, overrides: Overrides) -> None:
-    """Plan, rewrite, and look after what is rewritten; Fisher layers must be trainable."""
+    """Plan, rewrite, and look after what is rewritten."""
     plan = make_plan(model, config, overrides)
     reconstruct_(plan)
     # Before anybody wraps it: DistributedDataParallel reads the list when it is made.

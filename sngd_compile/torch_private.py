@@ -193,8 +193,13 @@ def autograd_keys_lifted() -> AbstractContextManager[None]:
 MODULE_CALL = nn.Module._call_impl.__code__
 """The code that runs whenever a module is called."""
 
-EXTRA_STATE = "_extra_state"
-"""The name that `nn.Module` gives extra state in a state dict."""
+EXTRA_STATE = "_extra_state"  # the name that `nn.Module` gives it in a state dict
+
+
+def loads_as_torch(module_class: type[nn.Module]) -> bool:
+    """Say whether modules of a class take a state as `nn.Module` does."""
+    return module_class._load_from_state_dict is nn.Module._load_from_state_dict
+
 
 IGNORED_BY_DATA_PARALLEL = "_ddp_params_and_buffers_to_ignore"
 """The attribute whose names DistributedDataParallel does not broadcast; from 1.8 on."""
@@ -380,11 +385,7 @@ def fake_mode() -> AbstractContextManager[Any]:
 
 
 def admit_to_dynamo(module_class: type) -> None:
-    """Let Dynamo wrap modules of a class that it refuses because of a base class.
-
-    Every other `nn.LSTM` is refused as before: the setting `allow_rnn` stays what it is. Seen on
-    2.13.
-    """
+    """Let Dynamo wrap modules of a class whose base class it refuses, and no others; on 2.13."""
     builder: Any = torch._dynamo.variables.builder.VariableBuilder
 
     def wrap(self: Any, value: Any) -> Any:

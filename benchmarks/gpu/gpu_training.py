@@ -8,39 +8,23 @@ What is timed is the clock, since a GPU works while the host waits.
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 import transformers as hf
 import typer
-from torch import Tensor, nn
+from torch import nn
 
 from contenders import ADAMW, LARGEST_NORM, REFERENCE, SNGD, Contender, Recipe, Trainee
 from gpu.gpu_steps import Logits
 from networks import CharacterGPT
-from tasks import KNOWN, LENGTH, Data, Examples, labelled, text
+from tasks import KNOWN, LABELS, LENGTH, Examples, Task, labelled, text
 
 CONTENDERS = (REFERENCE, ADAMW, SNGD)
 PIECES = 4
 """Into which the time of each is cut; the loss is measured after each."""
-
-SIDE = 64
-MEASURED = 2048
-"""Examples of the training set on which the loss is measured."""
-
-
-@dataclass(frozen=True)
-class GpuTask:
-    """A network, its data, and what makes a batch of rows of them."""
-
-    name: str
-    build: Callable[[], nn.Module]
-    load: Callable[[], Data]
-    prepare: Callable[[Tensor], Tensor]
-    batch_size: int
 
 
 def gpt() -> nn.Module:
@@ -49,28 +33,41 @@ def gpt() -> nn.Module:
 
 
 def resnet_18() -> nn.Module:
-    """ResNet-18 of `transformers`, for one channel."""
+    """ResNet-18 of `transformers`, for rows of 28 x 28 pixels, enlarged."""
     config = hf.ResNetConfig(
         num_channels=1, depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic"
     )
     config.num_labels = 10
-    return Logits(hf.ResNetForImageClassification(config))
+    enlarged = nn.Sequential(nn.Unflatten(1, (1, 28, 28)), nn.Upsample(64, mode="bilinear"))
+    return nn.Sequential(enlarged, Logits(hf.ResNetForImageClassification(config)))
 
 
-def enlarged(rows: Tensor) -> Tensor:
-    """Rows of 784 pixels as images of 64 x 64."""
-    images = rows.unflatten(1, (1, 28, 28))
-    return F.interpolate(images, (SIDE, SIDE), mode="bilinear")
-
-
-def as_they_are(rows: Tensor) -> Tensor:
-    """Rows of characters."""
-    return rows
-
+MEASURED = 2048
+"""Examples of the training set on which the loss is measured."""
 
 TASKS = (
-    GpuTask("character GPT, two blocks of width 640", gpt, text, as_they_are, 256),
-    GpuTask("ResNet-18, images of 64 x 64", resnet_18, labelled, enlarged, 256),
+    Task(
+        "gpt",
+        "character GPT, two blocks of width 640",
+        gpt,
+        text,
+        batch_size=256,
+        steps=0,  # the time is given
+        criterion=LABELS,
+        measured=MEASURED,
+        largest_norm=LARGEST_NORM,
+    ),
+    Task(
+        "resnet",
+        "ResNet-18, images of 64 x 64",
+        resnet_18,
+        labelled,
+        batch_size=256,
+        steps=0,
+        criterion=LABELS,
+        measured=MEASURED,
+        largest_norm=LARGEST_NORM,
+    ),
 )
 
 
@@ -83,16 +80,6 @@ class Training:
     batches: Iterator[Examples]
     steps: int = 0
     losses: list[float] = field(default_factory=list)
-
-
-def batches(task: GpuTask, examples: Examples) -> Iterator[Examples]:
-    """Batches without end, in an order that a seed decides."""
-    inputs, targets = examples
-    generator = torch.Generator().manual_seed(0)
-    while True:
-        order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
-        for rows in order[: len(order) // task.batch_size * task.batch_size].split(task.batch_size):
-            yield task.prepare(inputs[rows]), targets[rows].flatten()
 
 
 def waited(device: torch.device) -> float:
@@ -112,32 +99,23 @@ def train(training: Training, seconds: float, device: torch.device) -> None:
             return
 
 
-@torch.no_grad()
-def loss_of(training: Training, task: GpuTask, examples: Examples) -> float:
-    """The training loss on the first examples, with what evaluation mode changes."""
-    network = training.trainee.network.eval()
-    inputs, targets = (part[:MEASURED] for part in examples)
-    logits = torch.cat([network(task.prepare(part)) for part in inputs.split(task.batch_size)])
-    network.train()
-    return F.cross_entropy(logits, targets.flatten()).item()
-
-
-def race(task: GpuTask, seconds: float, device: torch.device) -> list[Training]:
+def race(task: Task, seconds: float, device: torch.device) -> list[Training]:
     """Train every contender at its likeliest rate for the same seconds."""
-    examples = tuple(part.to(device) for part in task.load().train)
-    assert len(examples) == 2
+    data = task.load()
+    inputs, targets = (part.to(device) for part in data.train)
+    data = replace(data, train=(inputs, targets))
     runs = []
     for contender in CONTENDERS:
-        torch.manual_seed(0)
-        recipe = Recipe(contender.rates[0], largest_norm=LARGEST_NORM)
-        trainee = contender.prepare(task.build().to(device), recipe)
-        run = Training(contender, trainee, batches(task, examples))
+        recipe = Recipe(contender.rates[0], task.criterion, task.largest_norm)
+        trainee = contender.prepare(task.model(0).to(device), recipe)
+        run = Training(contender, trainee, task.batches(data, 0))
         train(run, 0.0, device)  # what is set up in a first step is not timed here
         runs.append(run)
     for _ in range(PIECES):
         for run in runs:
             train(run, seconds / PIECES, device)
-            run.losses.append(loss_of(run, task, examples))
+            run.losses.append(task.loss(run.trainee.network, data.train))
+            run.trainee.network.train()
     return runs
 
 
@@ -154,10 +132,10 @@ def main(
     header = ("task", "contender", "rate", "steps", *parts)
     typer.echo(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for task in TASKS:
-        for run in race(task, seconds, device) if only in task.name else ():
+        for run in race(task, seconds, device) if only in task.title else ():
             losses = [f"{loss:.4g}" for loss in run.losses]
             rate = f"{run.contender.rates[0]:g}"
-            cells = (task.name, run.contender.name, rate, str(run.steps), *losses)
+            cells = (task.title, run.contender.name, rate, str(run.steps), *losses)
             typer.echo(f"| {' | '.join(cells)} |")
 
 

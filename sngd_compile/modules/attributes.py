@@ -96,7 +96,7 @@ def _fold(module: nn.Module, weight: str, bias: str | None, in_forward: bool) ->
     compiling = torch.compiler.is_compiling()
     # The subclass costs a dispatch for every call of it: only observed steps pay. A compiled
     # forward is traced once for all steps, and its op asks the gate instead.
-    if in_forward and module.training and (compiling or fisher.schedule.observing):
+    if in_forward and module.training and (compiling or fisher.is_observing):
         if torch.is_grad_enabled():
             folded = folded_weight(fisher, folded)
         elif not compiling:

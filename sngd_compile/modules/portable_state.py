@@ -25,6 +25,7 @@ from sngd_compile.fisher.kinds.base import first_root
 from sngd_compile.fisher.roots.base import Pair, Root
 from sngd_compile.fisher.spec import FisherSpec
 from sngd_compile.fisher.weight_map import visibly_mapped
+from sngd_compile.torch_private import loads_as_torch
 from sngd_compile.training.refresh import LocalSite, present_root
 from sngd_compile.training.sharding import is_sharded, whole
 
@@ -65,7 +66,6 @@ def is_for_plain_models() -> bool:
     return False
 
 
-@torch.no_grad()
 def put_in_state_(sites: Iterable[LocalSite], state: State, prefix: str, keep_vars: bool) -> None:
     """Put `w'` and `b'` into a state, or `w` and `b` where plain models shall load it.
 
@@ -74,18 +74,21 @@ def put_in_state_(sites: Iterable[LocalSite], state: State, prefix: str, keep_va
     Raises:
         ModelError: A weight is sharded, and plain models shall load it.
     """
+    is_folded = is_for_plain_models()
     for site in sites:
         for key, parameter in _keys_of(site, prefix):
             if key in state:
                 state[key] = parameter if keep_vars else parameter.detach()
-        if is_for_plain_models():
-            fold_in_state_(site, state, prefix)
+        if is_folded:
+            _fold_in_state_(site, state, prefix)
 
 
 @torch.no_grad()
 def take_from_state_(sites: Iterable[LocalSite], state: State, prefix: str) -> None:
     """Take `w'` and `b'` of a state that a class of its own has loaded into its attributes."""
     for site in sites:
+        if loads_as_torch(cast(Any, site.module).original_class):
+            continue
         for key, parameter in _keys_of(site, prefix):
             value = state.get(key)
             is_part = is_sharded(parameter) or parameter.is_meta
@@ -99,7 +102,8 @@ def _keys_of(site: LocalSite, prefix: str) -> Iterator[tuple[str, Tensor]]:
             yield f"{prefix}{name}", parameter
 
 
-def fold_in_state_(site: LocalSite, state: State, prefix: str) -> None:
+@torch.no_grad()
+def _fold_in_state_(site: LocalSite, state: State, prefix: str) -> None:
     """Put the folded weight and bias of a site in the place of `w'` and `b'`.
 
     Raises:

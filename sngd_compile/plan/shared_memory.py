@@ -5,7 +5,6 @@ What is read there would be `w'`; the attribute of a reconstructed module alone 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from types import FunctionType, ModuleType
@@ -24,7 +23,6 @@ from sngd_compile.torch_private import FLAT_WEIGHTS
 DEPTH = 4
 """Containers inside one another that are looked into."""
 
-_CONTAINERS = (list, tuple, set, frozenset, deque)
 _KNOWN = frozenset(vars(nn.Module())) | {FLAT_WEIGHTS}
 _OPAQUE = (nn.Module, Optimizer, ModuleType, FunctionType, type)
 
@@ -93,8 +91,8 @@ def _tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
 def _members(value: Any) -> Iterator[Any]:
     if isinstance(value, dict):
         yield from dict.values(value)  # a key is only compared
-    elif isinstance(value, _CONTAINERS):
-        yield from members_of(value)
+    elif held := members_of(value):
+        yield from held
     elif isinstance(value, partial):
         yield from (*value.args, *value.keywords.values())
     elif not isinstance(value, _OPAQUE):

@@ -98,7 +98,7 @@ class Convolution(Rule):
         if weight is None:
             return "the convolution uses it, but not as its weight"
         # They go into the graph as plain integers, so they must be known before the forward runs.
-        arguments = {**call.arguments, "groups": _groups(call.arguments["groups"], weight)}
+        arguments = {**call.arguments, "groups": groups_of(call.arguments["groups"], weight)}
         static = ("stride", "padding", "dilation", "groups")
         dynamic = [name for name in static if not is_static(arguments[name])]
         if dynamic:
@@ -211,7 +211,7 @@ def per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
     return numbers * axes if len(numbers) == 1 else numbers
 
 
-def _groups(given: Any, weight: Tensor) -> Any:
+def groups_of(given: Any, weight: Tensor) -> Any:
     """Return the number of groups; in a rehearsal, which knows no sizes, that of the channels.
 
     Causal convolutions of state space models count them in the activations. Where there are others

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import sngd_kernels
 from sngd_compile.layout import Layout
 from sngd_compile.rules.base import Call, Rule, Use
-from sngd_compile.rules.convolution import Convolution, Geometry, is_static, per_axis
+from sngd_compile.rules.convolution import Convolution, Geometry, groups_of, is_static, per_axis
 from sngd_compile.rules.registry import register_rule
 from sngd_compile.rules.structure import Planned, register_structure
 
@@ -42,13 +42,14 @@ class TransposedConvolution(Rule):
         weight = call.parameter("weight")
         if weight is None:
             return "the transposed convolution uses it, but not as its weight"
+        arguments = {**call.arguments, "groups": groups_of(call.arguments["groups"], weight)}
         static = ("stride", "padding", "output_padding", "groups", "dilation")
-        dynamic = [name for name in static if not is_static(call.arguments[name])]
+        dynamic = [name for name in static if not is_static(arguments[name])]
         if dynamic:
             return f"the transposed convolution's {dynamic[0]} is computed in the forward"
-        kernel, groups = tuple(weight.shape[2:]), call.arguments["groups"]
+        kernel, groups = tuple(weight.shape[2:]), arguments["groups"]
         stride, padding, more, dilation = (
-            per_axis(call.arguments[name], len(kernel))
+            per_axis(arguments[name], len(kernel))
             for name in ("stride", "padding", "output_padding", "dilation")
         )
         before = tuple(d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True))

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.next_roots import warn_once, warn_once_of
 from sngd_compile.fisher.weight_map import mapped_in_full
-from sngd_compile.training.intact import sites_or_error
+from sngd_compile.training.intact import held_by, sites_or_error
 from sngd_compile.training.sharding import is_sharded, whole
 
 FEW = 8
@@ -113,11 +113,7 @@ class Twin:
 
     def tensor(self) -> Tensor | None:
         """Return it as it is now, or None where it is gone."""
-        held = vars(self.module() or _Gone())
-        for tensors in (held.get("_parameters"), held.get("_buffers")):
-            if (found := (tensors or {}).get(self.name)) is not None:
-                return cast(Tensor, found)
-        return None
+        return held_by(self.module, self.name)
 
     def is_written_to(self) -> bool:
         """Say whether its numbers are others than last time."""
@@ -127,10 +123,6 @@ class Twin:
     def _sum(self) -> float | None:
         tensor = self.tensor()
         return None if tensor is None else float(whole(tensor.detach().double().sum()))
-
-
-class _Gone:
-    """Stands for a module that is gone."""
 
 
 @torch.no_grad()

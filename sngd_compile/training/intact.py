@@ -47,17 +47,19 @@ def remember(module: nn.Module) -> None:
     """
     sites, _ = sites_or_error(module)
     for site in sites:
-        site.fisher.ties.weight = partial(_held_by, ref(module), site.weight_name)
+        site.fisher.ties.weight = partial(held_by, ref(module), site.weight_name)
     names = {site.weight_name: site.fisher.name for site in sites}
     held = [p for site in sites for p in (site.weight, site.bias) if p is not None]
     _registered[module] = Registered(names, [ref(parameter) for parameter in held])
 
 
-def _held_by(owner: Callable[[], Any], name: str) -> Tensor | None:
-    """Return a parameter of a module, which may be gone, or have lost it."""
+def held_by(owner: Callable[[], Any], name: str) -> Tensor | None:
+    """Return a parameter or buffer of a module, which may be gone, or have lost it."""
     module = owner()
-    held: Tensor | None = None if module is None else module._parameters.get(name)
-    return held
+    held = {} if module is None else vars(module)
+    tables = [held.get(table) or {} for table in ("_parameters", "_buffers")]
+    found: Tensor | None = next((table[name] for table in tables if name in table), None)
+    return found
 
 
 def parameters_of(owner: Any) -> list[Any]:

@@ -9,10 +9,9 @@ from torch import nn
 from gpu import everything, gpu_steps, gpu_training
 from gpu.everything import Stage
 from gpu.gpu_steps import GpuWorkload
-from gpu.gpu_training import GpuTask
 from micro import root_times
 from sngd_compile.registry import ROOTS
-from tasks import Data
+from tasks import LABELS, Data, Task
 
 HOST = torch.device("cpu")
 
@@ -58,11 +57,10 @@ def test_slow_roots_of_wide_matrices_are_left_out():
     assert not root_times.too_slow("cholesky", widest + 1)
 
 
-def test_contenders_train_for_equal_time(monkeypatch, thread_count):
-    monkeypatch.setattr(gpu_training, "MEASURED", 16)
+def test_contenders_train_for_equal_time(thread_count):
     examples = torch.randn(32, 5), torch.randint(3, (32,))
     data = Data("random", examples, examples)
-    task = GpuTask("tiny", lambda: nn.Linear(5, 3), lambda: data, gpu_training.as_they_are, 8)
+    task = Task("tiny", "tiny", lambda: nn.Linear(5, 3), lambda: data, 8, 0, LABELS, measured=16)
     runs = gpu_training.race(task, 0.02, HOST)
     assert [run.contender for run in runs] == list(gpu_training.CONTENDERS)
     for run in runs:
@@ -72,11 +70,10 @@ def test_contenders_train_for_equal_time(monkeypatch, thread_count):
 
 def test_networks_of_the_gpu_take_their_batches():
     for task in gpu_training.TASKS:
-        size = task.load().train[0][:2]
+        inputs, targets = next(task.batches(task.load(), 0))
         with torch.device("meta"):
             network = task.build()
-        logits = network(task.prepare(size).to("meta"))
-        assert len(logits) == task.load().train[1][:2].numel()
+        assert len(network(inputs.to("meta"))) == len(targets)
 
 
 def script(name: str, source: str, seconds: float = 20.0, is_gate: bool = False) -> Stage:

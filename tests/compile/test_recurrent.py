@@ -115,7 +115,7 @@ def test_the_graph_does_not_grow_with_the_sequence():
         torch._dynamo.reset()
         recorder = EagerAndRecordGraphs()
         net = torch.compile(
-            sngd.reconstruct(Reader(nn.LSTM), SETTING), backend=recorder, fullgraph=True
+            sngd.reconstruct(Reader(nn.LSTM, **BOTH), SETTING), backend=recorder, fullgraph=True
         )
         net(sample((length, 6), 0)[0])
         (graph,) = recorder.graphs
@@ -134,7 +134,7 @@ def test_lengths_that_change_need_two_graphs_at_most(backend):
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_eval_computes_the_same_and_observes_nothing(kind):
-    net, eager, _ = pair(Reader(kind), "eager")
+    net, eager, _ = pair(Reader(kind, **BOTH), "eager")
     for one in (net, eager):
         train(one, lambda step: [sample((4, 6), step)], steps=4)
         one.eval()

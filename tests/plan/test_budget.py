@@ -56,8 +56,8 @@ def test_every_budget_is_kept_until_diagonals_are_left(kind, bias):
     least = sngd.explain(model, Config(fisher="diagonal")).state_bytes
     most = sngd.explain(model, PLENTY.replace(fisher=kind)).state_bytes
     last = most
-    for part in range(12, -1, -1):
-        budget = least + (most - least) * part**2 // 144
+    for part in range(40, -1, -1):
+        budget = least + (most - least) * part**2 // 1600
         config = Config(fisher=kind, memory_budget=budget)
         explained = sngd.explain(model, config)
         assert explained.state_bytes <= min(budget, last)

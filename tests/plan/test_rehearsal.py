@@ -85,6 +85,10 @@ LINEAR = {
         ((3, 2),),
     ),
     "transposed": (lambda self, x: F.conv_transpose2d(image(x), self.a), ((2, 3, 2, 2),)),
+    "transposed, depthwise by the channels of its input": (
+        lambda self, x: F.conv_transpose1d(x[None].mT, self.a[:, None], groups=x.shape[1]),
+        ((3, 2),),
+    ),
     "einsum": (lambda self, x: torch.einsum("nk,kho->nho", x, self.a), ((3, 2, 4),)),
     "einsum outwards": (
         lambda self, x: torch.einsum("nhk,ohk->no", x[:, None].expand(-1, 2, 3), self.a),
