@@ -1,5 +1,6 @@
 """What every test may ask for: a fixed seed, double precision."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,6 +16,9 @@ ROOT = Path(__file__).parents[1]
 # `python -m pytest` puts the root there, and other packages then find `kernels` in it: imported a
 # second time under that name, it would register its operations again, over those in use.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+
+# A shell has what it starts in the background ignore Ctrl-C, as runners of tests may. Some send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Where there is no GPU, each seed is kept for one, with the caller's stack as text: a millisecond,
 # many times a test.
