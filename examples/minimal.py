@@ -14,12 +14,11 @@ labels = torch.tensor(digits.target)
 model = nn.Sequential(nn.Linear(64, 80), nn.ReLU(), nn.Linear(80, 10))
 
 net = sngd.reconstruct(model)
-optimizer = torch.optim.SGD(net.parameters(), lr=0.03, momentum=0.9)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.03, momentum=0.9, nesterov=True)
 for _ in range(200):
     batch = torch.randint(1500, (128,))
     optimizer.zero_grad()
     F.cross_entropy(net(inputs[batch]), labels[batch]).backward()
-    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()
 
 plain = sngd.fold(net)  # an ordinary nn.Sequential again

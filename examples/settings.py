@@ -17,17 +17,18 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import nn
 
 import sngd_compile as sngd
 from data import Dataset, Name, load
-from training import Method, Run, batches, sgd, start
+from training import Method, Run, batches, natural, start
 
 BATCH_SIZE = 256
 SETTINGS: dict[str, sngd.Config] = {
     "defaults": sngd.Config(),
     "damping_rel_trace=1e-2": sngd.Config(damping_rel_trace=1e-2),
-    "damping_rel_trace=1e-4": sngd.Config(damping_rel_trace=1e-4),
+    "damping_rel_trace=1e-3": sngd.Config(damping_rel_trace=1e-3),
+    "trust_share=None": sngd.Config(trust_share=None),
+    "trust_share=None, trust_radius=None": sngd.Config(trust_share=None, trust_radius=None),
     "refresh_every=20": sngd.Config(refresh_every=20),
     "refresh_every=500": sngd.Config(refresh_every=500),
     "early_refreshes=()": sngd.Config(early_refreshes=()),
@@ -47,17 +48,10 @@ SETTINGS: dict[str, sngd.Config] = {
 }
 
 
-def prepare(
-    config: sngd.Config, model: nn.Module, rate: float
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Plain SGD on the network reconstructed with `config`."""
-    return sgd(sngd.reconstruct(model, config), rate)
-
-
 def methods(rate: float) -> list[Method]:
     """One method for each setting."""
     return [
-        Method(name, (rate,), partial(prepare, config), sngd.fold, largest_norm=1.0)
+        Method(name, (rate,), partial(natural, config=config), sngd.fold)
         for name, config in SETTINGS.items()
     ]
 

@@ -18,13 +18,12 @@ MEASURED_EXAMPLES = 5_000  # of the training set, on which its loss is measured
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train: what it does to a network before and after, rates to try, where it clips."""
+    """A way to train: what it does to a network before and after, and rates to try."""
 
     name: str
     rates: tuple[float, ...]
     prepare: Callable[[nn.Module, float], tuple[nn.Module, torch.optim.Optimizer]]
     finish: Callable[[nn.Module], nn.Module] = lambda network: network
-    largest_norm: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,6 @@ class Run:
         start = time.perf_counter()
         self.optimizer.zero_grad()
         F.cross_entropy(self.network(inputs), labels).backward()
-        if math.isfinite(self.method.largest_norm):
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.method.largest_norm)
         self.optimizer.step()
         self.seconds += time.perf_counter() - start
         self.steps += 1
@@ -97,17 +94,18 @@ def adamw(model: nn.Module, rate: float) -> tuple[nn.Module, torch.optim.Optimiz
     return model, torch.optim.AdamW(model.parameters(), lr=rate)
 
 
-def natural(model: nn.Module, rate: float) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Natural gradient descent: the same SGD on the reconstructed network."""
-    return sgd(sngd.reconstruct(model), rate)
+def natural(
+    model: nn.Module, rate: float, config: sngd.Config | None = None
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Natural gradient descent: SGD on the reconstructed network."""
+    network = sngd.reconstruct(model, config)
+    return network, torch.optim.SGD(network.parameters(), rate, momentum=0.9, nesterov=True)
 
 
-# Clipping the reconstructed parameters bounds the step in the Fisher norm. SGD and AdamW go
-# without: here they reach a lower loss that way, and in less time.
 METHODS = (
     Method("SGD", (0.01, 0.03, 0.1, 0.3), sgd),
     Method("AdamW", (3e-4, 1e-3, 3e-3, 1e-2), adamw),
-    Method("SNGD", (0.003, 0.01, 0.03, 0.1), natural, sngd.fold, largest_norm=1.0),
+    Method("SNGD", (0.01, 0.03, 0.06, 0.1), natural, sngd.fold),
 )
 
 

@@ -26,8 +26,8 @@ _LARGEST = 2**62  # steps and seeds travel in int64 tensors
 class Config:
     """Configure the local Fisher layers of one network or of some of its layers.
 
-    The defaults go with `torch.optim.SGD(lr=0.03, momentum=0.9)` and `clip_grad_norm_(1.0)`;
-    `docs/numerics.md` measures what each of them changes.
+    The defaults go with `torch.optim.SGD(lr=0.03, momentum=0.9, nesterov=True)`, with
+    `clip_grad_norm_(1.0)` or without; `docs/numerics.md` measures what each of them changes.
 
     Args:
         refresh_every: Optimizer steps between two refreshes of the roots; integer >= 1.
@@ -57,11 +57,11 @@ class Config:
             loss by the outputs, as in K-FAC. Its steps have another unit: start from a learning
             rate of 0.003 and `damping_rel_trace=1e-2`. A layer that cannot have the kind takes
             "shared", and the plan says why. One file in `sngd_compile/fisher/kinds/` adds a kind.
-        over_outputs: Whether the length of a step counts the "sum" of the squared changes of a
-            layer's outputs, as the paper's metric does, or their "mean": the local Fisher divided
-            by the number of outputs, all groups together. With "mean" width does not matter: twice
-            as many equal units train alike. Start from a learning rate of 0.003. "kronecker"
-            measures the outputs itself, and does not read it.
+        over_outputs: Whether the length of a step counts the "mean" of the squared changes of a
+            layer's outputs, or their "sum", as the paper's metric does. With "mean", the local
+            Fisher divided by the number of outputs, all groups together, width does not matter:
+            twice as many equal units train alike. With "sum" rates are the number of outputs
+            times as large. "kronecker" measures the outputs itself, and does not read it.
         block_size: Inputs in one block of `fisher="block"`, which alone reads it; integer >= 1. A
             convolution's blocks are whole input channels where one fits. The bias is in the last.
         activation: What follows a layer with `fisher="unit"`: "relu", "tanh", "sigmoid", "elu"
@@ -84,6 +84,14 @@ class Config:
             `sngd_compile/fisher/roots/` adds a root.
         rank: l, columns of the sketch that a layer keeps whose D is above 4 l; integer >= 1, or
             None: every factor is exact, while it is within `memory_budget`.
+        trust_radius: Largest norm that the gradient of a layer's `w'` has in a step of
+            `torch.optim.SGD`; a longer one is shortened to it. Times the learning rate it is how
+            far a step moves the outputs of the layer, before momentum: the root of the mean square
+            over rows and outputs. A finite number > 0, or None: no bound. "kronecker", which has
+            another unit, does not read it, nor `trust_share`.
+        trust_share: The same as a fraction of the outputs themselves; a finite number > 0, or None.
+            The smaller of both counts, and of the last layer, whose outputs no other layer has to
+            follow, the larger.
 
     Raises:
         ConfigError: A value is outside its range; the text says which, and the range.
@@ -93,22 +101,24 @@ class Config:
 
     # Why these steps of refreshes and observations: decision 4; why as many rows: decision 3.
     refresh_every: int = 100
-    early_refreshes: tuple[int, ...] = (1, 3, 11)
+    early_refreshes: tuple[int, ...] = (1, 3, 11, 31, 61)
     observe_every: int = 20
-    early_observations: tuple[int, ...] = (2, 5)
+    early_observations: tuple[int, ...] = (2, 5, 10, 30)
     ema_decay: float = 0.95
-    damping_rel_trace: float = 1e-3
+    damping_rel_trace: float = 3e-3
     damping_abs: float = 1e-7
     max_rows: int | Literal["auto"] | None = "auto"
     seed: int = 0
     fisher: str = "shared"
-    over_outputs: OverOutputs = "sum"
+    over_outputs: OverOutputs = "mean"
     block_size: int = 128
     activation: Activation = "auto"
     memory_budget: int = 2**31
     step_budget: float = 0.25
     root: str = "cholesky"
     rank: int | None = RANK
+    trust_radius: float | None = 0.25
+    trust_share: float | None = 0.3
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -138,6 +148,10 @@ class Config:
         valid = rows is None or rows == "auto" or _is_integer(rows, 1)
         expected = f'an integer in {_range(1)}, None (all rows) or "auto" (4 D rows)'
         _require(self, "max_rows", valid, expected)
+        for name in ("trust_radius", "trust_share"):
+            value = getattr(self, name)
+            in_range = value is None or (_is_number(value) and 0 < value < math.inf)
+            _require(self, name, in_range, "a finite number > 0, or None (no bound)")
         rank = self.rank is None or _is_integer(self.rank, 1)
         _require(self, "rank", rank, f"an integer in {_range(1)} or None (exact factors)")
         names_of = {"fisher": tuple(KINDS), "root": (*ROOTS, NYSTROM)}
@@ -169,19 +183,21 @@ class Config:
             max_rows=None,
             root="symmetric",
             rank=None,
+            over_outputs="sum",
+            trust_radius=None,
+            trust_share=None,
         )
 
     @classmethod
     def robust(cls) -> Config:
-        """Return the settings that trained every network of the study at one learning rate.
+        """Return settings for networks whose inputs change fast, or hardly differ.
 
-        The mean over outputs, damping 3e-2 of the trace, a refresh every 20 steps, every fifth
-        step observed. Train with `SGD(lr=0.018, momentum=0.9, nesterov=True)` and
-        `clip_grad_norm_(1.0)`. A tuned rate and less damping end sooner, see docs/tuning.md.
+        Damping 3e-2 of the trace, a refresh every 20 steps, every fifth step observed. Take it
+        where the defaults are not stable at any rate; it is slower, see docs/tuning.md.
 
-        Source: docs/decisions/0019-one-rate.md; `make bench-one-rate`.
+        Source: docs/decisions/0019-one-rate.md.
         """
-        return cls(over_outputs="mean", damping_rel_trace=3e-2, refresh_every=20, observe_every=5)
+        return cls(damping_rel_trace=3e-2, refresh_every=20, observe_every=5)
 
     @property
     def exact_root(self) -> str:

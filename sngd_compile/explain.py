@@ -22,7 +22,7 @@ from sngd_compile.plan.planner import Overrides, Settle, make_plan, plan_of, pla
 from sngd_compile.plan.reasons import ADDED_LATER, LEFT_OUT
 from sngd_compile.plan.records import ModulePlan, Plan, qualified
 from sngd_compile.training.diagnosis import notes_of
-from sngd_compile.training.refresh import Site
+from sngd_compile.training.site import Site
 
 APART = "its bias is trained in another way, or not at all: it takes plain steps of its own"
 

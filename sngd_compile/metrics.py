@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import hypot
+from math import hypot, isfinite
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
@@ -17,8 +17,9 @@ from sngd_compile.explain import distinct_sites
 from sngd_compile.fisher.kinds.base import effective_rank, kind_of
 from sngd_compile.fisher.layer import ROWS, FisherLayer
 from sngd_compile.torch_private import ORIGINAL_MODULE, stored_values, version_of
-from sngd_compile.training.refresh import Site
 from sngd_compile.training.sharding import whole
+from sngd_compile.training.site import Site
+from sngd_compile.training.steps.trust_region import bound_of
 
 OF_INPUTS = ("damping", "relative_damping", "effective_rank", "condition", "residual")
 OF_OUTPUTS = tuple(f"output_{name}" for name in OF_INPUTS[:-1])
@@ -74,6 +75,8 @@ def metrics(net: nn.Module) -> dict[str, float]:
         - rows: Rows observed so far.
         - norm: Length of the present gradient in natural coordinates, `|g'| = sqrt(g G^-1 g)` with
           the damped G; 0.0 without a gradient.
+        - bound: The largest norm that a step of `torch.optim.SGD` leaves it, from
+          `Config.trust_radius` and `Config.trust_share`; 0.0 where there is none.
         - share: norm^2 over its sum over all layers, in [0, 1]; 0.0 where that is nothing.
 
         A kronecker kind has the first four again, with `output_` before them, of its output side.
@@ -124,19 +127,25 @@ def _measure(net: nn.Module, sites: Sequence[Site]) -> tuple[list[dict[str, floa
     gradients = [site.prime_gradients() for site in sites]
     held = {id(parameter) for site in sites for parameter in _parameters(site)}
     others = [p.grad for p in net.parameters() if id(p) not in held and p.grad is not None]
-    norms = [_norm(gradient) for of_site in (*gradients, others) for gradient in of_site]
+    parameters = [site.prime_parameters() for site in sites]
+    measured = (*gradients, *parameters, others)
+    norms = [_norm(tensor) for of_site in measured for tensor in of_site]
     fetched = iter(_on_host([*of_roots, *rows, *norms]))
     known = [next(fetched) for _ in layers]
     seen = [next(fetched)[0] for _ in layers]
-    lengths = [hypot(*(next(fetched)[0] for _ in part)) for part in (*gradients, others)]
+    *lengths, plain_norm = [hypot(*(next(fetched)[0] for _ in part)) for part in measured]
+    lengths, sizes = lengths[: len(sites)], lengths[len(sites) :]
     found = []
-    for layer, numbers, number, length in zip(layers, known, seen, lengths[:-1], strict=True):
+    each = zip(layers, known, seen, lengths, sizes, strict=True)
+    for layer, numbers, number, length, size in each:
         _keep(layer, numbers)
         names = OF_INPUTS + (OF_OUTPUTS if layer.output_side is not None else ())
         of_layer = dict(zip(names, numbers, strict=True))
         age = float(layer.schedule.root_age)
-        found.append({**of_layer, "root_age": age, "rows": number, "norm": length})
-    return found, lengths[-1]
+        bound = bound_of(layer, size)
+        of_layer |= {"root_age": age, "rows": number, "norm": length}
+        found.append(of_layer | {"bound": bound if isfinite(bound) else 0.0})
+    return found, plain_norm
 
 
 def _of_root(layer: FisherLayer) -> Numbers:

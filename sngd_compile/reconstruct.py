@@ -40,7 +40,7 @@ def reconstruct(
         model: Any module. Its containers keep their class; a rewritten module is a subclass of
             its own class. `explain(model)` prints beforehand what will happen.
         config: For every weight that no override names; the defaults suit
-            `SGD(lr=0.03, momentum=0.9)` with `clip_grad_norm_(1.0)`.
+            `SGD(lr=0.03, momentum=0.9, nesterov=True)`, with `clip_grad_norm_(1.0)` or without.
         overrides: Glob patterns of weight names to their own `Config`, or to None to leave the
             weight as it is; the last match counts.
         inplace: Rewrite `model` itself instead of a deep copy.

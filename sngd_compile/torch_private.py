@@ -73,14 +73,14 @@ def stored_values(gradient: Tensor) -> Tensor:
 
 
 foreach_mul: Any = torch._foreach_mul
+foreach_norm: Any = torch._foreach_norm
 foreach_addcmul_: Any = torch._foreach_addcmul_
 """One call for a list of tensors, as optimizers use it; seen on 2.13."""
 
 
 def flattened(tensors: Sequence[Tensor]) -> Tensor:
     """Return the elements of dense tensors, one after another, in one call; seen on 2.13."""
-    flat: Tensor = torch._utils._flatten_dense_tensors(tensors)
-    return flat
+    return torch._utils._flatten_dense_tensors(tensors)  # type: ignore[no-any-return]
 
 
 # Autograd and the dispatcher.

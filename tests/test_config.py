@@ -83,7 +83,7 @@ def test_replace_makes_a_checked_copy():
 def test_the_robust_preset():
     robust = Config.robust()
     assert (robust.over_outputs, robust.damping_rel_trace) == ("mean", 3e-2)
-    assert [step for step in range(12, 61) if robust.is_refreshed(step)] == [20, 40, 60]
+    assert [step for step in range(12, 61) if robust.is_refreshed(step)] == [20, 31, 40, 60]
     assert [step for step in range(6, 21) if robust.is_observed(step)] == [10, 15, 20]
 
 

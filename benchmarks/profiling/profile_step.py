@@ -30,7 +30,7 @@ from workloads import WORKLOADS, Workload
 RESULTS = Path(__file__).parents[1] / "results"
 
 LABELLED: tuple[tuple[Any, str, str], ...] = (
-    (optimizers, "_drop_non_finite", "guard"),
+    (optimizers, "_look_at_gradients", "guard"),
     (optimizers, "refresh_sites", "refresh"),
     (contenders, "clip_grad_norm_", "clipping"),
 )

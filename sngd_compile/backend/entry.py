@@ -14,6 +14,7 @@ from sngd_compile.backend.frame import Frame, Reference, Slot, analyse, describe
 from sngd_compile.backend.natural_gradient import inputs_of, merged
 from sngd_compile.backend.parameter_state import (
     ParameterState,
+    become_last,
     find_modules,
     get_or_create,
     state_of,
@@ -138,6 +139,9 @@ class CompiledFrame:
             # This walks through every object of the process: once for a state, not once a run.
             find_modules([s for s in states if s is not None and not s.modules])
             COMPILED.name_states([state for state in states if state is not None])
+        for slot, state in zip(self.frame.slots, states, strict=True):
+            if slot.is_last and state is not None:
+                become_last(state)
         inputs = [tensor for state in states if state is not None for tensor in state.inputs()]
         forms = [None if state is None else state.spec for state in states]
         # A frame compiled since may have changed the form of a weight that both use, and the graph
@@ -150,9 +154,8 @@ class CompiledFrame:
         weight, bias = _real(slot.weight, args), None
         if slot.bias is not None:
             bias = _real(slot.bias, args)
-        return get_or_create(
-            weight, bias, slot.spec, self.config, (slot.name, slot.rule, slot.note)
-        )
+        described = (slot.name, slot.rule, slot.note)
+        return get_or_create(weight, bias, slot.spec, self.config, described)
 
     def _other(self, forms: tuple[FisherSpec | None, ...]) -> Run:
         """Rewrite the frame for other forms, which a later frame brought; it runs uncompiled."""

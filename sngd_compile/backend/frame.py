@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -47,6 +47,7 @@ class Slot:
         reads: The nodes of the outer graph that hold the weight.
         bias_reads: Those that hold the bias.
         uses: The calls it enters, in any graph of the frame.
+        is_last: Whether no other weight of the frame is used after it.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Slot:
     reads: tuple[fx.Node, ...]
     bias_reads: tuple[fx.Node, ...]
     uses: tuple[GraphUse, ...]
+    is_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def analyse(module: fx.GraphModule, examples: Sequence[Any], config: Config) -> 
         elif tensor not in joined:
             left.append((reader.shown(name), reader.owned[name][1], reasons[tensor]))
     silent = frozenset(reader.silent)
+    slots = _with_last(slots, module, reader.regions)
     return Frame(module, tuple(slots), tuple(left), tuple(reader.regions), silent)
 
 
@@ -207,6 +210,19 @@ def _slot(name: str, reader: _Reader, decision: Decision, found: Found) -> Slot:
     site, uses = decision.site, cast(tuple[GraphUse, ...], found)
     shown = reader.shown(name)
     return Slot(shown, weight, bias, site.spec, site.rule, site.note, reads, bias_reads, uses)
+
+
+def _with_last(
+    slots: Sequence[Slot], module: fx.GraphModule, regions: Sequence[Region]
+) -> list[Slot]:
+    """Mark the weight that is used last."""
+    places: dict[fx.Node, tuple[int, ...]] = {n: (i,) for i, n in enumerate(module.graph.nodes)}
+    for region in regions:
+        inside = places[region.call]
+        places |= {node: (*inside, i) for i, node in enumerate(region.module.graph.nodes)}
+    used = {slot.name: max((places[call.node] for call in slot.uses), default=()) for slot in slots}
+    last = max(used.values(), default=())
+    return [replace(slot, is_last=used[slot.name] == last) for slot in slots]
 
 
 def _without_parts(found: Found) -> Found:

@@ -122,6 +122,20 @@ class NaturalSite:
         pair = mapped("unfold", self.fisher.root_buffers, spec, gradient, of_bias)
         return [part for part in pair if part is not None]
 
+    @torch.no_grad()
+    def prime_parameters(self) -> list[Tensor]:
+        """Return `w R^-1` of the parameters."""
+        spec = self.fisher.spec
+        of_bias = self.bias if spec.has_bias else None
+        pair = mapped("unfold", self.fisher.root_buffers, spec, self.weight, of_bias)
+        return [part for part in pair if part is not None]
+
+    def gradients(self) -> list[Tensor]:
+        """Return the natural gradients."""
+        of_bias = self.bias if self.fisher.spec.has_bias else None
+        held = (self.weight, of_bias)
+        return [p.grad for p in held if p is not None and p.grad is not None]
+
     def coordinates(self, optimizers: Iterable[Any]) -> Coordinates:
         """Return the gradient that waits: it alone moves."""
         of_bias = None if self.bias is None else self.bias.grad
@@ -157,6 +171,20 @@ STATES: Any = WeakTensorKeyDictionary()
 
 REASONS: Any = WeakTensorKeyDictionary()
 """Parameters that a compiled frame left alone, to the reason."""
+
+
+_last: list[weakref.ref[FisherLayer]] = []
+"""The layer that was used last, if any."""
+
+
+def become_last(state: ParameterState) -> None:
+    """Note that the weight is the last one of the frame that runs, the latest of all frames."""
+    # One graph may serve all blocks of a network: which of them is the last, only running says.
+    for known in (reference() for reference in _last):
+        if known is not None:
+            known.is_last = False
+    _last[:] = [weakref.ref(state.fisher)]
+    state.fisher.is_last = True
 
 
 def state_of(parameter: Tensor) -> ParameterState | None:

@@ -51,6 +51,8 @@ class FisherLayer(WideBuffers):
         joint_sum: The part of `sum` that every process which trains the weight holds, as it was
             added up or loaded; None where that is nothing.
         joint_rows: The rows in that, or None.
+        is_last: Whether its outputs are those of the network, so that no other layer has to follow
+            them: `Config.trust_share` is for the others.
         unmatched: Where the weight was last used in a way that no rule understands, or "".
         outlier: How many times as large as usual, in their squares, the inputs between the last two
             refreshes were, where that was bounded; 0.0 elsewhere.
@@ -94,6 +96,7 @@ class FisherLayer(WideBuffers):
         self.output_side: OutputSide | None = kind_of(spec).output_side(spec, device)
         self.root_buffers: Root = self.new_root(spec.dtype, device)
         self.schedule = Schedule(config, spec.size)
+        self.is_last = False
         self.unmatched = ""
         self.outlier = 0.0
         self.warned: set[str] = set()

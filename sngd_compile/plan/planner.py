@@ -7,7 +7,7 @@ one site.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -149,6 +149,7 @@ class _Planner:
                 known[parameter].append(_refused(reason))
         decided, reasons = decide(known, configs)
         decisions = self.settle(decided)
+        last = self._last(decisions)
         local: dict[int, list[tuple[Site, Place]]] = defaultdict(list)
         joined: set[Tensor] = set()
         for weight, decision in decisions.items():
@@ -157,6 +158,7 @@ class _Planner:
             pair = {weight} if decision.bias is None else {weight, decision.bias}
             kept = sum(map(remainder_bytes, pair))
             site = replace(decision.site, places=places, note=note, remainder_bytes=kept)
+            site = replace(site, is_last=weight is last)
             joined |= pair
             for occurrence, place in zip(self.occurrences[weight], places, strict=True):
                 local[occurrence.owner].append((site, place))
@@ -171,6 +173,11 @@ class _Planner:
             parts = (tuple(local[index]), tuple(skips), names_read)
             plans.append(ModulePlan(owner.name, owner.module, graph, *parts))
         return Plan(tuple(plans))
+
+    def _last(self, weights: Iterable[Tensor]) -> Tensor | None:
+        """Return the weight that the last module holds, its last: in most models, the head's."""
+        held = [(h.owner, i, w) for i, w in enumerate(weights) for h in self.occurrences[w]]
+        return max(held, key=lambda entry: entry[:2])[2] if held else None
 
     def _places(self, weight: Tensor, decision: Decision) -> tuple[Place, ...]:
         """List where a weight and its bias are, with the calls in captured graphs."""

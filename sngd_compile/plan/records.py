@@ -103,6 +103,7 @@ class Site:
         note: Why the kind is not the configured one, or "".
         root_columns: Of a sketch in a network, columns that its root has now; 0 of others.
         remainder_bytes: Memory of what is kept beside parameters of half precision.
+        is_last: Whether no other layer of the model is after it, as far as modules say.
     """
 
     places: tuple[Place, ...]
@@ -113,6 +114,7 @@ class Site:
     note: str = ""
     root_columns: int = 0
     remainder_bytes: int = 0
+    is_last: bool = False
 
     @property
     def kind(self) -> str:
@@ -161,7 +163,9 @@ class Site:
 
     def fisher_layer(self, device: torch.device) -> FisherLayer:
         """Make the Fisher layer on `device`."""
-        return FisherLayer(self.name, self.spec, self.config, device)
+        layer = FisherLayer(self.name, self.spec, self.config, device)
+        layer.is_last = self.is_last
+        return layer
 
     @property
     def state_bytes(self) -> int:

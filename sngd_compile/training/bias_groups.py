@@ -11,7 +11,7 @@ from weakref import ReferenceType, ref
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sngd_compile.training.refresh import Site
+from sngd_compile.training.site import Site
 
 
 class Place(NamedTuple):

@@ -12,8 +12,8 @@ from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.plan.records import noted_together
 from sngd_compile.training.optimizer_hooks import is_descent, optimizers_of
-from sngd_compile.training.refresh import Site
 from sngd_compile.training.sharding import squares_of
+from sngd_compile.training.site import Site
 
 ROWS_PER_INPUT = 2
 """Fewer rows for each direction that a kind resolves leave its smallest eigenvalues to chance."""

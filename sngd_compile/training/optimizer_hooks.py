@@ -16,7 +16,6 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -29,8 +28,6 @@ from sngd_compile.fisher.ties import Ties
 from sngd_compile.torch_private import (
     OUTSIDE_BACKWARD,
     backward_pass,
-    flattened,
-    stored_values,
     tree_leaves,
 )
 from sngd_compile.training.averaged_copies import (
@@ -39,19 +36,22 @@ from sngd_compile.training.averaged_copies import (
     warn_of_restored,
     warn_of_twins,
 )
-from sngd_compile.training.backward import after_backward
 from sngd_compile.training.bias_groups import Pair, part_biases_
 from sngd_compile.training.data_parallel import close_steps_, find_groups
 from sngd_compile.training.intact import check_distinct, parameters_of, remember, sites_or_error
-from sngd_compile.training.refresh import LocalSite, Site, change_root_, refresh_sites
+from sngd_compile.training.refresh import LocalSite, change_root_, refresh_sites
 from sngd_compile.training.remainders import fit_remainders_
-from sngd_compile.training.running_steps import (
+from sngd_compile.training.sharding import held_here, squares_of
+from sngd_compile.training.site import Site
+from sngd_compile.training.steps.backward import after_backward
+from sngd_compile.training.steps.finite_gradients import drop_non_finite
+from sngd_compile.training.steps.running_steps import (
     is_made_for_states,
     note_backward,
     running_steps,
     stepped_in_backward,
 )
-from sngd_compile.training.sharding import held_here, squares_of, whole
+from sngd_compile.training.steps.trust_region import reaches, shorten_
 from sngd_compile.training.warnings import warn_of_rejected, warn_of_unobserved
 
 
@@ -65,18 +65,19 @@ class SiteOwner(Protocol):
 
 @dataclass(frozen=True)
 class Binding:
-    """The sites whose weights one optimizer steps, and what must hold for the list to be valid."""
+    """The sites whose weights one optimizer steps, and what must hold for the list to be valid.
+
+    `descends` says whether the steps are those of SGD: its own, or of one that it holds.
+    """
 
     sites: list[Site]
+    descends: bool
     weights: list[Tensor]
     owns_any: bool
     group_sizes: list[int]
     generation: int
     pairs: list[Pair]
 
-
-SMALL_GRADIENT = 2**14
-"""Elements up to which a gradient is looked at together with others."""
 
 _owners: WeakSet[Any] = WeakSet()
 # Counts changes of the set of owners, so that a step asks one number whether its list still holds.
@@ -210,7 +211,8 @@ def _bind(optimizer: Optimizer) -> Binding:
     find_groups((site.weight, site.fisher) for site in sites)
     for site in sites:
         site.fisher.ties.stand_alone(site.fisher)
-    binding = Binding(sites, weights, owns_any, sizes, _generation, [])
+    descends = any(isinstance(one, torch.optim.SGD) for one in _with_held(optimizer))
+    binding = Binding(sites, descends, weights, owns_any, sizes, _generation, [])
     if sites and known is None and not is_descent(optimizer):
         warnings.warn(
             f"{type(optimizer).__name__} steps {len(sites)} reconstructed weights, "
@@ -264,7 +266,11 @@ def before_step(
     note_backward(optimizer)
     binding = _bind(optimizer)
     _skipped.discard(optimizer)
-    if not binding.owns_any or getattr(optimizer, "grad_scale", None) is not None:
+    if not binding.owns_any:
+        return None
+    grad_scale = getattr(optimizer, "grad_scale", None)
+    if grad_scale is not None:  # a fused optimizer divides the gradients itself, and skips steps
+        shorten_(reaches(binding.sites, float(grad_scale)))
         return None
     if is_made_for_states(optimizer):
         _skipped.add(optimizer)
@@ -273,7 +279,7 @@ def before_step(
     # Who gives parameters back gives back all of them: one is looked at.
     if isinstance(first, LocalSite) and first.fisher.ties.copies:
         warn_of_restored([first])
-    _drop_non_finite(optimizer, binding)
+    _look_at_gradients(optimizer, binding)
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if closure is None:
         return None
@@ -281,7 +287,7 @@ def before_step(
     # With a closure the gradients are made inside the step, so they are looked at there.
     def guarded() -> Any:
         loss = closure()
-        _drop_non_finite(optimizer, binding)
+        _look_at_gradients(optimizer, binding)
         return loss
 
     return (args[0], guarded), {name: value for name, value in kwargs.items() if name != "closure"}
@@ -338,56 +344,17 @@ def _learns_unobserved(site: Site) -> bool:
     return bool(held_here(gradient).any())
 
 
-def _drop_non_finite(optimizer: Optimizer, binding: Binding) -> None:
-    """Take all gradients away if one is not finite, as GradScaler skips such a step."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    given = [p.grad for p in parameters if p.grad is not None]
-    gradients = [stored_values(g) if g.is_sparse or g.is_complex() else g for g in given]
-    if not gradients or _all_finite(gradients):
-        return
-    names = [
-        site.fisher.name
-        for site in binding.sites
-        if site.weight.grad is not None and not _all_finite([site.weight.grad])
-    ]
-    first_time = not any("gradient" in site.fisher.warned for site in binding.sites)
-    for site in binding.sites:
-        site.fisher.warned.add("gradient")
-    for parameter in parameters:
-        parameter.grad = None
-    _skipped.add(optimizer)
-    if first_time:
-        warnings.warn(
-            f"{names[0] if names else 'a parameter that is not reconstructed'}: its gradient is "
-            f"not finite ({len(names)} reconstructed weights are hit); the step is skipped and the "
-            "weights stay as they are. Lower the learning rate, clip, or look at the loss.",
-            SngdWarning,
-            stacklevel=2,
-        )
-
-
-def _all_finite(gradients: list[Tensor]) -> bool:
-    """Test one number that NaN and infinity survive; where it overflows, every element."""
-    if isfinite(float(_one_number(gradients))):
-        return True
-    return all(bool(whole(g.isfinite().all())) for g in gradients)
-
-
-def _one_number(gradients: list[Tensor]) -> Tensor:
-    """Return what is not finite if one element is not, in few launches on a GPU."""
-    device = gradients[0].device
-    small: list[Tensor] = []
-    others: list[Tensor] = []
-    for gradient in gradients:
-        # What is cut into parts has a type of its own.
-        is_small = type(gradient) is Tensor and gradient.numel() <= SMALL_GRADIENT
-        (small if is_small and gradient.device == device else others).append(gradient)
-    if device.type == "cuda" and all(type(gradient) is Tensor for gradient in others):
-        return get_total_norm(gradients)
-    if small:  # a copy of them, one after another, takes less time than a call for each
-        others.append(flattened(small))
-    sums = [whole(gradient.sum()).float().to(device) for gradient in others]
-    return torch.stack(sums).sum()
+def _look_at_gradients(optimizer: Optimizer, binding: Binding) -> None:
+    """Drop a step that is not finite, and keep a step of descent in the layers' trust regions."""
+    # Other optimizers make steps of their own length of a gradient. One that holds several has the
+    # whole layer, of which those may have a part each.
+    outside = _outermost(binding.sites, running_steps()[1:]) if binding.descends else []
+    found = reaches(outside)
+    finite = [gradient for reach in found if isfinite(reach.length) for gradient in reach.gradients]
+    if drop_non_finite(optimizer, binding.sites, finite):
+        shorten_(found)
+    else:
+        _skipped.add(optimizer)
 
 
 @cache

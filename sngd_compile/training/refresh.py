@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from sngd_compile.training.data_parallel import LARGEST_BUCKET
 from sngd_compile.training.divided_states import whole_states
 from sngd_compile.training.intact import prime_of
 from sngd_compile.training.joint_roots import KeptStatistics, next_joint_roots
+from sngd_compile.training.site import Site
 from sngd_compile.training.transaction import (
     Kept,
     agreed,
@@ -30,54 +31,6 @@ from sngd_compile.training.transaction import (
 )
 from sngd_compile.training.warnings import warn_of_refused
 from sngd_kernels.precision import exact_products
-
-
-class Site(Protocol):
-    """A weight that is trained in natural coordinates: where it and its Fisher layer are."""
-
-    @property
-    def weight(self) -> Tensor:
-        """The parameter that the optimizer steps."""
-        ...
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias that joins, or None."""
-        ...
-
-    @property
-    def fisher(self) -> FisherLayer:
-        """The local Fisher layer."""
-        ...
-
-    @property
-    def is_bias_joined(self) -> bool:
-        """Whether a step of the parameter of the weight moves the bias too, or the other way."""
-        ...
-
-    def holds(self, weight: Tensor) -> bool:
-        """Say whether the site is as it was, and its weight this one."""
-        ...
-
-    def prime_gradients(self) -> list[Tensor]:
-        """Return the present `g' = g R^T`, of the weight and of a bias in its local Fisher."""
-        ...
-
-    def coordinates(self, optimizers: Iterable[Any]) -> Coordinates:
-        """Return all that moves with a root, gathered where it is sharded."""
-        ...
-
-    def guard(self, held: Coordinates) -> ChangeGuard | None:
-        """Return what notices that the weight is another after a change of the root, if any can."""
-        ...
-
-    def change_root_(self, root: Root, held: Coordinates) -> None:
-        """Give the layer another root and move along what was gathered; the function stays."""
-        ...
-
-    def part_bias_(self, optimizers: Iterable[Optimizer]) -> None:
-        """Give the bias coordinates of its own; the function stays."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -129,8 +82,14 @@ class LocalSite:
 
     def prime_gradients(self) -> list[Tensor]:
         """Return what the last backward pass left."""
-        held = (self.weight, self.bias if self.is_bias_joined else None)
-        return [p.grad for p in held if p is not None and p.grad is not None]
+        return [p.grad for p in self.prime_parameters() if p.grad is not None]
+
+    def prime_parameters(self) -> list[Tensor]:
+        """Return the parameters."""
+        weight, bias = self.weight, self.bias if self.is_bias_joined else None
+        return [weight] if bias is None else [weight, bias]
+
+    gradients = prime_gradients
 
     def coordinates(self, optimizers: Iterable[Any]) -> Coordinates:
         """Return `w'`, its gradient, and the momenta that optimizers keep."""

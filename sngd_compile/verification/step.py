@@ -60,7 +60,7 @@ def step_is_natural(subject: Subject) -> Check:
     """A step of `torch.optim.SGD` on w' moves w by `-lr g G^-1`, g the gradient of the plain model.
 
     Each weight has a rate of its own, with which its step is as long as itself: so that rounding is
-    small beside it.
+    small beside it. No trust region shortens it.
     """
     if not subject.layers:
         return unfit("natural step", NO_SITE)
@@ -77,6 +77,8 @@ def step_is_natural(subject: Subject) -> Check:
         {"params": [p for p in (s.weight, s.bias) if p is not None], "lr": rates[name]}
         for name, s in sites.items()
     ]
+    for site in sites.values():
+        site.fisher.config = site.fisher.config.replace(trust_radius=None, trust_share=None)
     torch.optim.SGD(groups, lr=0.0).step()
     errors = {}
     for name, site in sites.items():

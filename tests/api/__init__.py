@@ -10,6 +10,9 @@ from torch.optim import Optimizer
 import sngd_compile as sngd
 from sngd_compile import Config
 
+AS_IN_THE_PAPER = {"over_outputs": "sum", "trust_radius": None, "trust_share": None}
+"""The metric and the steps that references written out by hand have."""
+
 EVERY_STEP = Config(
     refresh_every=2,
     early_refreshes=(1,),
@@ -17,6 +20,7 @@ EVERY_STEP = Config(
     early_observations=(),
     max_rows=None,
     step_budget=math.inf,
+    over_outputs="sum",
 )
 """Observe every row of every step; renew the root after steps 1, 2, 4, 6, ..., in full."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import sngd_compile as sngd
+from api import AS_IN_THE_PAPER
 from sngd_compile import Config
 
 SETTING = Config(
@@ -23,6 +24,7 @@ SETTING = Config(
     ema_decay=0.8,
     damping_rel_trace=1e-2,
     max_rows=None,
+    **AS_IN_THE_PAPER,
 )
 INNER = ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 # Where another test asks the same of inductor.

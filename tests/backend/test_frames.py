@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import sngd_compile as sngd
+from api import AS_IN_THE_PAPER
 from backend.compiled import AT_NIGHT, INNER, SETTING, apart, compiled, mlp, pair, sample, train
 from sngd_compile import ConfigError
 
@@ -110,6 +111,7 @@ def options(inner, **others):
         "damping_rel_trace": 1e-2,
         "max_rows": None,
         "inner_backend": inner,
+        **AS_IN_THE_PAPER,
         **others,
     }
 

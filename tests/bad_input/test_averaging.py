@@ -19,7 +19,7 @@ WRONG = {
         "another local Fisher",
     ),
     "of fewer layers": (
-        lambda net: sngd.reconstruct(mlp(), overrides={"2.*": None}),
+        lambda net: sngd.reconstruct(mlp(), EVERY_STEP, overrides={"2.*": None}),
         "has 1 reconstructed weights, the network 2",
     ),
 }

@@ -137,7 +137,7 @@ def test_many_more_features_than_rows():
         networks.append(net)
     exact, sketched = (net.weight_fisher for net in networks)
     assert (exact.kind, sketched.kind) == ("shared", "sketch")
-    damped = exact.factor + exact.damping * torch.eye(301)
+    damped = exact.scale * exact.factor + exact.damping * torch.eye(301)
     for layer in (exact, sketched):
         identity = layer.root @ damped @ layer.root.mT
         torch.testing.assert_close(identity, torch.eye(301), rtol=0, atol=1e-8)

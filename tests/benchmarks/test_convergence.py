@@ -11,7 +11,16 @@ from typer.testing import CliRunner
 
 import tasks
 from benchmarks_tiny import DATA, TINY
-from contenders import BUILT_IN, Contender, Recipe, Trainee, adamw, muon, plain_sgd
+from contenders import (
+    BUILT_IN,
+    RATE_BESIDE_MUON,
+    Contender,
+    Recipe,
+    Trainee,
+    adamw,
+    muon,
+    plain_sgd,
+)
 from peers import PEERS
 from study import convergence
 from tasks import CHARACTERS, LENGTH, TASKS, Task
@@ -134,7 +143,7 @@ def test_muon_leaves_embeddings_and_vectors_to_adamw():
     inputs, targets = torch.arange(5), torch.tensor([0, 1, 2, 0, 1])
     one, other = network(), network()
     muon(one, Recipe(0.01)).step(inputs, targets)
-    adamw(other, Recipe(0.01)).step(inputs, targets)
+    adamw(other, Recipe(RATE_BESIDE_MUON)).step(inputs, targets)
     same = {
         name: torch.equal(value, other.state_dict()[name])
         for name, value in one.state_dict().items()

@@ -11,7 +11,6 @@ from benchmarks_tiny import DATA, TINY
 from contenders import (
     ADAMW,
     BUILT_IN,
-    NESTEROV,
     REFERENCE,
     SNGD,
     Contender,
@@ -84,7 +83,7 @@ def test_batches_are_those_of_the_seed_and_epochs_differ():
     assert not torch.equal(first[0][0], first[3][0])
 
 
-@pytest.mark.parametrize("contender", [*BUILT_IN, *NESTEROV], ids=lambda contender: contender.name)
+@pytest.mark.parametrize("contender", BUILT_IN, ids=lambda contender: contender.name)
 def test_measuring_changes_nothing_and_is_off_the_clock(contender):
     run = begin(contender, contender.rates[0], TINY, DATA, seed=1)
     start = TINY.loss(TINY.model(1), DATA.train)
@@ -150,7 +149,7 @@ def test_study_tries_as_many_rates_of_each_and_takes_the_best():
 
 
 def test_every_contender_has_as_many_rates_apart_by_two_to_about_three():
-    for contender in (*BUILT_IN, *NESTEROV, *PEERS):
+    for contender in (*BUILT_IN, *PEERS):
         rates = sorted(contender.rates)
         assert len(rates) == 4
         for lower, higher in itertools.pairwise(rates):

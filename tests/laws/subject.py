@@ -16,16 +16,18 @@ RELATIVE, ABSOLUTE = 1e-2, 0.03
 
 def configuration(root: str, **fields: Any) -> Config:
     """Observe every row of every step; renew the root after steps 1, 3 and 5."""
-    return Config(
-        refresh_every=5,
-        early_refreshes=(1, 3),
-        observe_every=1,
-        damping_rel_trace=RELATIVE,
-        damping_abs=ABSOLUTE,
-        max_rows=None,
-        root=root,
-        **fields,
-    )
+    given = {
+        "over_outputs": "sum",
+        "trust_radius": None,
+        "trust_share": None,
+        "refresh_every": 5,
+        "early_refreshes": (1, 3),
+        "observe_every": 1,
+        "damping_rel_trace": RELATIVE,
+        "damping_abs": ABSOLUTE,
+        "max_rows": None,
+    }
+    return Config(root=root, **given | fields)
 
 
 def loss(outputs: Tensor) -> Tensor:

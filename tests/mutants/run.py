@@ -40,6 +40,7 @@ import plan_bugs
 import process_bugs
 import root_bugs
 import statistics_bugs
+import step_bugs
 import trainer_bugs
 import verify_bugs
 from bug import BUGS, Bug
@@ -57,6 +58,7 @@ __all__ = [
     "process_bugs",
     "root_bugs",
     "statistics_bugs",
+    "step_bugs",
     "trainer_bugs",
     "verify_bugs",
 ]

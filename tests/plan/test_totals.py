@@ -91,10 +91,10 @@ def test_work_of_several_layers_is_weighed_by_theirs():
 
 
 def test_rows_are_those_of_a_step_that_is_observed():
-    # Steps 0, 2, 5 and 20, of 7 rows each; of another, 20 rows are the most that are drawn.
+    # Steps 0, 2, 5, 10 and 20, of 7 rows each; of another, 20 rows are the most that are drawn.
     net = sngd.reconstruct(nn.Linear(5, 4, bias=False))
     train(net, steps=23)
-    assert sngd.fisher_layers(net)["weight"].rows_seen == 28
+    assert sngd.fisher_layers(net)["weight"].rows_seen == 35
     assert sngd.explain(net).work_per_step == pytest.approx(2 * 5 / (3 * 7))
     drawn = sngd.reconstruct(nn.Linear(5, 4, bias=False))
     drawn(batch(size=70)).sum().backward()

@@ -8,6 +8,7 @@ from hypothesis import given
 from torch import Tensor, nn
 
 import sngd_compile as sngd
+from api import AS_IN_THE_PAPER
 from random_networks import LAYERS, WIDTH, Network, chained, networks
 from sngd_compile import Config
 from sngd_compile.fisher.layer import FisherLayer
@@ -20,6 +21,7 @@ CONFIG = Config(
     damping_rel_trace=1e-2,
     damping_abs=0.1,
     max_rows=None,
+    **AS_IN_THE_PAPER,
 )
 RATE, MOMENTUM, STEPS = 0.02, 0.9, 6
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sngd_compile as sngd
+from api import AS_IN_THE_PAPER
 from sngd_compile import Config
 from theorem.descent import Layer, NaturalDescent
 from theorem.kfac import KroneckerLayer
@@ -133,6 +134,7 @@ def configuration(setting: Setting) -> Config:
         ema_decay=0.8,
         damping_rel_trace=1e-2,
         max_rows=None,
+        **AS_IN_THE_PAPER,
     )
     return common.replace(**setting.config)
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import sngd_compile as sngd
-from api import EVERY_STEP, apart, batch, mlp, sgd, steps_of, train, trained
+from api import AS_IN_THE_PAPER, EVERY_STEP, apart, batch, mlp, sgd, steps_of, train, trained
 from sngd_compile import SngdWarning
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -149,8 +149,9 @@ def test_an_average_of_networks_stays_what_it_is_while_they_train():
 
 
 def test_optimizers_that_step_inside_the_backward_pass():
-    net = sngd.reconstruct(mlp(), EVERY_STEP)
-    reference = sngd.reconstruct(mlp(), EVERY_STEP)
+    # Each of them knows its own parameter only, so weight and bias would have a bound each.
+    free = EVERY_STEP.replace(**AS_IN_THE_PAPER)
+    net, reference = (sngd.reconstruct(mlp(), free) for _ in range(2))
     reference.load_state_dict(net.state_dict())
     optimizers = {p: torch.optim.SGD([p], lr=0.03, momentum=0.9) for p in net.parameters()}
 

@@ -1,0 +1,82 @@
+"""Bugs in what is done to the gradients of a step."""
+
+from typing import Any
+
+from bug import caught_by, wrap
+from sngd_compile.backend import entry
+from sngd_compile.fisher.kinds.kronecker import Kronecker
+from sngd_compile.plan.planner import _Planner
+from sngd_compile.training import optimizer_hooks
+from sngd_compile.training.steps import trust_region
+from sngd_compile.training.steps.trust_region import Reach
+
+TESTS = "tests/training/test_trust_region.py"
+
+
+@caught_by((TESTS, "-k", "free"))
+def last_layer_as_the_others() -> None:
+    """No layer is the last."""
+    wrap(_Planner, "_last", lambda original, planner, weights: None)
+
+
+@caught_by((TESTS, "-k", "outputs_move"))
+def length_of_the_weight_alone() -> None:
+    """The bias has no part in the length of a step."""
+
+    def lengths(original: Any, tensors: Any) -> Any:
+        return [
+            0.0 if tensor.dim() == 1 else n
+            for tensor, n in zip(tensors, original(tensors), strict=True)
+        ]
+
+    wrap(trust_region, "_lengths", lengths)
+
+
+@caught_by((TESTS, "-k", "kronecker"))
+def one_unit_for_all_kinds() -> None:
+    """A kind with an output side has the bound of the others."""
+    Kronecker.measures_outputs = False
+
+
+@caught_by((TESTS, "-k", "scaled"))
+def bound_of_scaled_gradients() -> None:
+    """What a fused optimizer still divides is bounded as if it were divided."""
+    wrap(optimizer_hooks, "reaches", lambda original, sites, scale=1.0: original(sites))
+
+
+@caught_by((TESTS, "-k", "descent"))
+def every_optimizer_is_bounded() -> None:
+    """Optimizers that are no descent have their gradients shortened too."""
+    original = optimizer_hooks._look_at_gradients
+
+    def look(optimizer: Any, binding: Any) -> None:
+        original(optimizer, binding)
+        trust_region.shorten_(trust_region.reaches(binding.sites))
+
+    optimizer_hooks._look_at_gradients = look
+
+
+@caught_by((TESTS, "-k", "squares"))
+def overflow_is_a_length() -> None:
+    """A length whose square has left its dtype shortens nothing."""
+
+    def lengths(original: Any, tensors: Any) -> Any:
+        return trust_region._norms(list(tensors)).tolist()
+
+    wrap(trust_region, "_lengths", lengths)
+
+
+@caught_by((TESTS, "-k", "never_turned"))
+def only_the_weight_is_shortened() -> None:
+    """The gradient of a bias keeps its length."""
+
+    def shorten(original: Any, found: Any) -> None:
+        original([Reach(one.gradients[:1], one.length, one.bound) for one in found])
+
+    wrap(optimizer_hooks, "shorten_", shorten)
+
+
+@caught_by(("tests/training/test_trust_region.py", "-k", "both_ways", "-m", ""))
+def no_frame_has_a_last_weight() -> None:
+    """Of a compiled model no weight is the last."""
+    wrap(entry, "become_last", lambda original, state: None)
