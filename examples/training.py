@@ -105,7 +105,7 @@ def natural(
 METHODS = (
     Method("SGD", (0.01, 0.03, 0.1, 0.3), sgd),
     Method("AdamW", (3e-4, 1e-3, 3e-3, 1e-2), adamw),
-    Method("SNGD", (0.01, 0.03, 0.06, 0.1), natural, sngd.fold),
+    Method("SNGD", (0.003, 0.01, 0.03, 0.1), natural, sngd.fold),
 )
 
 
