@@ -5,6 +5,7 @@ holds its share of observed steps and of refreshes. Nothing is shown unless the 
 network computes what the plain one does and its gradient is the natural one.
 """
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -63,7 +64,9 @@ def pass_gate(workload: Workload, trainee: Trainee) -> None:
     """Check the network before its first step and after the warm-up; raise GateError."""
     model = workload.model()
     inputs, labels = next(workload.batches())
-    pairs = (sngd.reconstruct(model), model), (trainee.network, sngd.fold(trainee.network))
+    # Folded in float32, a weight that is rounded decides which side of a ReLU is taken.
+    folded = sngd.fold(copy.deepcopy(trainee.network).double())
+    pairs = (sngd.reconstruct(model), model), (trainee.network, folded)
     for network, plain in pairs:
         check_network(network, plain, inputs, labels, workload.criterion)
 
