@@ -92,6 +92,9 @@ class Config:
         trust_share: The same as a fraction of the outputs themselves; a finite number > 0, or None.
             The smaller of both counts, and of the last layer, whose outputs no other layer has to
             follow, the larger.
+        trust_rate: How fast both shrink where a layer's steps take each other back, and grow again,
+            up to these values, where they agree: the logarithm of the factor for each step, at a
+            gradient that points as the momentum does; a number in [0, 1]; 0: they stay.
 
     Raises:
         ConfigError: A value is outside its range; the text says which, and the range.
@@ -119,6 +122,7 @@ class Config:
     rank: int | None = RANK
     trust_radius: float | None = 0.25
     trust_share: float | None = 0.3
+    trust_rate: float = 0.03
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -152,6 +156,8 @@ class Config:
             value = getattr(self, name)
             in_range = value is None or (_is_number(value) and 0 < value < math.inf)
             _require(self, name, in_range, "a finite number > 0, or None (no bound)")
+        rate = self.trust_rate
+        _require(self, "trust_rate", _is_number(rate) and 0 <= rate <= 1, "a number in [0, 1]")
         rank = self.rank is None or _is_integer(self.rank, 1)
         _require(self, "rank", rank, f"an integer in {_range(1)} or None (exact factors)")
         names_of = {"fisher": tuple(KINDS), "root": (*ROOTS, NYSTROM)}

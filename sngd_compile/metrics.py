@@ -77,6 +77,7 @@ def metrics(net: nn.Module) -> dict[str, float]:
           the damped G; 0.0 without a gradient.
         - bound: The largest norm that a step of `torch.optim.SGD` leaves it, from
           `Config.trust_radius` and `Config.trust_share`; 0.0 where there is none.
+        - trust: How much of these two is left to the layer, in [0.001, 1], see `Config.trust_rate`.
         - share: norm^2 over its sum over all layers, in [0, 1]; 0.0 where that is nothing.
 
         A kronecker kind has the first four again, with `output_` before them, of its output side.
@@ -142,9 +143,11 @@ def _measure(net: nn.Module, sites: Sequence[Site]) -> tuple[list[dict[str, floa
         names = OF_INPUTS + (OF_OUTPUTS if layer.output_side is not None else ())
         of_layer = dict(zip(names, numbers, strict=True))
         age = float(layer.schedule.root_age)
-        bound = bound_of(layer, size)
+        last = layer.trust.prime_norm
+        bound = bound_of(layer, size if last is None else last)
         of_layer |= {"root_age": age, "rows": number, "norm": length}
-        found.append(of_layer | {"bound": bound if isfinite(bound) else 0.0})
+        of_layer |= {"bound": bound if isfinite(bound) else 0.0, "trust": layer.trust.share}
+        found.append(of_layer)
     return found, plain_norm
 
 

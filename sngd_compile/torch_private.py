@@ -64,15 +64,13 @@ version_of: Callable[[Tensor], int] = attrgetter("_version")
 
 
 def stored_values(gradient: Tensor) -> Tensor:
-    """Return what a sparse tensor stores, equal indices not added up, of a dense one all.
-
-    A complex number is two real ones.
-    """
+    """Return as real numbers what a sparse tensor stores, equal indices not added up, or all."""
     values = gradient._values() if gradient.is_sparse else gradient
     return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
 
 
 foreach_mul: Any = torch._foreach_mul
+foreach_mul_: Any = torch._foreach_mul_
 foreach_norm: Any = torch._foreach_norm
 foreach_addcmul_: Any = torch._foreach_addcmul_
 """One call for a list of tensors, as optimizers use it; seen on 2.13."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -130,6 +130,21 @@ class NaturalSite:
         pair = mapped("unfold", self.fisher.root_buffers, spec, self.weight, of_bias)
         return [part for part in pair if part is not None]
 
+    @torch.no_grad()
+    def prime_momenta(self, momenta: Mapping[int, Tensor]) -> list[Tensor]:
+        """Return `v R^-1` of the momenta of the parameters."""
+        spec = self.fisher.spec
+        of_weight, of_bias = (
+            None if p is None else momenta.get(id(p)) for p in (self.weight, self.bias)
+        )
+        if of_weight is None:
+            return []
+        if spec.has_bias and self.bias is not None and of_bias is None:
+            of_bias = torch.zeros_like(self.bias)
+        given = of_bias if spec.has_bias else None
+        pair = mapped("unfold", self.fisher.root_buffers, spec, of_weight, given)
+        return [part for part in pair if part is not None]
+
     def gradients(self) -> list[Tensor]:
         """Return the natural gradients."""
         of_bias = self.bias if self.fisher.spec.has_bias else None
@@ -161,6 +176,7 @@ class NaturalSite:
 
         move_(self, gradient, dtype, held.gradient)
         copy_root_(self.fisher.root_buffers, root)
+        self.fisher.note_change_()
 
     def part_bias_(self, optimizers: Iterable[Optimizer]) -> None:
         """Do nothing: weight and bias have coordinates of their own."""

@@ -9,6 +9,7 @@ from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.next_roots import next_roots
 from sngd_compile.fisher.roots.base import copy_root_
+from sngd_compile.fisher.trust import Trust
 
 
 @torch.no_grad()
@@ -30,6 +31,7 @@ def carry_over_(old: FisherLayer, new: FisherLayer) -> None:
             return moment if kind is other else None
         return kind.without_bias(old.spec, moment) if new.size < old.size else None
 
+    new.trust = Trust(old.trust.share)
     past = old.schedule
     new.schedule.restore(past.steps, past.observed_steps, past.root_step)
     moments = carried(old.sum, new.sum), carried(old.factor, new.factor)

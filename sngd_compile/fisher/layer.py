@@ -19,8 +19,9 @@ from sngd_compile.fisher.output_side import OutputSide
 from sngd_compile.fisher.processes import is_in_process_group
 from sngd_compile.fisher.roots.base import Root, copy_root_
 from sngd_compile.fisher.schedule import ALL_ROWS, Schedule
-from sngd_compile.fisher.spec import COUNTS, FisherSpec, Record, fault, packed
+from sngd_compile.fisher.spec import COUNTS, FisherSpec, Record, damage_of, packed, unpacked
 from sngd_compile.fisher.ties import Ties
+from sngd_compile.fisher.trust import Trust
 from sngd_compile.layout import Layout
 from sngd_compile.torch_private import EXTRA_STATE
 
@@ -54,6 +55,7 @@ class FisherLayer(WideBuffers):
         is_last: Whether its outputs are those of the network, so that no other layer has to follow
             them: `Config.trust_share` is for the others.
         unmatched: Where the weight was last used in a way that no rule understands, or "".
+        trust: How much of its trust region it may use.
         outlier: How many times as large as usual, in their squares, the inputs between the last two
             refreshes were, where that was bounded; 0.0 elsewhere.
         output_side: Of a kronecker kind, what is known of the gradients at its outputs.
@@ -97,6 +99,7 @@ class FisherLayer(WideBuffers):
         self.root_buffers: Root = self.new_root(spec.dtype, device)
         self.schedule = Schedule(config, spec.size)
         self.is_last = False
+        self.trust = Trust()
         self.unmatched = ""
         self.outlier = 0.0
         self.warned: set[str] = set()
@@ -276,6 +279,11 @@ class FisherLayer(WideBuffers):
         elif self.output_side is not None:
             self.output_side.discard_step_()
 
+    def note_change_(self) -> None:
+        """Note that `w'` became another as it should: it was written to, or has a new root."""
+        self.ties.expect_change()
+        self.trust.prime_norm = None
+
     def new_root(self, dtype: torch.dtype, device: torch.device | None = None) -> Root:
         """Return an identity root of this layer's kind and shape, on its device or another."""
         return first_root(self.spec, dtype, device or self.factor.device)
@@ -303,6 +311,7 @@ class FisherLayer(WideBuffers):
         """Return to the state before the first observation; the caller has moved the weights."""
         self.forget_statistics_()
         self.forget_remainders_()
+        self.trust = Trust()
         self.absolute_damping.fill_(1.0)
         copy_root_(self.root_buffers, self.new_root(self.factor.dtype))
         self.schedule.restore(0, 0)
@@ -362,13 +371,12 @@ class FisherLayer(WideBuffers):
 
         And what this layer is, by which `fold_checkpoint` folds without a network.
         """
-        schedule = self.schedule
-        counts = schedule.steps, schedule.observed_steps, schedule.root_step
-        return packed(counts, Record(self.spec, self.bias_name))
+        return packed(self.schedule.counts, Record(self.spec, self.bias_name, self.trust))
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the schedule."""
         self.schedule.restore(*state[:COUNTS].tolist())
+        self.trust = unpacked(state).trust
         self.ties.expect_load()
 
     def extra_repr(self) -> str:
@@ -383,7 +391,7 @@ def _mismatch(given: object, own: Tensor, is_record: bool) -> str | None:
     if not isinstance(given, Tensor):
         return f"is a {type(given).__name__}, no tensor"
     if is_record:
-        return fault(given)
+        return damage_of(given)
     if given.shape != own.shape:
         return f"has the shape {tuple(given.shape)} instead of {tuple(own.shape)}"
     if given.is_meta or bool(given.isfinite().all()):

@@ -62,6 +62,11 @@ class Schedule:
         return self.config.is_refreshed(self.steps)
 
     @property
+    def counts(self) -> tuple[int, int, int]:
+        """What `restore` takes."""
+        return self.steps, self.observed_steps, self.root_step
+
+    @property
     def most_rows(self) -> int:
         """How many rows of a pass are drawn; `ALL_ROWS` where all are taken."""
         return int(self.gate[MOST_ROWS])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sngd_compile.config import Config
 from sngd_compile.fisher.roots.base import FactorRoot, RootShape
+from sngd_compile.fisher.trust import Trust
 from sngd_compile.layout import Layout
 from sngd_compile.registry import KINDS, ROOTS
 
@@ -175,10 +176,12 @@ class Record:
     Args:
         spec: The record of the local Fisher.
         bias_name: Name of the bias that is mapped with the weight, in the module of the weight.
+        trust: What the layer remembers of its trust region.
     """
 
     spec: FisherSpec
     bias_name: str | None
+    trust: Trust = field(default_factory=Trust)
 
 
 def packed(counts: Sequence[int], record: Record) -> Tensor:
@@ -193,13 +196,14 @@ def packed(counts: Sequence[int], record: Record) -> Tensor:
         record: The rest.
     """
     fields = {"spec": record.spec.fields(), "bias_name": record.bias_name}
+    fields |= record.trust.fields()
     text = json.dumps(fields, separators=(",", ":")).encode("ascii")
     padded = text.ljust(-(-len(text) // (BYTES * PADDING)) * BYTES * PADDING, b"\0")
     head = torch.tensor([*counts, FORMAT, len(text)], device="cpu")
     return torch.cat([head, torch.frombuffer(bytearray(padded), dtype=torch.int64)])
 
 
-def fault(state: Tensor) -> str | None:
+def _fault(state: Tensor) -> str | None:
     """Say what is wrong with such a tensor; None where nothing is."""
     if state.dtype != torch.int64 or state.dim() != 1 or len(state) < TEXT:
         return f"is no record of a Fisher layer, but {state.dtype}, {tuple(state.shape)}"
@@ -213,19 +217,29 @@ def fault(state: Tensor) -> str | None:
     return None
 
 
+def damage_of(state: Tensor) -> str | None:
+    """Say why `unpacked` cannot read a state; None where it can."""
+    try:
+        unpacked(state)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def unpacked(state: Tensor) -> Record:
     """Return what `packed` was given.
 
     Raises:
         ValueError: It is damaged, or of a newer format.
     """
-    reason = fault(state)
+    reason = _fault(state)
     if reason is not None:
         raise ValueError(reason)
     text = state[TEXT:].cpu().contiguous().view(torch.uint8)[: int(state[LENGTH])]
     try:
         fields = json.loads(bytes(text.tolist()))
         spec, name = FisherSpec.from_fields(fields["spec"]), fields["bias_name"]
+        trust = Trust.from_fields(fields)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"is damaged: {error}") from error
-    return Record(spec, None if name is None else str(name))
+    return Record(spec, None if name is None else str(name), trust)

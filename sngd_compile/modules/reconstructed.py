@@ -145,7 +145,7 @@ class Reconstructed(nn.Module):
         if before != after:
             self.__dict__["program"] = _program_of(self)
             for site in self.local_sites():
-                site.fisher.ties.expect_change()
+                site.fisher.note_change_()
                 fit_remainders_(site.fisher, site.weight, site.bias)
         return result
 

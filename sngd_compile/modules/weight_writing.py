@@ -38,7 +38,7 @@ def write_(site: LocalSite, index: int, value: Tensor) -> None:
     change = _with_half(site, index, value, root.fold, root.unfold)
     Parameters.of(site.fisher, site.weight, site.bias).move_(site, change, torch.float64)
     # Else the next refresh would report it as a copy into which somebody averages weights.
-    site.fisher.ties.expect_change()
+    site.fisher.note_change_()
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import isfinite
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
@@ -270,7 +270,8 @@ def before_step(
         return None
     grad_scale = getattr(optimizer, "grad_scale", None)
     if grad_scale is not None:  # a fused optimizer divides the gradients itself, and skips steps
-        shorten_(reaches(binding.sites, float(grad_scale)))
+        held = partial(_with_held, optimizer)
+        shorten_(reaches(binding.sites, held, float(grad_scale)))
         return None
     if is_made_for_states(optimizer):
         _skipped.add(optimizer)
@@ -349,7 +350,7 @@ def _look_at_gradients(optimizer: Optimizer, binding: Binding) -> None:
     # Other optimizers make steps of their own length of a gradient. One that holds several has the
     # whole layer, of which those may have a part each.
     outside = _outermost(binding.sites, running_steps()[1:]) if binding.descends else []
-    found = reaches(outside)
+    found = reaches(outside, partial(_with_held, optimizer))
     finite = [gradient for reach in found if isfinite(reach.length) for gradient in reach.gradients]
     if drop_non_finite(optimizer, binding.sites, finite):
         shorten_(found)

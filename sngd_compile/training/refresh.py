@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +89,12 @@ class LocalSite:
         weight, bias = self.weight, self.bias if self.is_bias_joined else None
         return [weight] if bias is None else [weight, bias]
 
+    def prime_momenta(self, momenta: Mapping[int, Tensor]) -> list[Tensor]:
+        """Return those of the parameters that have a gradient."""
+        moved = [p for p in self.prime_parameters() if p.grad is not None]
+        found = [momenta[id(p)] for p in moved if id(p) in momenta]
+        return found if len(found) == len(moved) else []
+
     gradients = prime_gradients
 
     def coordinates(self, optimizers: Iterable[Any]) -> Coordinates:
@@ -106,7 +112,7 @@ class LocalSite:
         _move_along_(self, root, held)
         # In place: compiled graphs and CUDA graphs hold these buffers.
         copy_root_(self.fisher.root_buffers, root)
-        self.fisher.ties.expect_change()
+        self.fisher.note_change_()
 
     def part_bias_(self, optimizers: Iterable[Optimizer]) -> None:
         """Give the bias coordinates of its own, see `change_form_`."""
@@ -309,7 +315,7 @@ def change_form_(site: LocalSite, joined: bool, optimizers: Iterable[Optimizer])
     with all_or_nothing((*held.tensors(), *site.fisher.root_buffers.buffers())):
         _move_along_(site, root, held)
         site.fisher.become_(form)
-    site.fisher.ties.expect_change()
+    site.fisher.note_change_()
     _let_follow_(site.fisher)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -47,6 +47,14 @@ class Site(Protocol):
 
     def prime_parameters(self) -> list[Tensor]:
         """Return the present `w' = w R^-1`, of the weight and of a bias in its local Fisher."""
+        ...
+
+    def prime_momenta(self, momenta: Mapping[int, Tensor]) -> list[Tensor]:
+        """Return the momenta of `w'`, one for each of `prime_gradients`; none where one lacks.
+
+        Args:
+            momenta: Those of parameters, by their ids.
+        """
         ...
 
     def gradients(self) -> list[Tensor]:

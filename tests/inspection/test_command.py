@@ -128,7 +128,8 @@ def test_bench(file, capsys):
 
 def test_doctor(capsys):
     assert main(["doctor"]) == 0
-    assert f"torch {torch.__version__}" in capsys.readouterr().out
+    # Not each wheel says in its metadata what it was built for.
+    assert f"torch {torch.__version__.split('+')[0]}" in capsys.readouterr().out
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["kernels"]["second_moment"]["path"] in ("triton", "reference")

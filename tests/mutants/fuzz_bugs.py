@@ -7,6 +7,7 @@ import torch
 from bug import caught_by, wrap
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.roots.base import copy_root_
+from sngd_compile.fisher.spec import COUNTS
 from sngd_compile.training import refresh
 
 
@@ -26,6 +27,7 @@ def steps_are_not_in_files() -> None:
     """A state says that no step has been taken."""
 
     def get_extra_state(original: Any, fisher: FisherLayer) -> Any:
-        return torch.zeros_like(original(fisher))
+        state = original(fisher)
+        return torch.cat([torch.zeros_like(state[:COUNTS]), state[COUNTS:]])
 
     wrap(FisherLayer, "get_extra_state", get_extra_state)

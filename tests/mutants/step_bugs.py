@@ -5,12 +5,15 @@ from typing import Any
 from bug import caught_by, wrap
 from sngd_compile.backend import entry
 from sngd_compile.fisher.kinds.kronecker import Kronecker
+from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.trust import Trust
 from sngd_compile.plan.planner import _Planner
 from sngd_compile.training import optimizer_hooks
 from sngd_compile.training.steps import trust_region
 from sngd_compile.training.steps.trust_region import Reach
 
 TESTS = "tests/training/test_trust_region.py"
+FOLLOWS = "tests/training/test_trust_follows.py"
 
 
 @caught_by((TESTS, "-k", "free"))
@@ -41,7 +44,7 @@ def one_unit_for_all_kinds() -> None:
 @caught_by((TESTS, "-k", "scaled"))
 def bound_of_scaled_gradients() -> None:
     """What a fused optimizer still divides is bounded as if it were divided."""
-    wrap(optimizer_hooks, "reaches", lambda original, sites, scale=1.0: original(sites))
+    wrap(optimizer_hooks, "reaches", lambda original, sites, held, scale=1.0: original(sites, held))
 
 
 @caught_by((TESTS, "-k", "descent"))
@@ -51,7 +54,7 @@ def every_optimizer_is_bounded() -> None:
 
     def look(optimizer: Any, binding: Any) -> None:
         original(optimizer, binding)
-        trust_region.shorten_(trust_region.reaches(binding.sites))
+        trust_region.shorten_(trust_region.reaches(binding.sites, list))
 
     optimizer_hooks._look_at_gradients = look
 
@@ -80,3 +83,54 @@ def only_the_weight_is_shortened() -> None:
 def no_frame_has_a_last_weight() -> None:
     """Of a compiled model no weight is the last."""
     wrap(entry, "become_last", lambda original, state: None)
+
+
+@caught_by((FOLLOWS, "-k", "agreements"))
+def agreement_of_the_weight_alone() -> None:
+    """The momentum of a bias has no part in how steps agree."""
+
+    def products(original: Any, pairs: Any) -> Any:
+        return [
+            0.0 if one.dim() == 1 else n for (one, _), n in zip(pairs, original(pairs), strict=True)
+        ]
+
+    wrap(trust_region, "_products", products)
+
+
+@caught_by((FOLLOWS, "-k", "take_each_other_back"))
+def momentum_of_maximize_is_taken_as_it_is() -> None:
+    """Where a loss is maximized, momentum points the other way."""
+
+    def momenta(original: Any, optimizers: Any) -> Any:
+        return {
+            id(p): one.state[p]["momentum_buffer"]
+            for one in optimizers
+            for group in one.param_groups
+            for p in group["params"]
+            if one.state.get(p)
+        }
+
+    wrap(trust_region, "_momenta_of", momenta)
+
+
+@caught_by((FOLLOWS, "-k", "resumed"))
+def a_resumed_run_begins_with_a_whole_region() -> None:
+    """What was learned of a trust region is lost in a file."""
+    wrap(Trust, "from_fields", lambda original, fields: Trust())
+
+
+@caught_by((FOLLOWS, "-k", "coordinates"))
+def size_in_old_coordinates() -> None:
+    """After a change of the root `|w'|` stays what it was."""
+    FisherLayer.note_change_ = lambda layer: layer.ties.expect_change()
+
+
+@caught_by((FOLLOWS, "-k", "share_of_the_bound"))
+def regions_are_always_whole() -> None:
+    """What a layer has of its region bounds nothing."""
+    original = trust_region.bound_of
+
+    def bound(fisher: Any, size: float) -> float:
+        return original(fisher, size) / fisher.trust.share
+
+    trust_region.bound_of = bound

@@ -19,7 +19,7 @@ measured = importlib.import_module("sngd_compile.metrics")
 pytestmark = pytest.mark.usefixtures("float64")
 
 OF_LAYER = {"damping", "relative_damping", "effective_rank", "condition", "residual"}
-OF_LAYER |= {"root_age", "rows", "norm", "share", "bound"}
+OF_LAYER |= {"root_age", "rows", "norm", "share", "bound", "trust"}
 OF_OUTPUTS = {f"output_{name}" for name in OF_LAYER & {"damping", "relative_damping"}}
 OF_OUTPUTS |= {"output_effective_rank", "output_condition"}
 OF_TOTAL = {"norm", "plain_norm", "layers", "observed_layers", "reconstructed_share"}
@@ -177,7 +177,8 @@ def test_before_anything_was_seen_all_are_defined(config):
     found = sngd.metrics(net)
     for name in sngd.fisher_layers(net):
         numbers = {key: value for key, value in of(found, name).items() if value}
-        numbers.pop("bound", None)  # known before anything is seen
+        for known in ("bound", "trust"):  # before anything is seen
+            numbers.pop(known, None)
         ones = {"damping", "condition"} | (OF_OUTPUTS & {"output_damping", "output_condition"})
         assert numbers == dict.fromkeys(ones & of(found, name).keys(), 1.0)
     totals = of(found, "total")

@@ -7,22 +7,28 @@ rows and outputs, and `lr |g'|` that of what a step of gradient descent changes 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import hypot, inf, isfinite, sqrt
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.torch_private import foreach_norm
+from sngd_compile.torch_private import foreach_mul_, foreach_norm
 from sngd_compile.training.sharding import group_of, held_here, is_sharded, whole
 from sngd_compile.training.site import Site
 
 SMALLEST = 0.05
 """Outputs that a layer is taken to have at the least: one that begins at zero must get away."""
+
+FOLLOWS_EVERY = 5
+"""Steps after which a layer's trust region follows how its gradients agree."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -40,28 +46,86 @@ class Reach:
     bound: float
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What is measured of one layer in a step, all in natural coordinates.
+
+    Args:
+        site: The layer.
+        gradients: `g'`.
+        parameters: `w'`, where its norm is due, else none.
+        momenta: Those of `w'` before the step, where they are looked at, else none.
+    """
+
+    site: Site
+    gradients: list[Tensor]
+    parameters: list[Tensor]
+    momenta: list[Tensor]
+
+
 @torch.no_grad()
-def reaches(sites: Sequence[Site], scale: float = 1.0) -> list[Reach]:
+def reaches(
+    sites: Sequence[Site], optimizers: Callable[[], Sequence[Optimizer]], scale: float = 1.0
+) -> list[Reach]:
     """Measure the steps of all layers that have a trust region and a gradient.
 
     Args:
         sites: Which one optimizer steps, in the same order in each process.
+        optimizers: Returns it, and those that it holds.
         scale: What gradients are multiplied by until the optimizer divides them.
     """
+    measured = _what_is_due(sites, optimizers)
+    parts = [(one.gradients, one.parameters, one.momenta) for one in measured]
+    lengths = iter(_lengths([t for of_site in parts for tensors in of_site for t in tensors]))
+    pairs = [pair for g, _, momenta in parts if momenta for pair in zip(g, momenta, strict=True)]
+    products = iter(_products(pairs))
+    found = []
+    for one, of_site in zip(measured, parts, strict=True):
+        norm, size, momentum = (hypot(*(next(lengths) for _ in tensors)) for tensors in of_site)
+        fisher = one.site.fisher
+        if one.parameters:
+            fisher.trust.prime_norm = size
+        if one.momenta:
+            product = sum(next(products) for _ in one.momenta)
+            agreement = product / (norm * momentum) if norm * momentum else 0.0
+            fisher.trust.follow(agreement, FOLLOWS_EVERY * fisher.config.trust_rate)
+        bound = bound_of(fisher, fisher.trust.prime_norm or 0.0)
+        found.append(Reach(one.site.gradients(), norm / scale, bound))
+    return found
+
+
+def _what_is_due(
+    sites: Sequence[Site], optimizers: Callable[[], Sequence[Optimizer]]
+) -> list[_Measured]:
+    """Choose what to read: to read every weight in every step would take as long as its step."""
+    momenta: dict[int, Tensor] | None = None
     measured = []
     for site in sites:
-        config = site.fisher.config
+        config, schedule = site.fisher.config, site.fisher.schedule
         if config.trust_radius is None and config.trust_share is None:
             continue
-        if not kind_of(site.fisher.spec).measures_outputs and (given := site.prime_gradients()):
-            measured.append((site, given, site.prime_parameters()))
-    parts = [tensor for _, given, held in measured for tensor in (*given, *held)]
-    lengths = iter(_lengths(parts))
-    found = []
-    for site, given, held in measured:
-        length = hypot(*(next(lengths) for _ in given)) / scale
-        size = hypot(*(next(lengths) for _ in held))
-        found.append(Reach(site.gradients(), length, bound_of(site.fisher, size)))
+        if kind_of(site.fisher.spec).measures_outputs or not (gradients := site.prime_gradients()):
+            continue
+        is_size_due = site.fisher.trust.prime_norm is None or schedule.observing
+        follows = config.trust_rate > 0 and schedule.steps % FOLLOWS_EVERY == 0
+        if follows and momenta is None:
+            momenta = _momenta_of(optimizers())
+        parameters = site.prime_parameters() if is_size_due else []
+        before = site.prime_momenta(momenta) if follows and momenta else []
+        measured.append(_Measured(site, gradients, parameters, before))
+    return measured
+
+
+def _momenta_of(optimizers: Sequence[Optimizer]) -> dict[int, Tensor]:
+    """Return the velocity that each parameter has, up the gradient, by the parameter's id."""
+    found = {}
+    for optimizer in optimizers:
+        if isinstance(optimizer, torch.optim.SGD):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    kept = optimizer.state.get(parameter, {}).get("momentum_buffer")
+                    if kept is not None and not kept.is_sparse:
+                        found[id(parameter)] = -kept if group["maximize"] else kept
     return found
 
 
@@ -72,11 +136,12 @@ def shorten_(found: Sequence[Reach]) -> None:
     Source: docs/method.md, clipping is a trust region. Tested by
     tests/training/test_trust_region.py.
     """
-    for reach in found:
-        # What is not finite is the guard's, or that of an optimizer which skips its step itself.
-        if isfinite(reach.length) and reach.length > reach.bound:
-            for gradient in reach.gradients:
-                gradient.mul_(reach.bound / reach.length)
+    # What is not finite is the guard's, or that of an optimizer which skips its step itself.
+    far = [reach for reach in found if reach.bound < reach.length < inf]
+    gradients = [held_here(gradient) for reach in far for gradient in reach.gradients]
+    if gradients:
+        factors = [reach.bound / reach.length for reach in far for _ in reach.gradients]
+        foreach_mul_(gradients, factors)
 
 
 def bound_of(fisher: FisherLayer, size: float) -> float:
@@ -93,23 +158,20 @@ def bound_of(fisher: FisherLayer, size: float) -> float:
     unit = sqrt(fisher.scale * fisher.layout.all_outputs)
     radius = inf if config.trust_radius is None else config.trust_radius * unit
     if config.trust_share is None:
-        return radius
+        return fisher.trust.share * radius
     share = config.trust_share * max(size, SMALLEST * unit)
     # What a network gives has the unit of its targets, and may have far to go.
-    return max(radius, share) if fisher.is_last else min(radius, share)
+    return fisher.trust.share * (max(radius, share) if fisher.is_last else min(radius, share))
 
 
 def _lengths(tensors: Sequence[Tensor]) -> list[float]:
     """Return the Euclidean norm of each, of sharded ones that of the whole."""
-    places: dict[Any, list[int]] = defaultdict(list)
-    for index, tensor in enumerate(tensors):
-        places[group_of(tensor) if is_sharded(tensor) else tensor.device].append(index)
-    found = [0.0] * len(tensors)
-    for place, indices in places.items():
-        of_place = [tensors[index] for index in indices]
-        norms = _norms(of_place) if isinstance(place, torch.device) else _joint(of_place, place)
-        for index, length in zip(indices, norms.tolist(), strict=True):
-            found[index] = length
+
+    def of_whole(tensors: list[Tensor]) -> Tensor:
+        norms = _norms([held_here(tensor) for tensor in tensors])
+        return _added_up(norms.double().square(), tensors[0]).sqrt()
+
+    found = _in_places(tensors, tensors, of_whole)
     # The squares of finite numbers may leave their dtype.
     return [
         length if isfinite(length) else float(torch.linalg.vector_norm(whole(t).double()))
@@ -117,16 +179,48 @@ def _lengths(tensors: Sequence[Tensor]) -> list[float]:
     ]
 
 
+def _products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
+    """Return the inner product of each pair, of sharded ones that of the whole."""
+
+    def of_whole(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        wide = [(held_here(a) * held_here(b)).sum(dtype=torch.float64) for a, b in pairs]
+        return _added_up(torch.stack(wide), pairs[0][0])
+
+    return _in_places(pairs, [first for first, _ in pairs], of_whole)
+
+
+def _in_places(
+    items: Sequence[Item], tensors: Sequence[Tensor], measure: Callable[[list[Item]], Tensor]
+) -> list[float]:
+    """Measure items of one device, or of one group of processes, together: one transfer for all.
+
+    Args:
+        items: What is measured.
+        tensors: Says of each item where it is.
+        measure: Returns a number for each of some items.
+    """
+    places: dict[Any, list[int]] = defaultdict(list)
+    for index, tensor in enumerate(tensors):
+        places[group_of(tensor) if is_sharded(tensor) else tensor.device].append(index)
+    found = [0.0] * len(items)
+    for indices in places.values():
+        numbers = measure([items[index] for index in indices])
+        for index, number in zip(indices, numbers.tolist(), strict=True):
+            found[index] = number
+    return found
+
+
 def _norms(tensors: list[Tensor]) -> Tensor:
     is_wide = any(tensor.dtype == torch.float64 for tensor in tensors)
     return torch.stack(foreach_norm(tensors, 2, torch.float64 if is_wide else torch.float32))
 
 
-def _joint(tensors: list[Tensor], group: Any) -> Tensor:
-    """Return the norms of tensors that a group of processes holds in parts: one message for all."""
-    mesh = tensors[0].device_mesh  # type: ignore[attr-defined]
-    squares = _norms([held_here(tensor) for tensor in tensors]).double().square()
-    squares = squares.to(mesh.device_type)
-    torch.distributed.all_reduce(squares, group=group)
+def _added_up(numbers: Tensor, like: Tensor) -> Tensor:
+    """Add up what each process has of its parts; the numbers themselves where nothing is cut."""
+    if not is_sharded(like):
+        return numbers
+    mesh = like.device_mesh  # type: ignore[attr-defined]
+    numbers = numbers.to(mesh.device_type)
+    torch.distributed.all_reduce(numbers, group=group_of(like))
     # Each part is there as often as the first of two dimensions of a mesh has copies.
-    return (squares / (mesh.size(0) if mesh.ndim > 1 else 1)).sqrt()
+    return numbers / (mesh.size(0) if mesh.ndim > 1 else 1)
