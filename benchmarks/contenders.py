@@ -9,7 +9,7 @@ import torch
 import typer
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import SGD, AdamW, Muon, Optimizer
+from torch.optim import LBFGS, SGD, AdamW, Muon, Optimizer
 
 import sngd_compile as sngd
 
@@ -22,13 +22,32 @@ LARGEST_FISHER_NORM = 1.0
 """What bounds the natural gradients of SNGD and of K-FAC, all layers together."""
 
 
+Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""What is minimised, of a network, inputs and targets."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """What the task asks of every contender: a learning rate, a loss, the largest gradient norm."""
+    """What the task asks of every contender.
+
+    Args:
+        rate: Learning rate.
+        criterion: The loss of outputs and targets.
+        largest_norm: Of the gradient.
+        objective: What is minimised where that is no loss of the outputs alone.
+    """
 
     rate: float
     criterion: nn.Module = field(default_factory=nn.CrossEntropyLoss)
     largest_norm: float = LARGEST_NORM
+    objective: Objective | None = None
+
+    def loss(self, network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        """What is minimised."""
+        if self.objective is not None:
+            return self.objective(network, inputs, targets)
+        loss: Tensor = self.criterion(network(inputs), targets)
+        return loss
 
 
 @dataclass(frozen=True)
@@ -49,12 +68,16 @@ class Contender:
         prepare: Makes the trainee; it may change the model.
         rates: Learning rates to try, the likeliest first.
         package: What it needs beyond torch, by its import name.
+        needs_outputs: Whether it reads the loss apart, so that this has to be one of the outputs.
+        needs_all_examples: Whether each step has to see the same examples, all of them.
     """
 
     name: str
     prepare: Callable[[nn.Module, Recipe], Trainee]
     rates: tuple[float, ...]
     package: str | None = None
+    needs_outputs: bool = False
+    needs_all_examples: bool = False
 
     @property
     def installed(self) -> bool:
@@ -73,7 +96,7 @@ def usual_loop(
     def step(inputs: Tensor, targets: Tensor) -> Tensor:
         for optimizer in optimizers:
             optimizer.zero_grad()
-        loss: Tensor = recipe.criterion(network(inputs), targets)
+        loss = recipe.loss(network, inputs, targets)
         loss.backward()
         if math.isfinite(recipe.largest_norm):
             for parameters in bounded or (network.parameters(),):
@@ -90,16 +113,20 @@ def plain_sgd(model: nn.Module, recipe: Recipe) -> Trainee:
     return usual_loop(model, [SGD(model.parameters(), lr=recipe.rate, momentum=0.9)], recipe)
 
 
-def in_trust_region(network: nn.Module, recipe: Recipe) -> Trainee:
-    """SGD with momentum on a reconstructed network, whose steps have a largest Fisher norm."""
+def descent(network: nn.Module, recipe: Recipe) -> Trainee:
+    """SGD with momentum on a reconstructed network."""
     optimizer = SGD(network.parameters(), lr=recipe.rate, momentum=0.9, nesterov=True)
-    clipped = replace(recipe, largest_norm=LARGEST_FISHER_NORM)
-    return replace(usual_loop(network, [optimizer], clipped), finish=sngd.fold)
+    return replace(usual_loop(network, [optimizer], recipe), finish=sngd.fold)
+
+
+def in_trust_region(network: nn.Module, recipe: Recipe) -> Trainee:
+    """The same, whose steps have a largest Fisher norm, all layers together."""
+    return descent(network, replace(recipe, largest_norm=LARGEST_FISHER_NORM))
 
 
 def natural_gradient(model: nn.Module, recipe: Recipe) -> Trainee:
-    """The default configuration, in the loop that goes with it."""
-    return in_trust_region(sngd.reconstruct(model), recipe)
+    """The default configuration, in the loop that goes with it: it clips nothing."""
+    return descent(sngd.reconstruct(model), replace(recipe, largest_norm=math.inf))
 
 
 def adamw(model: nn.Module, recipe: Recipe) -> Trainee:
@@ -116,9 +143,29 @@ def muon(model: nn.Module, recipe: Recipe) -> Trainee:
     return usual_loop(model, [spread, AdamW(others, lr=RATE_BESIDE_MUON)], recipe)
 
 
+def lbfgs(model: nn.Module, recipe: Recipe) -> Trainee:
+    """L-BFGS with a line search; ten of its iterations are one step."""
+    optimizer = LBFGS(
+        model.parameters(), lr=recipe.rate, max_iter=10, line_search_fn="strong_wolfe"
+    )
+
+    def step(inputs: Tensor, targets: Tensor) -> Tensor:
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = recipe.loss(model, inputs, targets)
+            loss.backward()
+            return loss
+
+        found: Tensor = optimizer.step(closure)
+        return found.detach()
+
+    return Trainee(model, step)
+
+
 SGD_RATES = (0.1, 0.03, 0.3, 0.01)
 ADAMW_RATES = (1e-3, 3e-3, 3e-4, 1e-2)
 MUON_RATES = (0.02, 0.01, 0.005, 0.04)
+LBFGS_RATES = (1.0, 0.3, 0.1, 3.0)
 NATURAL_RATES = (0.03, 0.1, 0.01, 0.3)
 REFERENCE = Contender("SGD", plain_sgd, SGD_RATES)
 SNGD_RATES = (0.03, 0.06, 0.015, 0.12)
@@ -126,6 +173,7 @@ SNGD = Contender("SNGD", natural_gradient, SNGD_RATES)
 """At the first of its rates it is what the documentation recommends."""
 ADAMW = Contender("AdamW", adamw, ADAMW_RATES)
 MUON = Contender("Muon (torch, bfloat16)", muon, MUON_RATES)
+FULL_BATCH = Contender("L-BFGS", lbfgs, LBFGS_RATES, needs_all_examples=True)
 BUILT_IN = (REFERENCE, SNGD, ADAMW, MUON)
 
 

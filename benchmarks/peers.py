@@ -142,8 +142,10 @@ def library_shampoo(model: nn.Module, recipe: Recipe) -> Trainee:
 SOAP_RATES = (3e-3, 1e-2, 1e-3, 3e-2)
 
 PEERS = (
-    Contender("K-FAC (asdfghjkl)", asdl_kfac, NATURAL_RATES, "asdl"),
-    Contender("K-FAC (curvlinops)", curvlinops_kfac, NATURAL_RATES, "curvlinops"),
+    Contender("K-FAC (asdfghjkl)", asdl_kfac, NATURAL_RATES, "asdl", needs_outputs=True),
+    Contender(
+        "K-FAC (curvlinops)", curvlinops_kfac, NATURAL_RATES, "curvlinops", needs_outputs=True
+    ),
     Contender("SINGD (singd)", singd, NATURAL_RATES, "singd"),
     Contender("SOAP (heavyball)", heavyball_soap, SOAP_RATES, "heavyball"),
     Contender("SOAP (pytorch-optimizer)", library_soap, SOAP_RATES, "pytorch_optimizer"),

@@ -10,6 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import poisson
+import tabular
+from contenders import Contender, Objective, Recipe
 from data import DEBIAN_FASHION_MNIST, Dataset, Name, load
 from networks import CharacterGPT, CharacterLSTM, autoencoder, conv_net, resnet
 from workloads import WORKLOADS, Workload, mlp
@@ -33,6 +36,14 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What a finished network is judged by, on the examples for that."""
+
+    name: str
+    measure: Callable[[nn.Module, Examples], float]
+
+
+@dataclass(frozen=True)
 class Task:
     """A network, its data and its loss.
 
@@ -46,6 +57,8 @@ class Task:
         criterion: The loss.
         measured: Examples on which the training loss is measured.
         largest_norm: Of the gradients of first-order contenders; clipping is the custom in some.
+        objective: What is minimised where that is no loss of the outputs alone.
+        metric: What networks are judged by in the end; without one the accuracy, or the loss.
     """
 
     name: str
@@ -57,6 +70,12 @@ class Task:
     criterion: nn.Module
     measured: int = 1_000
     largest_norm: float = math.inf
+    objective: Objective | None = None
+    metric: Metric | None = None
+
+    def recipe(self, rate: float) -> Recipe:
+        """What it asks of a contender at a learning rate."""
+        return Recipe(rate, self.criterion, self.largest_norm, self.objective)
 
     def model(self, seed: int) -> nn.Module:
         """The network with the weights of a seed."""
@@ -73,6 +92,22 @@ class Task:
             for rows in order[: len(order) // size * size].split(size):
                 yield inputs[rows], in_rows(targets[rows])
 
+    def sees_all(self, data: Data) -> bool:
+        """Whether every step has all examples."""
+        return self.batch_size >= len(data.train[0])
+
+    def can_have(self, contender: Contender, data: Data) -> bool:
+        """Whether a contender can take part."""
+        has_outputs = self.objective is None or not contender.needs_outputs
+        return has_outputs and (self.sees_all(data) or not contender.needs_all_examples)
+
+    @property
+    def judged(self) -> str:
+        """What the score is."""
+        if self.metric is not None:
+            return self.metric.name
+        return "test accuracy" if self.classifies else "test loss"
+
     @property
     def classifies(self) -> bool:
         """Whether accuracy says how good a network is; otherwise its loss does."""
@@ -82,12 +117,13 @@ class Task:
     def loss(self, network: nn.Module, examples: Examples) -> float:
         """The loss on the first examples, as the finished network would have it."""
         inputs, targets = (part[: self.measured] for part in examples)
-        loss: Tensor = self.criterion(network.eval()(inputs), in_rows(targets))
-        return loss.item()
+        return self.recipe(0.0).loss(network.eval(), inputs, in_rows(targets)).item()
 
     @torch.no_grad()
     def score(self, network: nn.Module, examples: Examples) -> float:
-        """Accuracy, or the loss where nothing is classified."""
+        """The metric; without one the accuracy, or the loss where nothing is classified."""
+        if self.metric is not None:
+            return self.metric.measure(network.eval(), examples)
         if not self.classifies:
             return self.loss(network, examples)
         inputs, targets = examples
@@ -159,6 +195,17 @@ def text() -> Data:
     )
 
 
+def points() -> Data:
+    """Points of the unit square and its border."""
+    return Data("points of the unit square", *poisson.examples())
+
+
+@cache
+def table() -> Data:
+    """Rows of a table of numbers."""
+    return Data("Friedman's function, heavy tails", *tabular.examples())
+
+
 LABELS = nn.CrossEntropyLoss()
 
 
@@ -183,6 +230,27 @@ TASKS = (
         256,
         400,
         nn.MSELoss(),
+    ),
+    Task(
+        "pinn",
+        "tanh MLP 2-64-64-64-1 for Poisson's equation",
+        poisson.network,
+        points,
+        poisson.POINTS,
+        400,
+        nn.MSELoss(),
+        objective=poisson.equation,
+        metric=Metric("relative error", poisson.relative_error),
+    ),
+    Task(
+        "tabular",
+        "residual MLP of width 128",
+        tabular.network,
+        table,
+        256,
+        600,
+        nn.MSELoss(),
+        metric=Metric("R^2 of the test", tabular.explained),
     ),
 )
 

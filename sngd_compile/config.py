@@ -122,7 +122,7 @@ class Config:
     rank: int | None = RANK
     trust_radius: float | None = 0.25
     trust_share: float | None = 0.3
-    trust_rate: float = 0.03
+    trust_rate: float = 0.05
 
     def __post_init__(self) -> None:
         """Check every field."""

@@ -17,7 +17,7 @@ import transformers as hf
 import typer
 from torch import nn
 
-from contenders import ADAMW, LARGEST_NORM, REFERENCE, SNGD, Contender, Recipe, Trainee
+from contenders import ADAMW, LARGEST_NORM, REFERENCE, SNGD, Contender, Trainee
 from gpu.gpu_steps import Logits
 from networks import CharacterGPT
 from tasks import KNOWN, LABELS, LENGTH, Examples, Task, labelled, text
@@ -106,8 +106,7 @@ def race(task: Task, seconds: float, device: torch.device) -> list[Training]:
     data = replace(data, train=(inputs, targets))
     runs = []
     for contender in CONTENDERS:
-        recipe = Recipe(contender.rates[0], task.criterion, task.largest_norm)
-        trainee = contender.prepare(task.model(0).to(device), recipe)
+        trainee = contender.prepare(task.model(0).to(device), task.recipe(contender.rates[0]))
         run = Training(contender, trainee, task.batches(data, 0))
         train(run, 0.0, device)  # what is set up in a first step is not timed here
         runs.append(run)

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from contenders import ADAMW, BUILT_IN, REFERENCE, chosen, limit_to_one_thread
+from contenders import ADAMW, BUILT_IN, FULL_BATCH, REFERENCE, chosen, limit_to_one_thread
 from peers import PEERS
 from study.protocol import Protocol, seconds_for, study
 from study.race import Budget
@@ -22,7 +22,7 @@ from tasks import TASKS, Task
 
 RESULTS = Path(__file__).parents[1] / "results"
 RATES = 4
-ALL = (*BUILT_IN, *PEERS)
+ALL = (*BUILT_IN, FULL_BATCH, *PEERS)
 SECOND_CHOICE = ("K-FAC (curvlinops)", "SOAP (pytorch-optimizer)")
 """Other packages for a method that is there already: they run when `--only` names them."""
 
@@ -55,9 +55,10 @@ def main(
     for task in wanted(tasks):
         load = load_average()
         data = task.load()
+        able = [contender for contender in contenders if task.can_have(contender, data)]
         length = steps or task.steps
         budget = Budget(seconds_for(length, REFERENCE, task, data), "seconds")
-        protocol = Protocol(contenders, rates, seeds, budget, ADAMW)
+        protocol = Protocol(able, rates, seeds, budget, ADAMW)
         result = study(protocol, task, data, console.print)
         console.print(table(result))
         paths = save(result, f"convergence_{task.name}", length, load, output)

@@ -36,8 +36,8 @@ EXPLANATION = """\
 # One learning rate for every task
 
 `make bench-one-rate`: SNGD at one rate on every task, and at the best of {rates} rates, tried on
-seed 0 over three quarters of the task's steps; with the defaults, Nesterov's momentum of 0.9 and
-`clip_grad_norm_(1.0)`. Both ran on {seeds} fresh seeds, on the same batches, for 1.5 times the
+seed 0 over three quarters of the task's steps; with the defaults and
+Nesterov's momentum of 0.9. Both ran on {seeds} fresh seeds, on the same batches, for 1.5 times the
 task's steps. The losses are what the best rate reaches on every seed, one within half the task's
 steps, one within all of them; with each the steps that the one rate takes to it over those of the
 best one, seed by seed: the median, in brackets the least and the largest. A star marks a best rate

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from contenders import Contender, Recipe, Trainee
+from contenders import Contender, Trainee
 from tasks import Data, Examples, Task
 
 
@@ -74,8 +74,7 @@ class Run:
 
 def begin(contender: Contender, rate: float, task: Task, data: Data, seed: int) -> Run:
     """A run that has not taken a step."""
-    recipe = Recipe(rate, task.criterion, task.largest_norm)
-    trainee = contender.prepare(task.model(seed), recipe)
+    trainee = contender.prepare(task.model(seed), task.recipe(rate))
     return Run(contender, rate, seed, trainee, task.batches(data, seed))
 
 

@@ -48,11 +48,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def judged(study: Study) -> str:
-    """What a network is judged by in the end."""
-    return "test accuracy" if study.task.classifies else "test loss"
-
-
 def header(study: Study) -> list[str]:
     """The names of the columns."""
     return [
@@ -61,7 +56,7 @@ def header(study: Study) -> list[str]:
         "ms a step",
         *(f"{unit} to {goal:.3g}" for goal in study.goals for unit in ("steps", "seconds")),
         "training loss in the end",
-        f"{judged(study)} in the end",
+        f"{study.task.judged} in the end",
     ]
 
 
@@ -113,7 +108,7 @@ def settings(study: Study) -> dict[str, Any]:
         "seeds": protocol.seeds,
         "reference": protocol.reference.name,
         "goals": study.goals,
-        "judged": judged(study),
+        "judged": study.task.judged,
     }
 
 

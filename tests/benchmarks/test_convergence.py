@@ -98,11 +98,11 @@ def _small_data(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("_small_data")
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [t for t in TASKS if not t.metric], ids=lambda task: task.name)
 def test_every_task_can_be_learned(task: Task):
     task, data = replace(task, measured=50), task.load()
     network = task.model(0)
-    trainee = adamw(network, Recipe(1e-3, task.criterion, task.largest_norm))
+    trainee = adamw(network, task.recipe(1e-3))
     before = task.loss(network, data.train)
     batches = task.batches(data, 0)
     network.train()
