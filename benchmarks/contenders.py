@@ -68,6 +68,7 @@ class Contender:
         prepare: Makes the trainee; it may change the model.
         rates: Learning rates to try, the likeliest first.
         package: What it needs beyond torch, by its import name.
+        fits: Says of a model whether it can train that; without it, any.
         needs_outputs: Whether it reads the loss apart, so that this has to be one of the outputs.
         needs_all_examples: Whether each step has to see the same examples, all of them.
     """
@@ -76,6 +77,7 @@ class Contender:
     prepare: Callable[[nn.Module, Recipe], Trainee]
     rates: tuple[float, ...]
     package: str | None = None
+    fits: Callable[[nn.Module], bool] | None = None
     needs_outputs: bool = False
     needs_all_examples: bool = False
 
@@ -134,12 +136,29 @@ def adamw(model: nn.Module, recipe: Recipe) -> Trainee:
     return usual_loop(model, [AdamW(model.parameters(), lr=recipe.rate)], recipe)
 
 
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices that Muon's users give it: no embeddings, and not the head, which is last."""
+    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    return [p for p in model.parameters() if p.dim() == 2 and p not in tables][:-1]
+
+
 def muon(model: nn.Module, recipe: Recipe) -> Trainee:
-    """Muon for the matrices; AdamW at a rate of its own, as its users have it, for the rest."""
+    """Muon for hidden matrices; AdamW at a rate of its own, as its users have it, for the rest."""
+    return with_muon(model, hidden_matrices(model), recipe)
+
+
+def muon_with_head(model: nn.Module, recipe: Recipe) -> Trainee:
+    """Muon for the head too."""
     tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     matrices = [p for p in model.parameters() if p.dim() == 2 and p not in tables]
-    others = [p for p in model.parameters() if p.dim() != 2 or p in tables]
+    return with_muon(model, matrices, recipe)
+
+
+def with_muon(model: nn.Module, matrices: list[nn.Parameter], recipe: Recipe) -> Trainee:
+    """Muon for some matrices and AdamW for the rest."""
     spread = Muon(matrices, lr=recipe.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    chosen = set(matrices)
+    others = [p for p in model.parameters() if p not in chosen]
     return usual_loop(model, [spread, AdamW(others, lr=RATE_BESIDE_MUON)], recipe)
 
 
@@ -172,7 +191,8 @@ SNGD_RATES = (0.03, 0.06, 0.015, 0.12)
 SNGD = Contender("SNGD", natural_gradient, SNGD_RATES)
 """At the first of its rates it is what the documentation recommends."""
 ADAMW = Contender("AdamW", adamw, ADAMW_RATES)
-MUON = Contender("Muon (torch, bfloat16)", muon, MUON_RATES)
+MUON = Contender("Muon", muon, MUON_RATES, fits=lambda model: bool(hidden_matrices(model)))
+MUON_WITH_HEAD = Contender("Muon, head too", muon_with_head, MUON_RATES)
 FULL_BATCH = Contender("L-BFGS", lbfgs, LBFGS_RATES, needs_all_examples=True)
 BUILT_IN = (REFERENCE, SNGD, ADAMW, MUON)
 

@@ -98,6 +98,8 @@ class Task:
 
     def can_have(self, contender: Contender, data: Data) -> bool:
         """Whether a contender can take part."""
+        if contender.fits is not None and not contender.fits(self.model(0)):
+            return False
         has_outputs = self.objective is None or not contender.needs_outputs
         return has_outputs and (self.sees_all(data) or not contender.needs_all_examples)
 

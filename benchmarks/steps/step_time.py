@@ -44,6 +44,8 @@ def warmed_up(contender: Contender, workload: Workload) -> Trainee | str:
     """Train until only what is periodic is left; return why not where a package fails."""
     if not contender.installed:
         return "not installed"
+    if contender.fits is not None and not contender.fits(workload.model()):
+        return "has no hidden matrix"
     try:
         with warnings.catch_warnings():
             if contender.package:

@@ -13,7 +13,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from contenders import ADAMW, BUILT_IN, FULL_BATCH, REFERENCE, chosen, limit_to_one_thread
+from contenders import (
+    ADAMW,
+    BUILT_IN,
+    FULL_BATCH,
+    MUON_WITH_HEAD,
+    REFERENCE,
+    chosen,
+    limit_to_one_thread,
+)
 from peers import PEERS
 from study.protocol import Protocol, seconds_for, study
 from study.race import Budget
@@ -22,7 +30,7 @@ from tasks import TASKS, Task
 
 RESULTS = Path(__file__).parents[1] / "results"
 RATES = 4
-ALL = (*BUILT_IN, FULL_BATCH, *PEERS)
+ALL = (*BUILT_IN, MUON_WITH_HEAD, FULL_BATCH, *PEERS)
 SECOND_CHOICE = ("K-FAC (curvlinops)", "SOAP (pytorch-optimizer)")
 """Other packages for a method that is there already: they run when `--only` names them."""
 

@@ -19,6 +19,7 @@ from contenders import (
     Trainee,
     adamw,
     muon,
+    muon_with_head,
     plain_sgd,
 )
 from peers import PEERS
@@ -135,20 +136,24 @@ def test_the_text_to_test_on_is_like_the_text_to_train_on():
     assert gap < 0.2  # of tables that a machine has written it is 0.7
 
 
-def test_muon_leaves_embeddings_and_vectors_to_adamw():
+@pytest.mark.parametrize(
+    ("prepare", "by_muon"), [(muon, ["1.weight"]), (muon_with_head, ["1.weight", "2.weight"])]
+)
+def test_muon_leaves_embeddings_and_vectors_to_adamw(prepare, by_muon):
     def network() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
+        return nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 6), nn.Linear(6, 3))
 
     inputs, targets = torch.arange(5), torch.tensor([0, 1, 2, 0, 1])
     one, other = network(), network()
-    muon(one, Recipe(0.01)).step(inputs, targets)
+    prepare(one, Recipe(0.01)).step(inputs, targets)
     adamw(other, Recipe(RATE_BESIDE_MUON)).step(inputs, targets)
     same = {
         name: torch.equal(value, other.state_dict()[name])
         for name, value in one.state_dict().items()
     }
-    assert same == {"0.weight": True, "1.weight": False, "1.bias": True}
+    names = ("0.weight", "1.weight", "1.bias", "2.weight", "2.bias")
+    assert same == {name: name not in by_muon for name in names}
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)

@@ -8,7 +8,7 @@ from torch import nn
 
 import poisson
 import tabular
-from contenders import BUILT_IN, FULL_BATCH
+from contenders import BUILT_IN, FULL_BATCH, MUON_WITH_HEAD
 from peers import PEERS
 from study.convergence import TASKS
 from study.race import Budget, race
@@ -75,14 +75,16 @@ def test_who_needs_the_outputs_or_all_examples_takes_part_where_that_is_so():
         (TABULAR, {"L-BFGS"}),
     ):
         data = task.load()
-        everyone = (*BUILT_IN, FULL_BATCH, *PEERS)
+        everyone = (*BUILT_IN, MUON_WITH_HEAD, FULL_BATCH, *PEERS)
         assert {c.name for c in everyone if not task.can_have(c, data)} == left_out
 
 
 @pytest.mark.parametrize("task", [PINN, TABULAR], ids=lambda task: task.name)
 def test_every_contender_of_torch_trains_it(task):
     task, data = replace(task, measured=100), task.load()
-    entries = [(c, min(c.rates)) for c in (*BUILT_IN, FULL_BATCH) if task.can_have(c, data)]
+    entries = [
+        (c, min(c.rates)) for c in (*BUILT_IN, MUON_WITH_HEAD, FULL_BATCH) if task.can_have(c, data)
+    ]
     for run in race(entries, task, data, 0, Budget(6, "steps", points=2)):
         assert run.failure is None
         assert run.points[-1].loss < run.points[0].loss, run.contender.name
