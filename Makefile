@@ -15,7 +15,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-torch test-slow nightly fuzz test-interpreter test-gpu test-triton-matrix lint format types docs site bench
-.PHONY: bench-peers bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
+.PHONY: bench-peers bench-muon bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
 .PHONY: bench-metrics bench-refresh monitoring report-picture bench-gpu bench-gpu-steps bench-gpu-all bench-layers bench-compiled
 .PHONY: bench-memory test-torch-matrix release-check tensorboard-picture
 .PHONY: kernel-table mutants mutants-only wheel check clean FORCE
@@ -124,6 +124,9 @@ bench: $(STAMP)  ## step time and memory against plain SGD
 
 bench-peers: $(STAMP)  ## loss and accuracy at equal time against what people use today
 	$(BENCHMARK) study.convergence $(ARGS)
+
+bench-muon: $(STAMP)  ## Muon on the reconstructed network beside Muon on the plain one
+	$(BENCHMARK) study.muon $(ARGS)
 
 bench-one-rate: $(STAMP)  ## one learning rate for every task beside the best for each
 	$(BENCHMARK) study.one_rate $(ARGS)

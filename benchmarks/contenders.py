@@ -162,6 +162,16 @@ def with_muon(model: nn.Module, matrices: list[nn.Parameter], recipe: Recipe) ->
     return usual_loop(model, [spread, AdamW(others, lr=RATE_BESIDE_MUON)], recipe)
 
 
+def muon_on_white_inputs(model: nn.Module, recipe: Recipe) -> Trainee:
+    """The same division, and the hidden matrices reconstructed with roots of a gain of one."""
+    hidden = set(hidden_matrices(model))
+    names = [name for name, parameter in model.named_parameters() if parameter in hidden]
+    left = {site.name: None for site in sngd.explain(model).sites if site.name not in names}
+    net = sngd.reconstruct(model, sngd.Config.muon(), overrides=left)
+    trainee = with_muon(net, [net.get_parameter(name) for name in names], recipe)
+    return replace(trainee, finish=sngd.fold)
+
+
 def lbfgs(model: nn.Module, recipe: Recipe) -> Trainee:
     """L-BFGS with a line search; ten of its iterations are one step."""
     optimizer = LBFGS(
@@ -192,6 +202,12 @@ SNGD = Contender("SNGD", natural_gradient, SNGD_RATES)
 """At the first of its rates it is what the documentation recommends."""
 ADAMW = Contender("AdamW", adamw, ADAMW_RATES)
 MUON = Contender("Muon", muon, MUON_RATES, fits=lambda model: bool(hidden_matrices(model)))
+NATURAL_MUON = Contender(
+    "Muon, reconstructed",
+    muon_on_white_inputs,
+    MUON_RATES,
+    fits=lambda model: bool(hidden_matrices(model)),
+)
 MUON_WITH_HEAD = Contender("Muon, head too", muon_with_head, MUON_RATES)
 FULL_BATCH = Contender("L-BFGS", lbfgs, LBFGS_RATES, needs_all_examples=True)
 BUILT_IN = (REFERENCE, SNGD, ADAMW, MUON)

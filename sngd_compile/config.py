@@ -95,6 +95,9 @@ class Config:
         trust_rate: How fast both shrink where a layer's steps take each other back, and grow again,
             up to these values, where they agree: the logarithm of the factor for each step, at a
             gradient that points as the momentum does; a number in [0, 1]; 0: they stay.
+        unit_gain: Whether each root is scaled to `|R|^2 = D`, so that white noise leaves it as
+            large as it comes. For optimizers whose steps have a length of their own, as
+            `torch.optim.Muon`: on `w'` their steps are as long as on `w`, see `muon`.
 
     Raises:
         ConfigError: A value is outside its range; the text says which, and the range.
@@ -123,6 +126,7 @@ class Config:
     trust_radius: float | None = 0.25
     trust_share: float | None = 0.3
     trust_rate: float = 0.05
+    unit_gain: bool = False
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -156,6 +160,7 @@ class Config:
             value = getattr(self, name)
             in_range = value is None or (_is_number(value) and 0 < value < math.inf)
             _require(self, name, in_range, "a finite number > 0, or None (no bound)")
+        _require(self, "unit_gain", isinstance(self.unit_gain, bool), "True or False")
         rate = self.trust_rate
         _require(self, "trust_rate", _is_number(rate) and 0 <= rate <= 1, "a number in [0, 1]")
         rank = self.rank is None or _is_integer(self.rank, 1)
@@ -204,6 +209,16 @@ class Config:
         Source: docs/decisions/0019-one-rate.md.
         """
         return cls(damping_rel_trace=3e-2, refresh_every=20, observe_every=5)
+
+    @classmethod
+    def muon(cls) -> Config:
+        """Return settings for `torch.optim.Muon` on `w'`: roots of a gain of one.
+
+        Muon makes the momentum of a matrix orthogonal, so that all its singular values are one. On
+        `w'` that is done where inputs are white: spectral descent in natural coordinates. Leave
+        what it does not step out with `overrides`. See docs/which_optimizer.md.
+        """
+        return cls(unit_gain=True)
 
     @property
     def exact_root(self) -> str:

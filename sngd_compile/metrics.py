@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import hypot, isfinite
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -156,7 +156,8 @@ def _of_root(layer: FisherLayer) -> Numbers:
     known = _known.get(layer)
     if known is not None and known.is_of(_read(layer)):
         return known.numbers
-    kind, spec, root = kind_of(layer.spec), layer.spec, layer.root_buffers
+    kind, root = kind_of(layer.spec), layer.root_buffers
+    spec = replace(layer.spec, scale=layer.scale)  # that of the present root
     damping, factor = layer.absolute_damping, layer.factor
     mean = kind.traces(spec, factor).mean() * (spec.scale / spec.size)
     rank = kind.effective_rank(spec, factor, root).mean()

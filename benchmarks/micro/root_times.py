@@ -90,7 +90,7 @@ def time_of_applying(dtype: torch.dtype, kind: str, width: int, device: torch.de
     (found,) = next_roots([layer])
     assert found is not None
     rows = torch.randn(width, width, dtype=dtype, device=device)
-    return timed(device, lambda: found[0].fold(rows, None))
+    return timed(device, lambda: found.root.fold(rows, None))
 
 
 def lines(device: torch.device, kinds: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

@@ -17,11 +17,10 @@ import typer
 from rich.console import Console
 
 from contenders import SNGD, Contender, limit_to_one_thread
-from steps.step_report import conditions
 from study.convergence import RATES, RESULTS, wanted
 from study.protocol import Protocol, Study, crossing, goal_of, spread, study
 from study.race import Budget
-from study.study_report import content_of, load_average
+from study.study_report import circumstances, content_of, load_average
 
 HEADER = (
     "task",
@@ -92,8 +91,8 @@ def page(rows: Sequence[Sequence[str]], seeds: int, rates: int) -> str:
     """All of them."""
     lines = [HEADER, ["---"] * len(HEADER), *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    under = ", ".join(f"{key}: {value}" for key, value in conditions(0).items() if key != "steps")
-    return EXPLANATION.format(rates=rates, seeds=seeds) + under + "\n\n" + table + "\n"
+    explained = EXPLANATION.format(rates=rates, seeds=seeds)
+    return explained + circumstances() + "\n\n" + table + "\n"
 
 
 def main(

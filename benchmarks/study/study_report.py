@@ -151,6 +151,12 @@ def run_content(run: Run, goals: tuple[float, float]) -> dict[str, Any]:
     }
 
 
+def circumstances() -> str:
+    """Processor and versions, in a line."""
+    known = {**conditions(0), **versions()}
+    return ", ".join(f"{key}: {value}" for key, value in known.items() if key != "steps")
+
+
 def save_plot(study: Study, path: Path) -> None:
     """Draw the training loss of every run over steps and over seconds."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")

@@ -46,8 +46,8 @@ def carry_over_(old: FisherLayer, new: FisherLayer) -> None:
     # The old root may be of another size: the new one is made of the factor that was carried over.
     (found,) = next_roots([new]) if int(new.absorbed_rows) else (None,)
     if found is not None:
-        copy_root_(new.root_buffers, found[0])
-        new.take_dampings_(found[1])
+        copy_root_(new.root_buffers, found.root)
+        new.take_dampings_(found.dampings, found.gain)
 
 
 def in_form(fisher: FisherLayer, joined: bool) -> FisherLayer:

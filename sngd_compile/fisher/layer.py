@@ -56,6 +56,7 @@ class FisherLayer(WideBuffers):
             them: `Config.trust_share` is for the others.
         unmatched: Where the weight was last used in a way that no rule understands, or "".
         trust: How much of its trust region it may use.
+        gain: What `Config.unit_gain` makes the metric of the present root larger by.
         outlier: How many times as large as usual, in their squares, the inputs between the last two
             refreshes were, where that was bounded; 0.0 elsewhere.
         output_side: Of a kronecker kind, what is known of the gradients at its outputs.
@@ -100,6 +101,7 @@ class FisherLayer(WideBuffers):
         self.schedule = Schedule(config, spec.size)
         self.is_last = False
         self.trust = Trust()
+        self.gain = 1.0
         self.unmatched = ""
         self.outlier = 0.0
         self.warned: set[str] = set()
@@ -132,8 +134,8 @@ class FisherLayer(WideBuffers):
 
     @property
     def scale(self) -> float:
-        """Multiple of the factor that is damped and inverted, see `Config.over_outputs`."""
-        return self.spec.scale
+        """Multiple of the factor in the metric: `Config.over_outputs`, `Config.unit_gain`."""
+        return self.spec.scale * self.gain
 
     @property
     def damping(self) -> float:
@@ -172,11 +174,7 @@ class FisherLayer(WideBuffers):
 
     @property
     def rows_per_step(self) -> float:
-        """Rows that one process has observed in an optimizer step, on average over such steps.
-
-        The rows of all passes of a step count, at most `Config.max_rows` of each; 0.0 before the
-        first.
-        """
+        """Rows, drawn ones, that a process sees in an observed step on average; 0.0 before one."""
         group = self.ties.process_group
         processes = 1 if group is None else torch.distributed.get_world_size(group)
         return self.rows_seen / (max(1, self.schedule.observed_in_all) * processes)
@@ -189,12 +187,10 @@ class FisherLayer(WideBuffers):
 
     @property
     def is_observing(self) -> bool:
-        """Whether what a forward pass shows now counts: not of a weight that is frozen by now.
-
-        No optimizer would count its steps, so its first one would be observed for ever.
-        """
+        """Whether what a forward pass shows now counts: not of a weight that is frozen by now."""
         if not self.schedule.observing:
             return False
+        # Of a frozen one no optimizer counts steps: its first would be observed for ever.
         weight = self.ties.weight()
         # What `functional_call` puts in its place, as under `vmap`, may not say what it is part of.
         return not isinstance(weight, nn.Parameter) or weight.requires_grad
@@ -266,8 +262,9 @@ class FisherLayer(WideBuffers):
         factor = kind.within_budget(spec, self.factor, self.rows_per_step, self.config)
         return kind.damped(spec, factor, self.output_side, self.config)
 
-    def take_dampings_(self, dampings: Sequence[float]) -> None:
-        """Remember the damping inside a new root, with two sides for both."""
+    def take_dampings_(self, dampings: Sequence[float], gain: float) -> None:
+        """Remember the damping inside a new root, with two sides for both, and its gain."""
+        self.gain = gain
         self.absolute_damping.fill_(dampings[0])
         if self.output_side is not None:
             self.output_side.absolute_damping.fill_(dampings[1])
@@ -311,7 +308,7 @@ class FisherLayer(WideBuffers):
         """Return to the state before the first observation; the caller has moved the weights."""
         self.forget_statistics_()
         self.forget_remainders_()
-        self.trust = Trust()
+        self.trust, self.gain = Trust(), 1.0
         self.absolute_damping.fill_(1.0)
         copy_root_(self.root_buffers, self.new_root(self.factor.dtype))
         self.schedule.restore(0, 0)
@@ -326,7 +323,7 @@ class FisherLayer(WideBuffers):
 
         Whoever holds this layer, as all modules that share its weight do, has the new form.
         """
-        self.spec, self.root_buffers = other.spec, other.root_buffers
+        self.spec, self.root_buffers, self.gain = other.spec, other.root_buffers, other.gain
         kept = {name: self._buffers[name] for name in REMAINDERS}
         self._buffers.update(other._buffers, **kept)
         now = self.schedule
@@ -371,12 +368,15 @@ class FisherLayer(WideBuffers):
 
         And what this layer is, by which `fold_checkpoint` folds without a network.
         """
-        return packed(self.schedule.counts, Record(self.spec, self.bias_name, self.trust))
+        return packed(
+            self.schedule.counts, Record(self.spec, self.bias_name, self.trust, self.gain)
+        )
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the schedule."""
         self.schedule.restore(*state[:COUNTS].tolist())
-        self.trust = unpacked(state).trust
+        record = unpacked(state)
+        self.trust, self.gain = record.trust, record.gain
         self.ties.expect_load()
 
     def extra_repr(self) -> str:

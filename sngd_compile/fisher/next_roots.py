@@ -18,8 +18,20 @@ from sngd_compile.fisher.roots.base import FactorRoot, Root, decompose_all_
 MOST_NAMES = 6
 """Names in one warning; their number stands before them."""
 
-NextRoot = tuple[Root, tuple[float, ...]]
-"""A root and the damping in it, of a kronecker kind on each of its two sides."""
+
+@dataclass(frozen=True)
+class NextRoot:
+    """A root, and what belongs to it.
+
+    Args:
+        root: It.
+        dampings: In it, of a kronecker kind on each of its two sides.
+        gain: What the factor is multiplied by beside `FisherSpec.scale`, see `Config.unit_gain`.
+    """
+
+    root: Root
+    dampings: tuple[float, ...]
+    gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
             continue
         # They are filled by the decomposition: an identity would be written for nothing.
         empty = layer.new_root(damped[0][0].dtype, torch.device("meta"))
-        next_.append((empty, tuple(damping for _, damping in damped)))
+        next_.append(NextRoot(empty, tuple(damping for _, damping in damped)))
         for root, (matrix, _) in zip(empty.sides, damped, strict=True):
             shape = (root.has_bias, matrix.shape, matrix.dtype, matrix.device)
             batches[type(root), *shape].append(_Entry(layer, root, matrix))
@@ -72,9 +84,22 @@ def next_roots(layers: Sequence[FisherLayer]) -> list[NextRoot | None]:
                 )
     # With two sides, a new root on one and an old one on the other would fit no factor.
     return [
-        None if found is None or any(id(side) in rootless for side in found[0].sides) else found
-        for found in next_
+        None
+        if found is None or any(id(side) in rootless for side in found.root.sides)
+        else _of_unit_gain(layer, found)
+        for layer, found in zip(layers, next_, strict=True)
     ]
+
+
+def _of_unit_gain(layer: FisherLayer, found: NextRoot) -> NextRoot:
+    """Scale a root to `|R|^2 = D`, on average over groups, where that is asked for."""
+    if not layer.config.unit_gain:
+        return found
+    # The metric is `gain (scale G + damping)` then, so that is what the damping is.
+    gain = float(found.root.squared_norm().mean()) / layer.size
+    found.root.scale_(gain**-0.5)
+    first, *others = found.dampings
+    return NextRoot(found.root, (gain * first, *others), gain)
 
 
 def warn_once(layer: FisherLayer, kind: str, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -177,11 +178,13 @@ class Record:
         spec: The record of the local Fisher.
         bias_name: Name of the bias that is mapped with the weight, in the module of the weight.
         trust: What the layer remembers of its trust region.
+        gain: See `FisherLayer`.
     """
 
     spec: FisherSpec
     bias_name: str | None
     trust: Trust = field(default_factory=Trust)
+    gain: float = 1.0
 
 
 def packed(counts: Sequence[int], record: Record) -> Tensor:
@@ -196,7 +199,7 @@ def packed(counts: Sequence[int], record: Record) -> Tensor:
         record: The rest.
     """
     fields = {"spec": record.spec.fields(), "bias_name": record.bias_name}
-    fields |= record.trust.fields()
+    fields |= record.trust.fields() | {"gain": f"{record.gain:.17e}"}
     text = json.dumps(fields, separators=(",", ":")).encode("ascii")
     padded = text.ljust(-(-len(text) // (BYTES * PADDING)) * BYTES * PADDING, b"\0")
     head = torch.tensor([*counts, FORMAT, len(text)], device="cpu")
@@ -239,7 +242,9 @@ def unpacked(state: Tensor) -> Record:
     try:
         fields = json.loads(bytes(text.tolist()))
         spec, name = FisherSpec.from_fields(fields["spec"]), fields["bias_name"]
-        trust = Trust.from_fields(fields)
+        trust, gain = Trust.from_fields(fields), float(fields.get("gain", 1.0))
+        if not 0.0 < gain < math.inf:
+            raise ValueError(f"a gain of {gain}")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"is damaged: {error}") from error
-    return Record(spec, None if name is None else str(name), trust)
+    return Record(spec, None if name is None else str(name), trust, gain)

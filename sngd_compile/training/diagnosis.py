@@ -11,7 +11,7 @@ from math import isclose
 from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.plan.records import noted_together
-from sngd_compile.training.optimizer_hooks import is_descent, optimizers_of
+from sngd_compile.training.optimizer_hooks import optimizers_of, suits
 from sngd_compile.training.sharding import squares_of
 from sngd_compile.training.site import Site
 
@@ -66,7 +66,7 @@ def _unobserved(layer: FisherLayer) -> str:
 
 
 def _optimizer(site: Site) -> str:
-    others = [o for o in optimizers_of(site.weight) if not is_descent(o)]
+    others = [o for o in optimizers_of(site.weight) if not suits(o, site.fisher)]
     if not others:
         return ""
     return f"{type(others[0]).__name__} steps it, so descent is not natural: use torch.optim.SGD"

@@ -21,8 +21,9 @@ from sngd_compile.training.warnings import warn_of_outliers, warn_of_rejected
 
 DTYPES = (torch.float32, torch.float64)
 
-STATE, WIDE, DAMPINGS, ENTRIES = 0, 1, 2, 4
-"""What is said of each layer: whether it has a root, which buffers are wide, and the dampings."""
+STATE, WIDE, GAIN, DAMPINGS, ENTRIES = 0, 1, 2, 3, 5
+"""What is said of each layer: whether it has a root, which buffers are wide, its gain, and the
+dampings."""
 
 ROOTLESS, FOUND = 1.0, 2.0  # of STATE; 0 where nothing was observed
 
@@ -101,11 +102,12 @@ class _Share:
             return [0.0] * ENTRIES
         found = self.own[layer]
         if found is None:
-            return [ROOTLESS, 0.0, 0.0, 0.0]
-        root, dampings = found
+            return [ROOTLESS, *[0.0] * (ENTRIES - 1)]
         # Two sides may have two dtypes: a bit for each buffer.
-        wide = sum(2**i for i, buffer in enumerate(root.buffers()) if buffer.dtype == DTYPES[1])
-        return [FOUND, float(wide), dampings[0], dampings[-1]]
+        wide = sum(
+            2**i for i, buffer in enumerate(found.root.buffers()) if buffer.dtype == DTYPES[1]
+        )
+        return [FOUND, float(wide), found.gain, found.dampings[0], found.dampings[-1]]
 
     def hear(self, told: Sequence[float]) -> None:
         """Take what all have said."""
@@ -118,7 +120,7 @@ class _Share:
         pieces: dict[_Place, list[Tensor]] = defaultdict(list)
         for layer in self._with_roots():
             found = self.own.get(layer)
-            root = layer.root_buffers if found is None else found[0]
+            root = layer.root_buffers if found is None else found.root
             for place, buffer in zip(self._places(layer), root.buffers(), strict=True):
                 pieces[place].append(buffer)
         for (owner, dtype), parts in pieces.items():
@@ -150,7 +152,8 @@ class _Share:
             buffers.append(numbers[: own.numel()].view(own.shape))
             self.flat[place] = numbers[own.numel() :]
         root = filled_root(layer.spec, layer.spec.has_bias, buffers)
-        return root, tuple(self.told[layer][DAMPINGS:])
+        told = self.told[layer]
+        return NextRoot(root, tuple(told[DAMPINGS:]), told[GAIN])
 
     def _with_roots(self) -> list[FisherLayer]:
         return [layer for layer, told in self.told.items() if told[STATE] == FOUND]

@@ -213,11 +213,13 @@ def _bind(optimizer: Optimizer) -> Binding:
         site.fisher.ties.stand_alone(site.fisher)
     descends = any(isinstance(one, torch.optim.SGD) for one in _with_held(optimizer))
     binding = Binding(sites, descends, weights, owns_any, sizes, _generation, [])
-    if sites and known is None and not is_descent(optimizer):
+    others = [site.fisher for site in sites if not suits(optimizer, site.fisher)]
+    if others and known is None:
         warnings.warn(
-            f"{type(optimizer).__name__} steps {len(sites)} reconstructed weights, "
-            f"{sites[0].fisher.name} among them: it scales the gradient of w' again, so this is "
-            "not natural gradient descent. Use torch.optim.SGD on the same parameters.",
+            f"{type(optimizer).__name__} steps {len(others)} reconstructed weights, "
+            f"{others[0].name} among them: it scales the gradient of w' again, so this is "
+            "not natural gradient descent. Use torch.optim.SGD on the same parameters, or "
+            "torch.optim.Muon with Config.muon().",
             SngdWarning,
             stacklevel=2,
         )
@@ -226,8 +228,14 @@ def _bind(optimizer: Optimizer) -> Binding:
     return binding
 
 
-def is_descent(optimizer: Optimizer) -> bool:
-    """Say whether an optimizer leaves gradients as they are, or lets one that it holds decide."""
+def suits(optimizer: Optimizer, fisher: FisherLayer) -> bool:
+    """Say whether an optimizer's steps on a weight are those of the method.
+
+    SGD leaves gradients as they are, and one that holds others lets those decide. Muon's steps are
+    the same whatever root the inputs are made white by, and as long as on `w` with a gain of one.
+    """
+    if isinstance(optimizer, torch.optim.Muon):
+        return fisher.config.unit_gain
     return isinstance(optimizer, torch.optim.SGD) or len(_with_held(optimizer)) > 1
 
 

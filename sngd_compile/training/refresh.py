@@ -184,8 +184,8 @@ def _together(steps: Sequence[Step], group: Any) -> Iterator[list[Step]]:
     several: list[Step] = []
     held = 0
     for step in steps:
-        site, (root, _) = step
-        numbers = 3 * site.weight.numel() + sum(buffer.numel() for buffer in root.buffers())
+        site, found = step
+        numbers = 3 * site.weight.numel() + sum(buffer.numel() for buffer in found.root.buffers())
         if several and (group is None or held + numbers > LARGEST_BUCKET):
             yield several
             several, held = [], 0
@@ -206,13 +206,17 @@ class _Attempt:
     def __init__(self, site: Site, held: Coordinates) -> None:
         self.site, self.guard = site, site.guard(held)
         written = (*held.tensors(), *site.fisher.root_buffers.buffers(), *_dampings(site.fisher))
-        self.kept = Kept(written)
+        self.kept, self.gain = Kept(written), site.fisher.gain
+
+    def restore_(self) -> None:
+        """Have everything again as it was."""
+        self.kept.restore_()
+        self.site.fisher.gain = self.gain
 
     def take_(self, found: NextRoot, held: Coordinates) -> Tensor:
         """Take the root and move along; return by how much the weights have changed."""
-        root, dampings = found
-        self.site.fisher.take_dampings_(dampings)
-        self.site.change_root_(root, held)
+        self.site.fisher.take_dampings_(found.dampings, found.gain)
+        self.site.change_root_(found.root, held)
         weight, bias = held.parameters.whole()
         if self.guard is None or weight is None:
             return torch.zeros((), dtype=torch.float64, device=self.site.fisher.sum.device)
@@ -257,12 +261,12 @@ def _take_roots_(
             found = agreed(group, layers, len(steps), attempt, largest=True).tolist()
         except BaseException:
             for tried in attempts:
-                tried.kept.restore_()
+                tried.restore_()
             raise
         changes = dict(zip(attempts, found, strict=True))
         refused = {tried: size for tried, size in changes.items() if not tried.is_kept(size)}
         for tried in refused:
-            tried.kept.restore_()
+            tried.restore_()
     return {tried.site.fisher: size for tried, size in refused.items()}
 
 
@@ -344,6 +348,7 @@ def take_over_(site: LocalSite, leader: FisherLayer) -> None:
     own = site.fisher.new_root(leader.root_buffers.dtype)
     copy_root_(own, leader.root_buffers)
     change_root_(site, own, ())
+    site.fisher.gain = leader.gain
 
 
 def present_root(fisher: FisherLayer, dtype: torch.dtype) -> Root:

@@ -20,7 +20,11 @@ import sngd_compile as sngd
 CONFIG = sngd.Config(
     refresh_every=3, observe_every=1, max_rows=None, early_refreshes=(1,), damping_abs=0.1
 )
-KINDS = {"shared": CONFIG, "kronecker": CONFIG.replace(fisher="kronecker", damping_abs=1.0)}
+KINDS = {
+    "shared": CONFIG,
+    "of a gain of one": CONFIG.replace(unit_gain=True),
+    "kronecker": CONFIG.replace(fisher="kronecker", damping_abs=1.0),
+}
 ROWS, STEPS = 13, 7
 
 

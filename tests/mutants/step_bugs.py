@@ -1,9 +1,11 @@
 """Bugs in what is done to the gradients of a step."""
 
+from dataclasses import replace
 from typing import Any
 
 from bug import caught_by, wrap
 from sngd_compile.backend import entry
+from sngd_compile.fisher import layer, next_roots
 from sngd_compile.fisher.kinds.kronecker import Kronecker
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.trust import Trust
@@ -134,3 +136,19 @@ def regions_are_always_whole() -> None:
         return original(fisher, size) / fisher.trust.share
 
     trust_region.bound_of = bound
+
+
+@caught_by(("tests/fisher/test_unit_gain.py", "-k", "metric"))
+def damping_without_the_gain() -> None:
+    """The damping of a root that was scaled is said to be the one before."""
+
+    def scaled(original: Any, layer: Any, found: Any) -> Any:
+        return replace(original(layer, found), dampings=found.dampings)
+
+    wrap(next_roots, "_of_unit_gain", scaled)
+
+
+@caught_by(("tests/fisher/test_unit_gain.py", "-k", "files"))
+def gains_are_not_in_files() -> None:
+    """A state is read as if its root had not been scaled."""
+    wrap(layer, "unpacked", lambda original, state: replace(original(state), gain=1.0))

@@ -57,6 +57,10 @@ class Root(nn.Module):
         """Return `|R|^2`, `[*]`, float64."""
         return self.matrix().double().square().sum((-2, -1))
 
+    def scale_(self, factor: float) -> None:
+        """Become `factor R`; of a root with two sides, on that of the inputs."""
+        self.sides[0].scale_(factor)
+
     def singular_range(self) -> tuple[Tensor, Tensor]:
         """Return the least and the largest singular value of R, `[*]` each, float64."""
         values = torch.linalg.svdvals(self.matrix().double())
@@ -185,6 +189,11 @@ class FactorRoot(Root):
         Every fold asks for them, and `nn.Module` looks for an attribute in three other places.
         """
         return self._buffers.values()  # type: ignore[return-value]
+
+    def scale_(self, factor: float) -> None:
+        """Become `factor R`: here, every number is one of R."""
+        for number in self.numbers():
+            number.mul_(factor)
 
     @classmethod
     @abstractmethod

@@ -41,6 +41,11 @@ class BlockRoot(Root):
         head = self.head.matrix().reshape(*tail.shape[:-2], -1)
         return torch.cat([head, tail.flatten(-2)], -1)
 
+    def scale_(self, factor: float) -> None:
+        """Become `factor R`, in all blocks."""
+        for side in self.sides:
+            side.scale_(factor)
+
     def squared_norm(self) -> Tensor:
         """Return the sum of the squares of all blocks, `[*]`, float64."""
         return self.matrix().double().square().sum(-1)

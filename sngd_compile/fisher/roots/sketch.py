@@ -131,6 +131,14 @@ class SketchRoot(FactorRoot):
         )
         self.note_columns(columns)
 
+    def scale_(self, factor: float) -> None:
+        """Become `factor R`: the basis stays."""
+        columns = self.columns
+        self.middle.mul_(factor)
+        self.inverse_middle.div_(factor)
+        self.tail.mul_(factor)
+        self.note_columns(columns)
+
     def copied_from(self, source: Root) -> None:
         """Know as much of the columns as the root whose numbers were copied."""
         assert isinstance(source, SketchRoot)
