@@ -15,7 +15,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-torch test-slow nightly fuzz test-interpreter test-gpu test-triton-matrix lint format types docs site bench
-.PHONY: bench-peers bench-muon bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
+.PHONY: bench-peers bench-muon bench-why bench-one-rate bench-exact bench-fishers reproduce bench-profile bench-kernels bench-roots
 .PHONY: bench-metrics bench-refresh monitoring report-picture bench-gpu bench-gpu-steps bench-gpu-all bench-layers bench-compiled
 .PHONY: bench-memory test-torch-matrix release-check tensorboard-picture
 .PHONY: kernel-table mutants mutants-only wheel check clean FORCE
@@ -127,6 +127,9 @@ bench-peers: $(STAMP)  ## loss and accuracy at equal time against what people us
 
 bench-muon: $(STAMP)  ## Muon on the reconstructed network beside Muon on the plain one
 	$(BENCHMARK) study.muon $(ARGS)
+
+bench-why: $(STAMP)  ## what explains the gain of each task, beside it
+	$(BENCHMARK) study.why $(ARGS)
 
 bench-one-rate: $(STAMP)  ## one learning rate for every task beside the best for each
 	$(BENCHMARK) study.one_rate $(ARGS)
