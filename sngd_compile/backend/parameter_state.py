@@ -101,6 +101,7 @@ class NaturalSite:
     """A live parameter whose gradients come out natural; see `refresh.Site`."""
 
     is_bias_joined = False  # the parameters are w and b themselves
+    steps_primes = False
 
     def __init__(self, weight: Tensor, bias: Tensor | None, fisher: FisherLayer) -> None:
         """Hold the parameters for as long as the site is used."""

@@ -241,6 +241,8 @@ def suits(optimizer: Optimizer, fisher: FisherLayer) -> bool:
 
 def _with_held(optimizer: Optimizer) -> list[Optimizer]:
     """Return an optimizer and those that it holds, which step inside its step."""
+    if type(optimizer) is torch.optim.SGD:
+        return [optimizer]  # asked for in the middle of training: no need to look
     held = tree_leaves(list(vars(optimizer).values()))
     return [optimizer, *(value for value in held if isinstance(value, Optimizer))]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ class LocalSite:
     bias_name: str | None
     fisher: FisherLayer
     fisher_name: str = field(init=False)
+    steps_primes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Put the name of the Fisher layer together once: every step asks for it."""
@@ -82,7 +83,7 @@ class LocalSite:
 
     def prime_gradients(self) -> list[Tensor]:
         """Return what the last backward pass left."""
-        return [p.grad for p in self.prime_parameters() if p.grad is not None]
+        return [grad for p in self.prime_parameters() if (grad := p.grad) is not None]
 
     def prime_parameters(self) -> list[Tensor]:
         """Return the parameters."""

@@ -37,6 +37,11 @@ class Site(Protocol):
         """Whether a step of the parameter of the weight moves the bias too, or the other way."""
         ...
 
+    @property
+    def steps_primes(self) -> bool:
+        """Whether the optimizer steps `w'` itself."""
+        ...
+
     def holds(self, weight: Tensor) -> bool:
         """Say whether the site is as it was, and its weight this one."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import hypot, inf, isfinite, sqrt
 from typing import Any, TypeVar
 
@@ -75,22 +76,30 @@ def reaches(
         scale: What gradients are multiplied by until the optimizer divides them.
     """
     measured = _what_is_due(sites, optimizers)
-    parts = [(one.gradients, one.parameters, one.momenta) for one in measured]
-    lengths = iter(_lengths([t for of_site in parts for tensors in of_site for t in tensors]))
-    pairs = [pair for g, _, momenta in parts if momenta for pair in zip(g, momenta, strict=True)]
-    products = iter(_products(pairs))
-    found = []
-    for one, of_site in zip(measured, parts, strict=True):
-        norm, size, momentum = (hypot(*(next(lengths) for _ in tensors)) for tensors in of_site)
-        fisher = one.site.fisher
+    tensors: list[Tensor] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for one in measured:
+        tensors += one.gradients
         if one.parameters:
-            fisher.trust.prime_norm = size
+            tensors += one.parameters
         if one.momenta:
-            product = sum(next(products) for _ in one.momenta)
-            agreement = product / (norm * momentum) if norm * momentum else 0.0
-            fisher.trust.follow(agreement, FOLLOWS_EVERY * fisher.config.trust_rate)
-        bound = bound_of(fisher, fisher.trust.prime_norm or 0.0)
-        found.append(Reach(one.site.gradients(), norm / scale, bound))
+            tensors += one.momenta
+            pairs += zip(one.gradients, one.momenta, strict=True)
+    lengths, products = iter(_lengths(tensors)), iter(_products(pairs))
+    found = []
+    for one in measured:
+        fisher, trust = one.site.fisher, one.site.fisher.trust
+        norm = hypot(*islice(lengths, len(one.gradients)))
+        if one.parameters:
+            trust.prime_norm = hypot(*islice(lengths, len(one.parameters)))
+        if one.momenta:
+            both = norm * hypot(*islice(lengths, len(one.momenta)))
+            product = sum(islice(products, len(one.momenta)))
+            rate = FOLLOWS_EVERY * fisher.config.trust_rate
+            trust.follow(product / both if both else 0.0, rate)
+        bound = bound_of(fisher, trust.prime_norm or 0.0)
+        stepped = one.gradients if one.site.steps_primes else one.site.gradients()
+        found.append(Reach(stepped, norm / scale, bound))
     return found
 
 
@@ -168,10 +177,14 @@ def _lengths(tensors: Sequence[Tensor]) -> list[float]:
     """Return the Euclidean norm of each, of sharded ones that of the whole."""
 
     def of_whole(tensors: list[Tensor]) -> Tensor:
+        if not is_sharded(tensors[0]):
+            return _norms(tensors)
         norms = _norms([held_here(tensor) for tensor in tensors])
         return _added_up(norms.double().square(), tensors[0]).sqrt()
 
     found = _in_places(tensors, tensors, of_whole)
+    if all(map(isfinite, found)):
+        return found
     # The squares of finite numbers may leave their dtype.
     return [
         length if isfinite(length) else float(torch.linalg.vector_norm(whole(t).double()))
@@ -202,6 +215,9 @@ def _in_places(
     places: dict[Any, list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
         places[group_of(tensor) if is_sharded(tensor) else tensor.device].append(index)
+    if len(places) == 1:
+        alone: list[float] = measure([*items]).tolist()
+        return alone
     found = [0.0] * len(items)
     for indices in places.values():
         numbers = measure([items[index] for index in indices])
