@@ -27,6 +27,8 @@ SETTINGS: dict[str, sngd.Config] = {
     "defaults": sngd.Config(),
     "damping_rel_trace=1e-2": sngd.Config(damping_rel_trace=1e-2),
     "damping_rel_trace=1e-3": sngd.Config(damping_rel_trace=1e-3),
+    "trust_rate=0": sngd.Config(trust_rate=0.0),
+    "trust_rate=0.1": sngd.Config(trust_rate=0.1),
     "trust_share=None": sngd.Config(trust_share=None),
     "trust_share=None, trust_radius=None": sngd.Config(trust_share=None, trust_radius=None),
     "refresh_every=20": sngd.Config(refresh_every=20),

@@ -15,7 +15,7 @@ from steps.memory import LayerMemory
 HEADER = ("step, ms", "p20", "p50", "p80", "mean", "mean over SGD's", "bar")
 
 EXPLANATION = f"""\
-All take turns in one process, each step with clipped gradients; what is timed is the processor
+All take turns in one process, no one clips gradients; what is timed is the processor
 time of that process. The mean is over whole cycles of
 {CYCLE} steps, so it holds its share of observed steps and of refreshes; in brackets the least and
 the largest ratio of a single cycle. Other second-order methods renew inverses every 10 steps."""

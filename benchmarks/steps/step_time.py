@@ -6,6 +6,7 @@ network computes what the plain one does and its gradient is the natural one.
 """
 
 import copy
+import math
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -50,9 +51,9 @@ def warmed_up(contender: Contender, workload: Workload) -> Trainee | str:
         with warnings.catch_warnings():
             if contender.package:
                 warnings.simplefilter("ignore")
-            trainee = contender.prepare(
-                workload.model(), Recipe(contender.rates[0], workload.criterion)
-            )
+            # Nobody clips: what a step costs is asked, and SNGD's loop needs no clipping.
+            recipe = Recipe(contender.rates[0], workload.criterion, math.inf)
+            trainee = contender.prepare(workload.model(), recipe)
             times = take_turns({contender.name: trainee}, workload.batches(), WARM_UP)
     except Exception as error:
         if contender.package is None:

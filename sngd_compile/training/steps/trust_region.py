@@ -196,10 +196,16 @@ def _products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
     """Return the inner product of each pair, of sharded ones that of the whole."""
 
     def of_whole(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-        wide = [(held_here(a) * held_here(b)).sum(dtype=torch.float64) for a, b in pairs]
-        return _added_up(torch.stack(wide), pairs[0][0])
+        products = [_dot(held_here(one), held_here(other)) for one, other in pairs]
+        return _added_up(torch.stack(products), pairs[0][0])
 
     return _in_places(pairs, [first for first, _ in pairs], of_whole)
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """Return an inner product: a product of all elements would be written to be added up."""
+    wide = torch.promote_types(one.dtype, torch.float32)
+    return torch.dot(one.reshape(-1).to(wide), other.reshape(-1).to(wide)).double()
 
 
 def _in_places(
