@@ -16,11 +16,10 @@ from sngd_compile.fisher.average import absorb_
 from sngd_compile.fisher.buffers import REMAINDERS, WideBuffers
 from sngd_compile.fisher.kinds.base import Damped, first_root, kind_of
 from sngd_compile.fisher.output_side import OutputSide
-from sngd_compile.fisher.processes import is_in_process_group
 from sngd_compile.fisher.roots.base import Root, copy_root_
 from sngd_compile.fisher.schedule import ALL_ROWS, Schedule
 from sngd_compile.fisher.spec import COUNTS, FisherSpec, Record, damage_of, packed, unpacked
-from sngd_compile.fisher.ties import Ties
+from sngd_compile.fisher.ties import Ties, is_in_process_group
 from sngd_compile.fisher.trust import Trust
 from sngd_compile.layout import Layout
 from sngd_compile.torch_private import EXTRA_STATE

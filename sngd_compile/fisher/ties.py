@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 from weakref import WeakSet, ref
 
+import torch
 from torch import Tensor, nn
 
 
@@ -99,3 +100,8 @@ class Ties:
         """Say whether the sum of a weight is another than last time, though no change was due."""
         before, self.weight_sum = self.weight_sum, total
         return before is not None and float(before) != float(total)
+
+
+def is_in_process_group() -> bool:
+    """Say whether this process is one of several that train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -11,7 +11,7 @@ from torch import nn
 
 from sngd_compile.fisher.forward_pass import ForwardPass, Parameters
 from sngd_compile.fisher.layer import FisherLayer
-from sngd_compile.fisher.processes import is_in_process_group
+from sngd_compile.fisher.ties import is_in_process_group
 from sngd_compile.fisher.transforms import is_seen_through
 from sngd_compile.modules.partial_state import require_sound
 from sngd_compile.modules.reconstructed import Reconstructed, reconstructed_modules

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sngd_compile.errors import ModelError
 from sngd_compile.fisher.layer import FisherLayer
 from sngd_compile.fisher.output_side import SAMPLES
-from sngd_compile.fisher.processes import is_in_process_group
+from sngd_compile.fisher.ties import is_in_process_group
 from sngd_compile.torch_private import (
     IGNORED_BY_DATA_PARALLEL,
     ORIGINAL_MODULE,

@@ -213,19 +213,24 @@ def _bind(optimizer: Optimizer) -> Binding:
         site.fisher.ties.stand_alone(site.fisher)
     descends = any(isinstance(one, torch.optim.SGD) for one in _with_held(optimizer))
     binding = Binding(sites, descends, weights, owns_any, sizes, _generation, [])
+    if known is None:
+        _warn_of_unsuited(optimizer, sites)
+    _bindings[optimizer] = binding
+    _settle_biases(optimizer, binding, list({id(s.fisher): s for s in driven + of_biases}.values()))
+    return binding
+
+
+def _warn_of_unsuited(optimizer: Optimizer, sites: Sequence[Site]) -> None:
     others = [site.fisher for site in sites if not suits(optimizer, site.fisher)]
-    if others and known is None:
+    if others:
         warnings.warn(
             f"{type(optimizer).__name__} steps {len(others)} reconstructed weights, "
             f"{others[0].name} among them: it scales the gradient of w' again, so this is "
             "not natural gradient descent. Use torch.optim.SGD on the same parameters, or "
             "torch.optim.Muon with Config.muon().",
             SngdWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    _bindings[optimizer] = binding
-    _settle_biases(optimizer, binding, list({id(s.fisher): s for s in driven + of_biases}.values()))
-    return binding
 
 
 def suits(optimizer: Optimizer, fisher: FisherLayer) -> bool:

@@ -14,6 +14,8 @@ TARGETS += [
     "site",
     "bench",
     "bench-peers",
+    "bench-muon",
+    "bench-why",
     "bench-one-rate",
     "bench-exact",
     "bench-fishers",

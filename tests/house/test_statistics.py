@@ -41,6 +41,7 @@ ALLOWED = {
     "kinds/sketch.py:without_bias": {"@", "sum"},  # a change of form, no observation
     "kinds/base.py:metric_of": {"inv", "@"},
     "roots/base.py:squared_norm": {"sum"},
+    "fisher/next_roots.py:_of_unit_gain": {"mean"},  # of the norms of groups
     "kinds/kronecker.py:_traces_of": {"sum"},
     "fisher/output_side.py:_trace": {"sum"},
     "kinds/kronecker.py:damped": {"mean"},  # of the traces of groups
