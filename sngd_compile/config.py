@@ -210,13 +210,13 @@ class Config:
 
     @classmethod
     def muon(cls) -> Config:
-        """Return settings for `torch.optim.Muon` on `w'`: roots of a gain of one.
+        """Return settings for `torch.optim.Muon` on `w'`: roots of a gain of one, more damping.
 
         Muon makes the momentum of a matrix orthogonal, so that all its singular values are one. On
         `w'` that is done where inputs are white: spectral descent in natural coordinates. Leave
         what it does not step out with `overrides`. See docs/which_optimizer.md.
         """
-        return cls(unit_gain=True)
+        return cls(unit_gain=True, damping_rel_trace=0.03)
 
     @property
     def exact_root(self) -> str:
