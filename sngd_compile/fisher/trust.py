@@ -24,7 +24,7 @@ class Trust:
     share: float = 1.0
     prime_norm: float | None = None
 
-    def follow(self, agreement: float, rate: float) -> None:
+    def adapt(self, agreement: float, rate: float) -> None:
         """Grow where steps go on in one direction, and shrink where they take each other back.
 
         Args:

@@ -15,7 +15,7 @@ from sngd_compile.training.steps import trust_region
 from sngd_compile.training.steps.trust_region import Reach
 
 TESTS = "tests/training/test_trust_region.py"
-FOLLOWS = "tests/training/test_trust_follows.py"
+ADAPTS = "tests/training/test_trust_adapts.py"
 
 
 @caught_by((TESTS, "-k", "free"))
@@ -87,7 +87,7 @@ def no_frame_has_a_last_weight() -> None:
     wrap(entry, "become_last", lambda original, state: None)
 
 
-@caught_by((FOLLOWS, "-k", "agreements"))
+@caught_by((ADAPTS, "-k", "agreements"))
 def agreement_of_the_weight_alone() -> None:
     """The momentum of a bias has no part in how steps agree."""
 
@@ -99,7 +99,7 @@ def agreement_of_the_weight_alone() -> None:
     wrap(trust_region, "_products", products)
 
 
-@caught_by((FOLLOWS, "-k", "take_each_other_back"))
+@caught_by((ADAPTS, "-k", "take_each_other_back"))
 def momentum_of_maximize_is_taken_as_it_is() -> None:
     """Where a loss is maximized, momentum points the other way."""
 
@@ -115,19 +115,19 @@ def momentum_of_maximize_is_taken_as_it_is() -> None:
     wrap(trust_region, "_momenta_of", momenta)
 
 
-@caught_by((FOLLOWS, "-k", "resumed"))
+@caught_by((ADAPTS, "-k", "resumed"))
 def a_resumed_run_begins_with_a_whole_region() -> None:
     """What was learned of a trust region is lost in a file."""
     wrap(Trust, "from_fields", lambda original, fields: Trust())
 
 
-@caught_by((FOLLOWS, "-k", "coordinates"))
+@caught_by((ADAPTS, "-k", "coordinates"))
 def size_in_old_coordinates() -> None:
     """After a change of the root `|w'|` stays what it was."""
     FisherLayer.note_change_ = lambda layer: layer.ties.expect_change()
 
 
-@caught_by((FOLLOWS, "-k", "share_of_the_bound"))
+@caught_by((ADAPTS, "-k", "share_of_the_bound"))
 def regions_are_always_whole() -> None:
     """What a layer has of its region bounds nothing."""
     original = trust_region.bound_of

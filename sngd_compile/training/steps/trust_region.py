@@ -26,8 +26,8 @@ from sngd_compile.training.site import Site
 SMALLEST = 0.05
 """Outputs that a layer is taken to have at the least: one that begins at zero must get away."""
 
-FOLLOWS_EVERY = 5
-"""Steps after which a layer's trust region follows how its gradients agree."""
+ADAPTS_EVERY = 5
+"""Steps after which a layer's trust region adapts to how its gradients agree."""
 
 Item = TypeVar("Item")
 
@@ -95,8 +95,8 @@ def reaches(
         if one.momenta:
             both = norm * hypot(*islice(lengths, len(one.momenta)))
             product = sum(islice(products, len(one.momenta)))
-            rate = FOLLOWS_EVERY * fisher.config.trust_rate
-            trust.follow(product / both if both else 0.0, rate)
+            rate = ADAPTS_EVERY * fisher.config.trust_rate
+            trust.adapt(product / both if both else 0.0, rate)
         bound = bound_of(fisher, trust.prime_norm or 0.0)
         stepped = one.gradients if one.site.steps_primes else one.site.gradients()
         found.append(Reach(stepped, norm / scale, bound))
@@ -116,11 +116,11 @@ def _what_is_due(
         if kind_of(site.fisher.spec).measures_outputs or not (gradients := site.prime_gradients()):
             continue
         is_size_due = site.fisher.trust.prime_norm is None or schedule.observing
-        follows = config.trust_rate > 0 and schedule.steps % FOLLOWS_EVERY == 0
-        if follows and momenta is None:
+        adapts = config.trust_rate > 0 and schedule.steps % ADAPTS_EVERY == 0
+        if adapts and momenta is None:
             momenta = _momenta_of(optimizers())
         parameters = site.prime_parameters() if is_size_due else []
-        before = site.prime_momenta(momenta) if follows and momenta else []
+        before = site.prime_momenta(momenta) if adapts and momenta else []
         measured.append(_Measured(site, gradients, parameters, before))
     return measured
 

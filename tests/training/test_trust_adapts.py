@@ -13,7 +13,7 @@ import sngd_compile as sngd
 from api import EVERY_STEP, apart, batch, mlp
 from sngd_compile.fisher.spec import BYTES, LENGTH, TEXT
 from sngd_compile.fisher.trust import LEAST, Trust
-from sngd_compile.training.steps.trust_region import FOLLOWS_EVERY
+from sngd_compile.training.steps.trust_region import ADAPTS_EVERY
 
 pytestmark = pytest.mark.usefixtures("float64")
 RATE = 2.0
@@ -52,11 +52,11 @@ def agreement(linear: nn.Linear, optimizer: SGD) -> float:
 def test_the_share_is_the_product_of_what_the_agreements_say():
     net, optimizer = start()
     expected = [1.0, 1.0]
-    for step in range(10 * FOLLOWS_EVERY):
+    for step in range(10 * ADAPTS_EVERY):
         backward(net, optimizer, step)
-        if step and step % FOLLOWS_EVERY == 0:
+        if step and step % ADAPTS_EVERY == 0:
             for index, linear in enumerate((net[0], net[2])):
-                factor = math.exp(FOLLOWS_EVERY * 0.1 * agreement(linear, optimizer))
+                factor = math.exp(ADAPTS_EVERY * 0.1 * agreement(linear, optimizer))
                 expected[index] = min(1.0, expected[index] * factor)
         optimizer.step()
         assert shares(net) == pytest.approx(expected, rel=1e-12)
@@ -75,13 +75,13 @@ def push(signs: list[int], **settings: object) -> float:
 
 
 BACK_AND_FORTH = [1, -1] * 10
-TIMES = (len(BACK_AND_FORTH) - 1) // FOLLOWS_EVERY
+TIMES = (len(BACK_AND_FORTH) - 1) // ADAPTS_EVERY
 
 
 @pytest.mark.parametrize("maximize", [False, True])
 def test_steps_that_take_each_other_back_shrink_it_and_others_win_it_back(maximize):
     least = push(BACK_AND_FORTH, maximize=maximize)
-    assert least == pytest.approx(math.exp(-0.1 * FOLLOWS_EVERY * TIMES), rel=1e-12)
+    assert least == pytest.approx(math.exp(-0.1 * ADAPTS_EVERY * TIMES), rel=1e-12)
     assert push([1] * 20, maximize=maximize) == 1.0
     assert push(BACK_AND_FORTH + [1] * 40, maximize=maximize) == 1.0
 
@@ -113,11 +113,11 @@ def test_a_share_of_the_bound_is_all_that_a_gradient_may_have():
 
 def test_a_gradient_that_is_not_finite_says_nothing():
     net, optimizer = start()
-    for step in range(FOLLOWS_EVERY):
+    for step in range(ADAPTS_EVERY):
         backward(net, optimizer, step)
         optimizer.step()
     before = shares(net)
-    backward(net, optimizer, FOLLOWS_EVERY)
+    backward(net, optimizer, ADAPTS_EVERY)
     net[0].weight.grad[0, 0] = math.nan
     with pytest.warns(sngd.SngdWarning, match="not finite"):
         optimizer.step()
