@@ -143,8 +143,9 @@ def _measure(net: nn.Module, sites: Sequence[Site]) -> tuple[list[dict[str, floa
         names = OF_INPUTS + (OF_OUTPUTS if layer.output_side is not None else ())
         of_layer = dict(zip(names, numbers, strict=True))
         age = float(layer.schedule.root_age)
-        last = layer.trust.prime_norm
-        bound = bound_of(layer, size if last is None else last)
+        before = layer.trust
+        trust = replace(before, prime_norm=size) if before.prime_norm is None else before
+        bound = bound_of(layer, trust)
         of_layer |= {"root_age": age, "rows": number, "norm": length}
         of_layer |= {"bound": bound if isfinite(bound) else 0.0, "trust": layer.trust.share}
         found.append(of_layer)

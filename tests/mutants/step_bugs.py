@@ -12,7 +12,6 @@ from sngd_compile.fisher.trust import Trust
 from sngd_compile.plan.planner import _Planner
 from sngd_compile.training import optimizer_hooks
 from sngd_compile.training.steps import trust_region
-from sngd_compile.training.steps.trust_region import Reach
 
 TESTS = "tests/training/test_trust_region.py"
 ADAPTS = "tests/training/test_trust_adapts.py"
@@ -76,7 +75,7 @@ def only_the_weight_is_shortened() -> None:
     """The gradient of a bias keeps its length."""
 
     def shorten(original: Any, found: Any) -> None:
-        original([Reach(one.gradients[:1], one.length, one.bound) for one in found])
+        original([replace(one, gradients=one.gradients[:1]) for one in found])
 
     wrap(optimizer_hooks, "shorten_", shorten)
 
@@ -132,8 +131,8 @@ def regions_are_always_whole() -> None:
     """What a layer has of its region bounds nothing."""
     original = trust_region.bound_of
 
-    def bound(fisher: Any, size: float) -> float:
-        return original(fisher, size) / fisher.trust.share
+    def bound(fisher: Any, trust: Any) -> float:
+        return original(fisher, trust) / trust.share
 
     trust_region.bound_of = bound
 
@@ -152,3 +151,17 @@ def damping_without_the_gain() -> None:
 def gains_are_not_in_files() -> None:
     """A state is read as if its root had not been scaled."""
     wrap(layer, "unpacked", lambda original, state: replace(original(state), gain=1.0))
+
+
+@caught_by(("tests/bad_input/test_non_finite.py", "-k", "skipped and None"))
+def skipped_steps_are_remembered() -> None:
+    """A layer learns of its trust region from a step that is dropped."""
+    original = trust_region.reaches
+
+    def reaches(*args: Any) -> Any:
+        found = original(*args)
+        for one in found:
+            one.fisher.trust = one.trust
+        return found
+
+    optimizer_hooks.reaches = reaches

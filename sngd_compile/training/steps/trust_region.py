@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import hypot, inf, isfinite, sqrt
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from sngd_compile.fisher.kinds.base import kind_of
 from sngd_compile.fisher.layer import FisherLayer
+from sngd_compile.fisher.trust import Trust
 from sngd_compile.torch_private import foreach_mul_, foreach_norm
 from sngd_compile.training.sharding import group_of, held_here, is_sharded, whole
 from sngd_compile.training.site import Site
@@ -37,14 +38,18 @@ class Reach:
     """How far a step would reach in one layer.
 
     Args:
+        fisher: Of the layer.
         gradients: What the optimizer will step by, of the weight and of a bias that joins.
         length: `|g'|`.
         bound: The largest that it may be.
+        trust: What the layer will remember, once the step is taken.
     """
 
+    fisher: FisherLayer
     gradients: list[Tensor]
     length: float
     bound: float
+    trust: Trust
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ def reaches(
     for one in measured:
         fisher, trust = one.site.fisher, one.site.fisher.trust
         norm = hypot(*islice(lengths, len(one.gradients)))
+        if one.parameters or one.momenta:
+            trust = replace(trust)
         if one.parameters:
             trust.prime_norm = hypot(*islice(lengths, len(one.parameters)))
         if one.momenta:
@@ -97,9 +104,8 @@ def reaches(
             product = sum(islice(products, len(one.momenta)))
             rate = ADAPTS_EVERY * fisher.config.trust_rate
             trust.adapt(product / both if both else 0.0, rate)
-        bound = bound_of(fisher, trust.prime_norm or 0.0)
         stepped = one.gradients if one.site.steps_primes else one.site.gradients()
-        found.append(Reach(stepped, norm / scale, bound))
+        found.append(Reach(fisher, stepped, norm / scale, bound_of(fisher, trust), trust))
     return found
 
 
@@ -142,9 +148,14 @@ def _momenta_of(optimizers: Sequence[Optimizer]) -> dict[int, Tensor]:
 def shorten_(found: Sequence[Reach]) -> None:
     """Shorten each gradient that reaches out of its trust region, to its border.
 
+    The step is taken then: a layer remembers nothing of one that is not.
+
     Source: docs/method.md, clipping is a trust region. Tested by
     tests/training/test_trust_region.py.
     """
+    for reach in found:
+        if isfinite(reach.length):
+            reach.fisher.trust = reach.trust
     # What is not finite is the guard's, or that of an optimizer which skips its step itself.
     far = [reach for reach in found if reach.bound < reach.length < inf]
     gradients = [held_here(gradient) for reach in far for gradient in reach.gradients]
@@ -153,12 +164,12 @@ def shorten_(found: Sequence[Reach]) -> None:
         foreach_mul_(gradients, factors)
 
 
-def bound_of(fisher: FisherLayer, size: float) -> float:
+def bound_of(fisher: FisherLayer, trust: Trust) -> float:
     """Return the largest norm that the gradient of a layer's `w'` may have.
 
     Args:
         fisher: The layer.
-        size: `|w'|`.
+        trust: How much of its region it may use, and `|w'|`.
     """
     config = fisher.config
     if kind_of(fisher.spec).measures_outputs:
@@ -167,10 +178,10 @@ def bound_of(fisher: FisherLayer, size: float) -> float:
     unit = sqrt(fisher.scale * fisher.layout.all_outputs)
     radius = inf if config.trust_radius is None else config.trust_radius * unit
     if config.trust_share is None:
-        return fisher.trust.share * radius
-    share = config.trust_share * max(size, SMALLEST * unit)
+        return trust.share * radius
+    share = config.trust_share * max(trust.prime_norm or 0.0, SMALLEST * unit)
     # What a network gives has the unit of its targets, and may have far to go.
-    return fisher.trust.share * (max(radius, share) if fisher.is_last else min(radius, share))
+    return trust.share * (max(radius, share) if fisher.is_last else min(radius, share))
 
 
 def _lengths(tensors: Sequence[Tensor]) -> list[float]:
