@@ -16,7 +16,7 @@ def a_root_without_its_weights() -> None:
     """A refresh renews a root, and neither moves w' along nor looks."""
 
     def take(original: Any, attempt: Any, found: Any, held: Any) -> torch.Tensor:
-        copy_root_(attempt.site.fisher.root_buffers, found[0])
+        copy_root_(attempt.site.fisher.root_buffers, found.root)
         return torch.zeros(())
 
     wrap(refresh._Attempt, "take_", take)
