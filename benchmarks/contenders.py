@@ -136,10 +136,20 @@ def adamw(model: nn.Module, recipe: Recipe) -> Trainee:
     return usual_loop(model, [AdamW(model.parameters(), lr=recipe.rate)], recipe)
 
 
-def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The matrices that Muon's users give it: no embeddings, and not the head, which is last."""
+def matrices(model: nn.Module) -> list[nn.Parameter]:
+    """All but embeddings; the head is last."""
     tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
-    return [p for p in model.parameters() if p.dim() == 2 and p not in tables][:-1]
+    return [p for p in model.parameters() if p.dim() == 2 and p not in tables]
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices that Muon's users give it: not the head."""
+    return matrices(model)[:-1]
+
+
+def has_hidden_matrices(model: nn.Module) -> bool:
+    """Whether there is anything for Muon beside the head."""
+    return bool(hidden_matrices(model))
 
 
 def muon(model: nn.Module, recipe: Recipe) -> Trainee:
@@ -149,17 +159,15 @@ def muon(model: nn.Module, recipe: Recipe) -> Trainee:
 
 def muon_with_head(model: nn.Module, recipe: Recipe) -> Trainee:
     """Muon for the head too."""
-    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
-    matrices = [p for p in model.parameters() if p.dim() == 2 and p not in tables]
-    return with_muon(model, matrices, recipe)
+    return with_muon(model, matrices(model), recipe)
 
 
-def with_muon(model: nn.Module, matrices: list[nn.Parameter], recipe: Recipe) -> Trainee:
+def with_muon(model: nn.Module, spread: list[nn.Parameter], recipe: Recipe) -> Trainee:
     """Muon for some matrices and AdamW for the rest."""
-    spread = Muon(matrices, lr=recipe.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    chosen = set(matrices)
-    others = [p for p in model.parameters() if p not in chosen]
-    return usual_loop(model, [spread, AdamW(others, lr=RATE_BESIDE_MUON)], recipe)
+    muon = Muon(spread, lr=recipe.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    taken = set(spread)
+    others = [p for p in model.parameters() if p not in taken]
+    return usual_loop(model, [muon, AdamW(others, lr=RATE_BESIDE_MUON)], recipe)
 
 
 def muon_on_white_inputs(model: nn.Module, recipe: Recipe) -> Trainee:
@@ -201,12 +209,9 @@ SNGD_RATES = (0.03, 0.06, 0.015, 0.12)
 SNGD = Contender("SNGD", natural_gradient, SNGD_RATES)
 """At the first of its rates it is what the documentation recommends."""
 ADAMW = Contender("AdamW", adamw, ADAMW_RATES)
-MUON = Contender("Muon", muon, MUON_RATES, fits=lambda model: bool(hidden_matrices(model)))
+MUON = Contender("Muon", muon, MUON_RATES, fits=has_hidden_matrices)
 NATURAL_MUON = Contender(
-    "Muon, reconstructed",
-    muon_on_white_inputs,
-    MUON_RATES,
-    fits=lambda model: bool(hidden_matrices(model)),
+    "Muon, reconstructed", muon_on_white_inputs, MUON_RATES, fits=has_hidden_matrices
 )
 MUON_WITH_HEAD = Contender("Muon, head too", muon_with_head, MUON_RATES)
 FULL_BATCH = Contender("L-BFGS", lbfgs, LBFGS_RATES, needs_all_examples=True)

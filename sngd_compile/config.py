@@ -146,20 +146,17 @@ class Config:
             _require(self, name, increasing, f"a tuple of increasing integers in {_range(least)}")
         decay, relative, absolute = self.ema_decay, self.damping_rel_trace, self.damping_abs
         _require(self, "ema_decay", _is_number(decay) and 0 <= decay < 1, "a number in [0, 1)")
-        in_range, said = _is_number(relative) and 0 <= relative <= 1, "a number in [0, 1]"
-        _require(self, "damping_rel_trace", in_range, f"{said} (fraction of the trace)")
+        in_range = _is_number(relative) and 0 <= relative <= 1
+        _require(self, "damping_rel_trace", in_range, "a number in [0, 1] (fraction of the trace)")
         in_range = _is_number(absolute) and 0 <= absolute < math.inf
         _require(self, "damping_abs", in_range, "a finite number >= 0")
-        budget, rate, rows = self.step_budget, self.trust_rate, self.max_rows
+        budget = self.step_budget
         _require(self, "step_budget", _is_number(budget) and budget > 0, "a number > 0")
+        rows = self.max_rows
         valid = rows is None or rows == "auto" or _is_integer(rows, 1)
         expected = f'an integer in {_range(1)}, None (all rows) or "auto" (4 D rows)'
         _require(self, "max_rows", valid, expected)
-        for name in ("trust_radius", "trust_share"):
-            value = getattr(self, name)
-            in_range = value is None or (_is_number(value) and 0 < value < math.inf)
-            _require(self, name, in_range, "a finite number > 0, or None (no bound)")
-        _require(self, "trust_rate", _is_number(rate) and 0 <= rate <= 1, said)
+        self._check_trust_region()
         _require(self, "unit_gain", isinstance(self.unit_gain, bool), "True or False")
         rank = self.rank is None or _is_integer(self.rank, 1)
         _require(self, "rank", rank, f"an integer in {_range(1)} or None (exact factors)")
@@ -168,6 +165,14 @@ class Config:
         for name, names in names_of.items():
             known = isinstance(getattr(self, name), str) and getattr(self, name) in names
             _require(self, name, known, f"one of {', '.join(names)}")
+
+    def _check_trust_region(self) -> None:
+        for name in ("trust_radius", "trust_share"):
+            value = getattr(self, name)
+            in_range = value is None or (_is_number(value) and 0 < value < math.inf)
+            _require(self, name, in_range, "a finite number > 0, or None (no bound)")
+        rate = self.trust_rate
+        _require(self, "trust_rate", _is_number(rate) and 0 <= rate <= 1, "a number in [0, 1]")
 
     @classmethod
     def paper(cls) -> Config:

@@ -1,7 +1,11 @@
 """A task that trains in milliseconds, for the tests of the convergence study."""
 
+from collections.abc import Callable
+
 import torch
+import typer
 from torch import nn
+from typer.testing import CliRunner, Result
 
 from tasks import Data, Task
 
@@ -20,3 +24,10 @@ def learnable() -> Data:
 
 TINY = Task("tiny", "tiny network", normalised, learnable, 16, 20, nn.CrossEntropyLoss())
 DATA = learnable()
+
+
+def invoke(main: Callable[..., None], *options: object) -> Result:
+    """Runs what `typer.run` would make of a function."""
+    app = typer.Typer()
+    app.command()(main)
+    return CliRunner().invoke(app, [str(option) for option in options])

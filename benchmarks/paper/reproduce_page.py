@@ -8,6 +8,7 @@ from rich.table import Table
 
 from paper.experiments import EXPERIMENTS, Experiment
 from paper.reproduce_summary import Content, mean_and_spread, starred, summary, verdicts
+from steps.step_report import table_lines
 
 INTRODUCTION = """\
 # The paper's experiments
@@ -121,11 +122,9 @@ def section(experiment: Experiment, content: Content) -> str:
         f"{content['title']} on {content['data']}, batch {content['batch_size']}, "
         f"{content['limit']:g} steps, {content['seeds']} seeds, {content['rates']} rates."
     )
-    rows = [header(experiment, content)]
-    rows += [["---"] * len(rows[0])]
-    rows += [cells(experiment, content, outcome) for outcome in content["contenders"]]
+    rows = [cells(experiment, content, outcome) for outcome in content["contenders"]]
     lines = [f"## {experiment.name}", "", size, "", *verdicts(content), ""]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += table_lines(header(experiment, content), rows)
     picture = f"![Training loss over steps and seconds](reproduce/{experiment.name}.png)"
     lines += ["", picture, "", *(f"- {text}" for text in experiment.differs), ""]
     lines += ["Machine: " + ", ".join(f"{key} {value}" for key, value in conditions.items()), ""]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from contenders import SNGD
 from paper.paper_contenders import PAPER
+from steps.step_report import table_lines
 
 Content = dict[str, Any]
 """What is stored of one experiment."""
@@ -182,14 +183,13 @@ COLUMNS = (
 
 def summary(stored: Mapping[str, Content]) -> str:
     """The table of all experiments that are stored, and how often SNGD is better."""
-    rows = [list(COLUMNS), ["---"] * len(COLUMNS)]
+    rows: list[list[str]] = []
     for experiment, content in stored.items():
         for name, label in ours_in(content).items():
             found = compared(content, name)
             rows.append([f"[{experiment}](#{experiment}), {label}"])
             rows[-1] += [cell for comparison in found for cell in comparison.cells]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", count(list(stored.values())), ""])
+    return "\n".join([*table_lines(COLUMNS, rows), "", count(list(stored.values())), ""])
 
 
 def count(stored: Sequence[Content]) -> str:

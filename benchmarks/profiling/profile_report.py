@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from steps.step_report import conditions
+from steps.step_report import conditions, table_lines
 from study.study_report import load_average
 from workloads import Workload
 
@@ -83,9 +83,7 @@ def save(
     lines += [EXPLANATION.format(rate=rate / 1e9, load=load_average())]
     for workload, kinds in profiles:
         header = ["ms (floor)", *kinds]
-        content = [header, ["---"] * len(header), *rows(kinds)]
-        lines += [f"## {title(workload)}", ""]
-        lines += [*("| " + " | ".join(row) + " |" for row in content), ""]
+        lines += [f"## {title(workload)}", "", *table_lines(header, rows(kinds)), ""]
     path = folder / "profile_step.md"
     path.write_text("\n".join(lines))
     return path

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -111,13 +111,18 @@ def processor() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
+def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+
+
 def markdown(results: Sequence[Result], steps: int) -> str:
     """The rows of all workloads, and under what conditions they came about."""
     measured = ", ".join(f"{name}: {value}" for name, value in conditions(steps).items())
     lines = ["# Step time", "", measured, "", EXPLANATION, ""]
     for result in results:
-        lines += [f"## {result.title}", "", _line(HEADER), _line(["---"] * len(HEADER))]
-        lines += [*(_line(row.cells()) for row in result.rows), ""]
+        rows = [row.cells() for row in result.rows]
+        lines += [f"## {result.title}", "", *table_lines(HEADER, rows), ""]
     return "\n".join(lines)
 
 
@@ -131,7 +136,3 @@ def save(results: Sequence[Result], steps: int, folder: Path) -> list[Path]:
         paths.append(folder / f"step_time.{suffix}")
         paths[-1].write_text(text)
     return paths
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -13,14 +13,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from contenders import MUON, NATURAL_MUON, REFERENCE, limit_to_one_thread
+from contenders import MUON, NATURAL_MUON, REFERENCE, has_hidden_matrices, limit_to_one_thread
 from study.convergence import RATES, RESULTS
 from study.protocol import Protocol, seconds_for, study
 from study.race import Budget
-from study.study_report import cells, circumstances, content_of, header, load_average, table
+from study.study_report import circumstances, content_of, load_average, outcome_lines, table
 from tasks import TASKS
 
-BY_NAME = {task.name: task for task in TASKS if MUON.fits is None or MUON.fits(task.model(0))}
+BY_NAME = {task.name: task for task in TASKS if has_hidden_matrices(task.model(0))}
 EXPLANATION = """\
 # Muon on the reconstructed network
 
@@ -59,9 +59,8 @@ def main(
         )
         console.print(table(result))
         contents.append(content_of(result, length, load))
-        rows = [header(result), ["---"] * 9, *(cells(result, one) for one in result.outcomes)]
-        lines = ["| " + " | ".join(row) + " |" for row in rows]
-        sections.append("\n".join([f"## {task.title}, {data.name}", "", *lines]))
+        title = f"## {task.title}, {data.name}"
+        sections.append("\n".join([title, "", *outcome_lines(result)]))
     (output / "muon.json").write_text(json.dumps(contents, indent=1) + "\n")
     explained = EXPLANATION.format(rates=rates, seeds=seeds)
     page = "\n\n".join([explained.rstrip(), circumstances(), *sections])

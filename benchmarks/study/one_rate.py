@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from contenders import SNGD, Contender, limit_to_one_thread
+from steps.step_report import table_lines
 from study.convergence import RATES, RESULTS, wanted
 from study.protocol import Protocol, Study, crossing, goal_of, spread, study
 from study.race import Budget
@@ -89,8 +90,7 @@ def row(result: Study) -> list[str]:
 
 def page(rows: Sequence[Sequence[str]], seeds: int, rates: int) -> str:
     """All of them."""
-    lines = [HEADER, ["---"] * len(HEADER), *rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = "\n".join(table_lines(HEADER, rows))
     explained = EXPLANATION.format(rates=rates, seeds=seeds)
     return explained + circumstances() + "\n\n" + table + "\n"
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from report import show_losses_along
-from steps.step_report import conditions
+from steps.step_report import conditions, table_lines
 from study.protocol import Outcome, Study, crossing, spread
 from study.race import Point, Run
 
@@ -112,14 +112,17 @@ def settings(study: Study) -> dict[str, Any]:
     }
 
 
+def outcome_lines(study: Study) -> list[str]:
+    """The rows as lines of a page."""
+    return table_lines(header(study), [cells(study, outcome) for outcome in study.outcomes])
+
+
 def markdown(study: Study, name: str, under: dict[str, Any], load: str) -> str:
     """The rows as a page, with conditions and protocol."""
     lines = [f"# {study.task.title}, {study.data.name}, batch {study.task.batch_size}", ""]
     lines += [", ".join(f"{key}: {value}" for key, value in under.items()), ""]
     lines += [EXPLANATION.format(**settings(study), load=load), ""]
-    rows = [header(study), ["---"] * 9, *(cells(study, outcome) for outcome in study.outcomes)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", f"![Training loss over steps and seconds]({name}.png)", ""]
+    lines += [*outcome_lines(study), "", f"![Training loss over steps and seconds]({name}.png)", ""]
     return "\n".join(lines)
 
 

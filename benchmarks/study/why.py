@@ -25,6 +25,7 @@ from contenders import SNGD, limit_to_one_thread
 from sngd_compile.explain import distinct_sites
 from sngd_compile.fisher.weight_map import mapped
 from sngd_compile.training.site import Site
+from steps.step_report import table_lines
 from study.convergence import RESULTS, wanted
 from study.study_report import circumstances
 from tasks import Task
@@ -93,7 +94,7 @@ def watch(task: Task, steps: int) -> Seen:
     """Train, and look at the second half."""
     net = sngd.reconstruct(task.model(0))
     optimizer = SGD(net.parameters(), lr=SNGD.rates[0], momentum=0.9, nesterov=True)
-    sites, layers = distinct_sites(net), sngd.fisher_layers(net)
+    sites = distinct_sites(net)
     found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in sites}
     batches, recipe = task.batches(task.load(), 0), task.recipe(0.0)
     for step in range(steps):
@@ -102,11 +103,13 @@ def watch(task: Task, steps: int) -> Seen:
         if step >= steps // 2 and step % EVERY == 0:
             values = sngd.metrics(net)
             for name, site in sites.items():
-                for key in ("effective_rank", "condition", "trust"):
-                    found[name][key].append(values[f"{name}/{key}"])
+                of_layer = found[name]
+                of_layer["rank"].append(values[f"{name}/effective_rank"] / site.fisher.size)
+                of_layer["condition"].append(values[f"{name}/condition"])
+                of_layer["trust"].append(values[f"{name}/trust"])
                 reaches = values[f"{name}/norm"] > values[f"{name}/bound"]
-                found[name]["reaching"].append(float(reaches))
-                found[name]["alignment"].append(alignment(site))
+                of_layer["reaching"].append(float(reaches))
+                of_layer["alignment"].append(alignment(site))
         optimizer.step()
     total = sum(site.weight.numel() for site in sites.values())
 
@@ -115,12 +118,8 @@ def watch(task: Task, steps: int) -> Seen:
             of(found[name][key]) * site.weight.numel() / total for name, site in sites.items()
         )
 
-    ranks = sum(
-        statistics.median(found[name]["effective_rank"]) / layers[name].size * site.weight.numel()
-        for name, site in sites.items()
-    )
     return Seen(
-        ranks / total,
+        mean("rank"),
         mean("condition"),
         mean("reaching", statistics.mean),
         mean("trust", lambda values: values[-1]),
@@ -155,12 +154,12 @@ def main(
 ) -> None:
     """Show what explains the gain on each task."""
     limit_to_one_thread()
-    rows: list[list[str]] = [list(HEADER), ["---"] * len(HEADER)]
+    rows = []
     for task in wanted(tasks):
         seen = watch(task, steps or task.steps)
         rows.append([task.name, *seen.cells(), *gains(task, output)])
         console.print(*rows[-1], sep="  ")
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    table = "\n".join(table_lines(HEADER, rows))
     page = EXPLANATION.format(every=EVERY) + circumstances() + "\n\n" + table + "\n"
     (output / "why.md").write_text(page)
     console.print(f"Results: {output / 'why.md'}")

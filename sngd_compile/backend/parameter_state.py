@@ -114,36 +114,28 @@ class NaturalSite:
     @torch.no_grad()
     def prime_gradients(self) -> list[Tensor]:
         """Return `n R^-1` of the natural gradient `n = g' R` that the parameters hold."""
-        spec, gradient = self.fisher.spec, self.weight.grad
-        if gradient is None:
-            return []
-        of_bias = None
-        if spec.has_bias and self.bias is not None:  # the map mixes both, so half a pair has zeros
-            of_bias = torch.zeros_like(self.bias) if self.bias.grad is None else self.bias.grad
-        pair = mapped("unfold", self.fisher.root_buffers, spec, gradient, of_bias)
-        return [part for part in pair if part is not None]
+        return self._in_primes(self.weight.grad, None if self.bias is None else self.bias.grad)
 
     @torch.no_grad()
     def prime_parameters(self) -> list[Tensor]:
         """Return `w R^-1` of the parameters."""
-        spec = self.fisher.spec
-        of_bias = self.bias if spec.has_bias else None
-        pair = mapped("unfold", self.fisher.root_buffers, spec, self.weight, of_bias)
-        return [part for part in pair if part is not None]
+        return self._in_primes(self.weight, self.bias)
 
     @torch.no_grad()
     def prime_momenta(self, momenta: Mapping[int, Tensor]) -> list[Tensor]:
         """Return `v R^-1` of the momenta of the parameters."""
+        return self._in_primes(*(momenta.get(id(p)) for p in (self.weight, self.bias)))
+
+    def _in_primes(self, of_weight: Tensor | None, of_bias: Tensor | None) -> list[Tensor]:
+        """Return what moves as `w` does, in the coordinates of `w'`; none without a weight's."""
         spec = self.fisher.spec
-        of_weight, of_bias = (
-            None if p is None else momenta.get(id(p)) for p in (self.weight, self.bias)
-        )
         if of_weight is None:
             return []
-        if spec.has_bias and self.bias is not None and of_bias is None:
+        if not spec.has_bias or self.bias is None:
+            of_bias = None
+        elif of_bias is None:  # the map mixes both, so half a pair has zeros
             of_bias = torch.zeros_like(self.bias)
-        given = of_bias if spec.has_bias else None
-        pair = mapped("unfold", self.fisher.root_buffers, spec, of_weight, given)
+        pair = mapped("unfold", self.fisher.root_buffers, spec, of_weight, of_bias)
         return [part for part in pair if part is not None]
 
     def gradients(self) -> list[Tensor]:

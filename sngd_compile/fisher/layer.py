@@ -18,7 +18,7 @@ from sngd_compile.fisher.kinds.base import Damped, first_root, kind_of
 from sngd_compile.fisher.output_side import OutputSide
 from sngd_compile.fisher.roots.base import Root, copy_root_
 from sngd_compile.fisher.schedule import ALL_ROWS, Schedule
-from sngd_compile.fisher.spec import COUNTS, FisherSpec, Record, damage_of, packed, unpacked
+from sngd_compile.fisher.spec import COUNTS, FisherSpec, Record, mismatch, packed, unpacked
 from sngd_compile.fisher.ties import Ties, is_in_process_group
 from sngd_compile.fisher.trust import Trust
 from sngd_compile.layout import Layout
@@ -173,7 +173,11 @@ class FisherLayer(WideBuffers):
 
     @property
     def rows_per_step(self) -> float:
-        """Rows, drawn ones, that a process sees in an observed step on average; 0.0 before one."""
+        """Rows that one process has observed in an optimizer step, on average over such steps.
+
+        The rows of all passes of a step count, at most `Config.max_rows` of each; 0.0 before the
+        first.
+        """
         group = self.ties.process_group
         processes = 1 if group is None else torch.distributed.get_world_size(group)
         return self.rows_seen / (max(1, self.schedule.observed_in_all) * processes)
@@ -186,10 +190,12 @@ class FisherLayer(WideBuffers):
 
     @property
     def is_observing(self) -> bool:
-        """Whether what a forward pass shows now counts: not of a weight that is frozen by now."""
+        """Whether what a forward pass shows now counts: not of a weight that is frozen by now.
+
+        No optimizer would count its steps, so its first one would be observed for ever.
+        """
         if not self.schedule.observing:
             return False
-        # Of a frozen one no optimizer counts steps: its first would be observed for ever.
         weight = self.ties.weight()
         # What `functional_call` puts in its place, as under `vmap`, may not say what it is part of.
         return not isinstance(weight, nn.Parameter) or weight.requires_grad
@@ -347,10 +353,10 @@ class FisherLayer(WideBuffers):
         # A layer half loaded would have a root that belongs to another factor, or to another w'.
         for key, own in self.state_dict().items():
             given = state_dict.get(prefix + key)
-            if given is None or (mismatch := _mismatch(given, own, key == EXTRA_STATE)) is None:
+            if given is None or (fault := mismatch(given, own, key == EXTRA_STATE)) is None:
                 continue
             raise ModelError(
-                f"{self.name}: {key} of the checkpoint {mismatch}, so nothing of its local Fisher "
+                f"{self.name}: {key} of the checkpoint {fault}, so nothing of its local Fisher "
                 "is loaded; the file is damaged, or of another network"
             )
 
@@ -383,16 +389,3 @@ class FisherLayer(WideBuffers):
         groups = "" if self.groups is None else f"groups={self.groups}, "
         blocks = f"blocks={len(self.spec.blocks)}, " if self.spec.blocks else ""
         return f"{self.kind}, {groups}{blocks}D={self.size}, rows_seen={self.rows_seen}"
-
-
-def _mismatch(given: object, own: Tensor, is_record: bool) -> str | None:
-    """Say what is wrong with a tensor of a checkpoint; None where nothing is."""
-    if not isinstance(given, Tensor):
-        return f"is a {type(given).__name__}, no tensor"
-    if is_record:
-        return damage_of(given)
-    if given.shape != own.shape:
-        return f"has the shape {tuple(given.shape)} instead of {tuple(own.shape)}"
-    if given.is_meta or bool(given.isfinite().all()):
-        return None
-    return "holds numbers that are not finite"

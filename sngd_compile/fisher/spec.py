@@ -220,15 +220,6 @@ def _fault(state: Tensor) -> str | None:
     return None
 
 
-def damage_of(state: Tensor) -> str | None:
-    """Say why `unpacked` cannot read a state; None where it can."""
-    try:
-        unpacked(state)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
 def unpacked(state: Tensor) -> Record:
     """Return what `packed` was given.
 
@@ -248,3 +239,20 @@ def unpacked(state: Tensor) -> Record:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"is damaged: {error}") from error
     return Record(spec, None if name is None else str(name), trust, gain)
+
+
+def mismatch(given: object, own: Tensor, is_record: bool) -> str | None:
+    """Say what is wrong with a tensor of a checkpoint; None where nothing is."""
+    if not isinstance(given, Tensor):
+        return f"is a {type(given).__name__}, no tensor"
+    if is_record:
+        try:
+            unpacked(given)
+        except ValueError as error:
+            return str(error)
+        return None
+    if given.shape != own.shape:
+        return f"has the shape {tuple(given.shape)} instead of {tuple(own.shape)}"
+    if given.is_meta or bool(given.isfinite().all()):
+        return None
+    return "holds numbers that are not finite"

@@ -4,11 +4,9 @@ import json
 
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
 import sngd_compile as sngd
-from benchmarks_tiny import TINY
+from benchmarks_tiny import TINY, invoke
 from contenders import Recipe, muon, muon_on_white_inputs
 from study import muon as script
 
@@ -16,17 +14,15 @@ from study import muon as script
 @pytest.mark.usefixtures("thread_count")
 def test_both_are_on_one_page(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "BY_NAME", {"tiny": TINY})
-    app = typer.Typer()
-    app.command()(script.main)
-    options = ["--steps", "12", "--seeds", "1", "--rates", "2", "--output", str(tmp_path)]
-    done = CliRunner().invoke(app, options)
+    options = ["--steps", 12, "--seeds", 1, "--rates", 2, "--output", tmp_path]
+    done = invoke(script.main, *options)
     assert done.exit_code == 0, done.output
     (content,) = json.loads((tmp_path / "muon.json").read_text())
     names = [one["contender"] for one in content["contenders"]]
     assert names == ["Muon", "Muon, reconstructed"]
     page = (tmp_path / "muon.md").read_text()
     assert all(f"| {name} |" in page for name in names)
-    refused = CliRunner().invoke(app, [*options, "--tasks", "conv"])
+    refused = invoke(script.main, *options, "--tasks", "conv")
     assert refused.exit_code == 2
     assert "conv" in refused.output
 

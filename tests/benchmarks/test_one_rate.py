@@ -4,10 +4,8 @@ import json
 from dataclasses import replace
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from benchmarks_tiny import TINY
+from benchmarks_tiny import TINY, invoke
 from contenders import SNGD
 from study import one_rate
 
@@ -20,10 +18,8 @@ def test_a_rate_beside_the_best(tmp_path, monkeypatch, rates, ratio):
     monkeypatch.setattr(one_rate, "wanted", lambda names: [TINY])
     tried = replace(SNGD, rates=rates)
     monkeypatch.setattr(one_rate, "PAIR", (tried, one_rate.at_one_rate(tried)))
-    app = typer.Typer()
-    app.command()(one_rate.main)
-    options = ["--steps", "12", "--seeds", "2", "--rates", "2", "--output", str(tmp_path)]
-    done = CliRunner().invoke(app, options)
+    options = ["--steps", 12, "--seeds", 2, "--rates", 2, "--output", tmp_path]
+    done = invoke(one_rate.main, *options)
     assert done.exit_code == 0, done.output
     (content,) = json.loads((tmp_path / "one_rate.json").read_text())
     tuned, fixed = content["contenders"]

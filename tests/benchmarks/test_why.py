@@ -5,12 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-import typer
 from torch import nn
-from typer.testing import CliRunner
 
 import sngd_compile as sngd
-from benchmarks_tiny import TINY
+from benchmarks_tiny import TINY, invoke
 from sngd_compile.explain import distinct_sites
 from study import why
 
@@ -49,9 +47,7 @@ def test_the_page_has_the_gains_of_the_study(tmp_path, monkeypatch):
         for name, seconds in runs.items()
     ]
     (tmp_path / "convergence_tiny.json").write_text(json.dumps({"contenders": contents}))
-    app = typer.Typer()
-    app.command()(why.main)
-    done = CliRunner().invoke(app, ["--steps", "40", "--output", str(tmp_path)])
+    done = invoke(why.main, "--steps", 40, "--output", tmp_path)
     assert done.exit_code == 0, done.output
     tiny, without = (tmp_path / "why.md").read_text().splitlines()[-2:]
     assert tiny.startswith("| tiny |")
