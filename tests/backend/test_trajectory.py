@@ -55,8 +55,9 @@ def test_the_trajectory_is_that_of_the_reconstructed_network(network, inner, sgd
     "network",
     [
         # Inductor meets the Block below, with a checkpoint in it.
-        pytest.param(n, marks=pytest.mark.slow if n is MLP else pytest.mark.nightly)
-        for n in NETWORKS
+        pytest.param(MLP, marks=pytest.mark.slow),
+        pytest.param(Residual, marks=[PLAIN_GAIN, pytest.mark.nightly]),
+        *(pytest.param(n, marks=pytest.mark.nightly) for n in (ConvNet, Block, Tied)),
     ],
 )
 def test_inductor_walks_the_same_path(network):
