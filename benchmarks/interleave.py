@@ -1,5 +1,6 @@
 """Timing several trainees in turns, so that whatever else the machine does hits all of them."""
 
+import itertools
 import math
 import random
 import time
@@ -20,6 +21,9 @@ WARM_UP = math.ceil((DEFAULT.early_refreshes[-1] + 1) / DEFAULT.observe_every) *
     DEFAULT.observe_every
 )
 """Steps until only what is periodic is left."""
+
+TURN = 10
+"""Steps in a row: who trains has the caches of a processor to one network, after its first step."""
 
 
 @dataclass
@@ -55,28 +59,33 @@ def take_turns(
     steps: int,
     may_fail: Container[str] = (),
 ) -> dict[str, Times]:
-    """Time `steps` steps of each; the order of each turn is drawn anew, the batch is shared.
+    """Time `steps` steps of each, `TURN` in a row; who is first is drawn anew, batches are shared.
 
     Who may fail, as a package of others, takes no more turns after it has raised something.
     """
     shuffled = random.Random(0)
     times = {name: Times() for name in trainees}
-    for _ in range(steps):
-        inputs, labels = next(batches)
+    for first in range(0, steps, TURN):
+        shared = list(itertools.islice(batches, min(TURN, steps - first)))
         running = [name for name in trainees if not times[name].failure]
         for name in shuffled.sample(running, len(running)):
-            # Of this process alone: what others take from the machine is not counted.
-            start = time.process_time()
             try:
-                loss = trainees[name].step(inputs, labels)
+                for inputs, labels in shared:
+                    _time_step(trainees[name], inputs, labels, times[name])
             except Exception as error:
                 if name not in may_fail:
                     raise
                 times[name].failure = type(error).__name__
-                continue
-            times[name].seconds.append(time.process_time() - start)
-            times[name].loss = loss.item()
     return times
+
+
+def _time_step(trainee: Trainee, inputs: Tensor, labels: Tensor, times: Times) -> None:
+    """Take one step."""
+    # Of this process alone: what others take from the machine is not counted.
+    start = time.process_time()
+    loss = trainee.step(inputs, labels)
+    times.seconds.append(time.process_time() - start)
+    times.loss = loss.item()
 
 
 def percentiles(times: Times) -> tuple[float, float, float]:

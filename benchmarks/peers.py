@@ -1,24 +1,30 @@
 """Second-order and matrix optimizers from PyPI; each adapter fits on a screen.
 
-Statistics and inverses are renewed every `INTERVAL` steps where a package lets one choose.
+Statistics and inverses are renewed every `INTERVAL` steps where a package lets one choose; SOAP's
+every step too.
 """
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
 
 from contenders import (
     LARGEST_FISHER_NORM,
+    MUON_RATES,
     NATURAL_RATES,
+    RATE_BESIDE_MUON,
     SGD_RATES,
     Contender,
     Recipe,
     Trainee,
+    has_hidden_matrices,
+    hidden_matrices,
     usual_loop,
 )
 
@@ -56,7 +62,7 @@ def asdl_kfac(model: nn.Module, recipe: Recipe) -> Trainee:
     loss_type = "mse" if isinstance(recipe.criterion, nn.MSELoss) else "cross_entropy"
     maker = asdl.KfacGradientMaker(model, config, loss_type=loss_type)
     parameters = list(model.parameters())
-    optimizer = SGD(parameters, lr=recipe.rate, momentum=0.9)
+    optimizer = SGD(parameters, lr=recipe.rate, momentum=0.9, fused=True)
     precondition = maker.precondition
 
     def precondition_and_shorten() -> None:
@@ -82,7 +88,7 @@ def curvlinops_kfac(model: nn.Module, recipe: Recipe) -> Trainee:
     """K-FAC (one Monte-Carlo sample) of the present batch by curvlinops, in SNGD's trust region."""
     kfac, inverse = import_module("curvlinops.kfac"), import_module("curvlinops.inverse")
     parameters, criterion = list(model.parameters()), recipe.criterion
-    optimizer = SGD(parameters, lr=recipe.rate, momentum=0.9)
+    optimizer = SGD(parameters, lr=recipe.rate, momentum=0.9, fused=True)
     steps = itertools.count()
     present: dict[str, Any] = {}
 
@@ -111,11 +117,11 @@ def singd(model: nn.Module, recipe: Recipe) -> Trainee:
     return usual_loop(model, [optimizer], recipe)
 
 
-def heavyball_soap(model: nn.Module, recipe: Recipe) -> Trainee:
+def heavyball_soap(model: nn.Module, recipe: Recipe, interval: int = INTERVAL) -> Trainee:
     """SOAP by HeavyBall, uncompiled."""
     heavyball = import_module("heavyball")
     heavyball.utils.compile_mode = None
-    optimizer = heavyball.SOAP(model.parameters(), lr=recipe.rate, precondition_frequency=INTERVAL)
+    optimizer = heavyball.SOAP(model.parameters(), lr=recipe.rate, precondition_frequency=interval)
     return usual_loop(model, [optimizer], recipe)
 
 
@@ -124,6 +130,20 @@ def library_soap(model: nn.Module, recipe: Recipe) -> Trainee:
     library = import_module("pytorch_optimizer")
     optimizer = library.SOAP(model.parameters(), lr=recipe.rate, precondition_frequency=INTERVAL)
     return usual_loop(model, [optimizer], recipe)
+
+
+def library_normuon(model: nn.Module, recipe: Recipe) -> Trainee:
+    """NorMuon by pytorch_optimizer for hidden matrices in place of Muon."""
+    library = import_module("pytorch_optimizer")
+    hidden = hidden_matrices(model)
+    optimizer = library.NorMuon(
+        [{"params": hidden, "lr": recipe.rate, "weight_decay": 0.01, "use_muon": True}],
+        update_scale="match_rms",
+    )
+    taken = set(hidden)
+    others = [parameter for parameter in model.parameters() if parameter not in taken]
+    beside = AdamW(others, lr=RATE_BESIDE_MUON, fused=True)
+    return usual_loop(model, [optimizer, beside], recipe)
 
 
 def library_shampoo(model: nn.Module, recipe: Recipe) -> Trainee:
@@ -148,6 +168,16 @@ PEERS = (
     ),
     Contender("SINGD (singd)", singd, NATURAL_RATES, "singd"),
     Contender("SOAP (heavyball)", heavyball_soap, SOAP_RATES, "heavyball"),
+    Contender(
+        "SOAP, every step (heavyball)", partial(heavyball_soap, interval=1), SOAP_RATES, "heavyball"
+    ),
     Contender("SOAP (pytorch-optimizer)", library_soap, SOAP_RATES, "pytorch_optimizer"),
+    Contender(
+        "NorMuon (pytorch-optimizer)",
+        library_normuon,
+        MUON_RATES,
+        "pytorch_optimizer",
+        fits=has_hidden_matrices,
+    ),
     Contender("Shampoo (pytorch-optimizer)", library_shampoo, SGD_RATES, "pytorch_optimizer"),
 )

@@ -36,6 +36,8 @@ SETTINGS: dict[str, sngd.Config] = {
     "early_refreshes=()": sngd.Config(early_refreshes=()),
     "observe_every=10": sngd.Config(observe_every=10),
     "observe_every=1": sngd.Config(observe_every=1),
+    "step_budget=0.25": sngd.Config(step_budget=0.25),
+    "step_budget=0.05": sngd.Config(step_budget=0.05),
     "max_rows=64": sngd.Config(max_rows=64),
     "ema_decay=0.995": sngd.Config(ema_decay=0.995),
     'fisher="diagonal"': sngd.Config(fisher="diagonal"),

@@ -120,7 +120,7 @@ class Config:
     block_size: int = 128
     activation: Activation = "auto"
     memory_budget: int = 2**31
-    step_budget: float = 0.25
+    step_budget: float = 0.1
     root: str = "cholesky"
     rank: int | None = RANK
     trust_radius: float | None = 0.25

@@ -66,7 +66,8 @@ def float64() -> Iterator[None]:
 
 @pytest.fixture
 def thread_count() -> Iterator[None]:
-    """Restore torch's thread count, which a script sets for its whole process."""
+    """Restore torch's thread count and subnormal numbers, which a script sets for its process."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+    torch.set_flush_denormal(False)

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import SGD
 
 import sngd_compile as sngd
@@ -21,9 +22,15 @@ TWO_SIDED = sngd.Config(fisher="kronecker", damping_rel_trace=1e-2)
 
 
 def without_momentum(model: nn.Module, recipe: Recipe) -> Trainee:
-    """Plain gradient descent with the paper's weight decay."""
-    optimizer = SGD(model.parameters(), lr=recipe.rate, weight_decay=L2)
-    return usual_loop(model, [optimizer], recipe)
+    """Plain gradient descent with the authors' L2: of matrices alone, whatever coordinates move."""
+
+    def penalised(network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        layers = (module for module in network.modules() if isinstance(module, nn.Linear))
+        squares = torch.stack([layer.weight.square().sum() for layer in layers])
+        return recipe.loss(network, inputs, targets) + L2 / 2 * squares.sum()
+
+    optimizer = SGD(model.parameters(), lr=recipe.rate, fused=True)
+    return usual_loop(model, [optimizer], replace(recipe, objective=penalised))
 
 
 def as_in_the_paper(model: nn.Module, recipe: Recipe) -> Trainee:

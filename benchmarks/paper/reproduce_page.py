@@ -40,9 +40,9 @@ on seed 0 over half the steps, and ran at the one with the lowest training loss 
 goal is the training loss that the first contender reaches on every seed. Seconds are processor time
 without batches and measurements; the load of the machine, in processes that want to run, is that
 before and after. SGD has momentum 0.9 unless its name says otherwise. SNGD without a preset has the
-defaults, momentum 0.9 and `clip_grad_norm_(1.0)`; the paper's preset is `Config.paper()` with one
-Fisher for each unit of a hidden layer, plain SGD and weight decay 1e-3, which SGD without momentum
-has too.
+defaults and Nesterov's momentum of 0.9; the paper's preset is `Config.paper()` with one Fisher for
+each unit of a hidden layer, plain SGD and an L2 of 1e-3 on weights, not on biases, which SGD
+without momentum has too.
 
 Equal steps favour methods with dear steps: [benchmarks.md](../../docs/benchmarks.md) compares at
 equal time.

@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from interleave import CYCLE, Ratio, Times, percentiles
+from interleave import CYCLE, TURN, Ratio, Times, percentiles
 from steps.memory import LayerMemory
 
 HEADER = ("step, ms", "p20", "p50", "p80", "mean", "mean over SGD's", "bar")
 
 EXPLANATION = f"""\
-All take turns in one process, no one clips gradients; what is timed is the processor
-time of that process. The mean is over whole cycles of
+All take turns of {TURN} steps in one process, no one clips gradients, optimizers of torch that have
+a fused form are in it; what is timed is the processor time of that process. Everyone's learning
+rate is so small that all networks have the same activations, and subnormal numbers are flushed to
+zero: what a pooling or a product takes hangs on the numbers. The mean is over whole cycles of
 {CYCLE} steps, so it holds its share of observed steps and of refreshes; in brackets the least and
 the largest ratio of a single cycle. Other second-order methods renew inverses every 10 steps."""
 

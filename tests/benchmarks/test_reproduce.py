@@ -130,7 +130,8 @@ def test_the_paper_descends_without_momentum_on_decayed_weights():
     before = {name: value.clone() for name, value in model.named_parameters()}
     TINY.criterion(model(inputs), targets).backward()
     slopes = {name: value.grad.clone() for name, value in model.named_parameters()}
-    expected = {name: before[name] - 0.1 * (slopes[name] + L2 * before[name]) for name in before}
+    decay = {name: L2 if value.dim() > 1 else 0.0 for name, value in before.items()}
+    expected = {n: before[n] - 0.1 * (slopes[n] + decay[n] * before[n]) for n in before}
     for contender in (GD, PAPER):  # the paper's first roots are identities
         trainee = contender.prepare(TINY.model(0), Recipe(0.1, TINY.criterion))
         trainee.step(inputs, targets)
